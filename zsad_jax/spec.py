@@ -1,0 +1,79 @@
+"""What a method reads from a frozen CLIP image tower, as data.
+
+Shape alphabet of the whole project: B batch, N patches, L text tokens, D tower width, H heads, E embedding,
+T taps, C categories, S states, R pixels a side.  Blocks are counted from 1, as in the papers.
+"""
+
+from typing import Any, NamedTuple
+
+
+class Side(NamedTuple):
+  """A second residual stream beside CLIP's own; it reads CLIP's stream and never feeds back.
+
+  For every block l >= first_block, with h = LN1(x^{l-1}) taken from CLIP's own stream:
+    y^l = y^{l-1} + Out(attend(q, k, v, mode))             the accumulating form of DPAM and CLIP Surgery
+    y^l = MLPres(x^{l-1} + Out(attend(q, k, v, mode)))     with ffn, for the blocks after first_block
+
+  Attributes:
+    name: the stream's name, unique in a Spec, not 'clip'.
+    mode: one of 'qk', 'qq', 'kk', 'vv'.
+    first_block: first block (from 1) whose attention this stream collects.
+    residual_base: start from x^{first_block - 1}; otherwise from zero.
+    reset_every: restart the stream (from zero, or from x^{l-1} with residual_base) every so many blocks,
+      counted from first_block; 0 never.
+    ffn: the restarting form with CLIP's feed-forward network.
+  """
+  name: str
+  mode: str = 'vv'
+  first_block: int = 6
+  residual_base: bool = True
+  reset_every: int = 0
+  ffn: bool = False
+
+
+class Tap(NamedTuple):
+  """One place to read patch tokens.
+
+  Attributes:
+    stream: 'clip' or the name of a Side. A side read before its first_block is CLIP's own stream.
+    block: 1-based block number.
+    point: 'block', the block's output; 'attention', the residual stream after its attention, before its MLP.
+  """
+  stream: str
+  block: int
+  point: str = 'block'
+
+  @property
+  def name(self) -> str:
+    return f'{self.stream}/{self.block}/{self.point}'
+
+
+class Spec(NamedTuple):
+  """Everything that decides the encoder's output apart from the weights; equal specs share stored features.
+
+  Attributes:
+    image_size: pixels a side of the square input.
+    cls: read-out of the class token: 'proj', 'ln_post_proj', or '' for none.
+    taps: where to read patch tokens.
+    sides: the side streams that taps name.
+    read: what follows a tap: 'ln_post_proj', 'proj', 'ln_post' or 'none'.
+    positions: resampling of the positional table: 'bilinear' (AnomalyCLIP), 'bicubic_antialias' (open_clip),
+      'bicubic' (Hugging Face).
+  """
+  image_size: int
+  cls: str = 'proj'
+  taps: tuple[Tap, ...] = ()
+  sides: tuple[Side, ...] = ()
+  read: str = 'ln_post_proj'
+  positions: str = 'bilinear'
+
+
+class Features(NamedTuple):
+  """What the encoder returns, never normalised.
+
+  Attributes:
+    cls: [B, E] class-token feature, or None where the Spec reads none.
+    taps: {Tap.name: [B, N, E]} patch tokens in row-major order, class token dropped ([B, N, D] without 'proj').
+  """
+  cls: Any
+  taps: dict[str, Any]

@@ -1,0 +1,50 @@
+"""What every config starts from: the keys that no method owns, with their defaults."""
+
+import ml_collections as mlc
+
+
+def base():
+  """The keys shared by all methods: a ConfigDict with the published protocol's values."""
+  c = mlc.ConfigDict()
+  c.seed = 111
+  c.clip = 'vit_l14_336'  # a name of checkpoints/README.md, a folder with config.json, or a .safetensors file
+  c.arch = ''  # architecture of a bare .safetensors file; otherwise it comes with the name or folder
+  c.image_size = 518  # pixels a side; both axes are resized to it
+
+  c.data = mlc.ConfigDict()
+  c.data.root = 'data'  # prepared data sets are kept here
+  c.data.manual_dir = ''  # unpacked archives; '' = <root>/manual
+  c.data.aux = 'visa'  # trained on; a data set's name or folder:PATH
+  c.data.target = 'mvtec_ad'  # evaluated on
+  c.data.split = 'test'  # the split with anomalies, of both sets
+  c.data.aux_categories = ''  # comma-separated; '' = all
+  c.data.target_categories = ''
+  c.data.allow_seen = False  # evaluate categories that were trained on
+
+  c.train = mlc.ConfigDict()
+  c.train.epochs = 15
+  c.train.batch = 8
+
+  c.features = mlc.ConfigDict()
+  c.features.dir = ''  # the feature store; '' = <data.root>/features
+  c.features.max_gb = 50.0  # refuse to write a larger store
+  c.features.ram_gb = 4.0  # stores up to this size are read into memory
+  c.features.storage = 'float32'  # or bfloat16, half the size
+  c.features.batch = 8  # images encoded at once
+
+  c.eval = mlc.ConfigDict()
+  c.eval.batch = 8
+  c.eval.fpr_limit = 0.3  # of AUPRO
+  c.eval.seed200 = True  # also the official 200-threshold AUPRO, for comparison with published tables
+  c.eval.pictures = 12  # images per category on the overlay sheets; 0 = none
+  return c
+
+
+def choice(arg, *allowed):
+  """The part of `--config=file.py:arg` that names a variant, or '' when there is none.
+
+  Raises ValueError naming the variants when `arg` is not one of them.
+  """
+  if arg and arg not in allowed:
+    raise ValueError(f'unknown variant :{arg}; this config has {", ".join(":" + a for a in allowed)}')
+  return arg or ''

@@ -1,0 +1,45 @@
+"""The tables: percent, undefined cells with reasons, published values labelled."""
+
+import csv
+import io
+from typing import NamedTuple
+
+from zsad_jax.report import tables
+
+
+class Value(NamedTuple):
+  value: float | None
+  reason: str = ''
+
+
+ROWS = {
+  'bolt': {'image_auroc': Value(0.9151), 'aupro': Value(None, 'no masks')},
+  'wood': {'image_auroc': Value(0.5), 'aupro': Value(0.25)},
+}
+SUMMARY = {
+  'image_auroc': {'value': 0.70755, 'count': 2, 'of': 2, 'reason': ''},
+  'aupro': {'value': 0.25, 'count': 1, 'of': 2, 'reason': 'no masks'},
+}
+
+
+def test_text_shows_percent_and_names_what_is_undefined():
+  out = tables.text(ROWS, SUMMARY, {'image_auroc': 91.5})
+  lines = out.splitlines()
+  assert lines[0].split() == ['category', 'image', 'auroc', 'aupro']
+  assert lines[2].split() == ['bolt', '91.5', '-']
+  assert lines[5].split() == ['mean', '70.8', '25.0']
+  assert lines[6].split() == ['published', '91.5']
+  assert 'bolt: aupro undefined: no masks' in out
+  assert 'aupro: mean over 1 of 2 categories' in out
+
+
+def test_text_without_published_has_no_published_line():
+  assert 'published' not in tables.text(ROWS, SUMMARY)
+
+
+def test_csv_keeps_full_precision_and_leaves_undefined_cells_empty():
+  counts = {'bolt': {'normal': 3, 'anomalous': 4}, 'wood': {'normal': 1, 'anomalous': 2}}
+  read = list(csv.DictReader(io.StringIO(tables.to_csv(ROWS, counts))))
+  assert float(read[0]['image_auroc']) == 0.9151
+  assert read[0]['aupro'] == ''
+  assert read[1]['anomalous'] == '2'

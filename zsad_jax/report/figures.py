@@ -1,0 +1,75 @@
+"""Overlay sheets: image, true mask and anomaly map side by side, one colour scale for the whole run."""
+
+import io
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import matplotlib
+import matplotlib.figure
+import numpy as np
+from PIL import Image
+
+COLOURS = 'turbo'
+
+
+class Shown(NamedTuple):
+  """One image on a sheet: PIL RGB image, uint8 mask [h, w] (0/255), map [R, R], score in [0, 1], label, caption."""
+  image: Image.Image
+  mask: np.ndarray
+  map: np.ndarray
+  score: float
+  label: int
+  caption: str
+
+
+def colour_range(maps: Sequence[np.ndarray]) -> tuple[float, float]:
+  """The (low, high) of one colour scale for all maps of a run: their 1st and 99.8th percentile.
+
+  One scale for the run keeps a normal image blue beside a defective one; a scale per image would paint its
+  most ordinary noise red.
+  """
+  values = np.concatenate([np.asarray(m, np.float32)[::2, ::2].ravel() for m in maps])
+  low, high = np.percentile(values, (1, 99.8))
+  return float(low), float(max(high, low + 1e-6))
+
+
+def overlay(image: Image.Image, anomaly_map: np.ndarray, low: float, high: float, *, opacity=0.55) -> np.ndarray:
+  """The image [h, w, 3] uint8 with the map [R, R] over it, at the image's own size; more opaque where it is higher."""
+  heat = Image.fromarray(np.asarray(anomaly_map, np.float32)).resize(image.size, Image.Resampling.BILINEAR)
+  level = np.clip((np.asarray(heat) - low) / (high - low), 0, 1)[..., None]
+  colour = matplotlib.colormaps[COLOURS](level[..., 0])[..., :3] * 255
+  alpha = opacity * (0.35 + 0.65 * level)
+  return (np.asarray(image, np.float32) * (1 - alpha) + colour * alpha).round().astype(np.uint8)
+
+
+def outline(mask: np.ndarray) -> np.ndarray:
+  """The boundary [h, w] bool of a mask [h, w]: its pixels with a 4-neighbour outside."""
+  inside = np.pad(np.asarray(mask) > 0, 1)
+  core = inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
+  return inside[1:-1, 1:-1] & ~core
+
+
+def sheet(title: str, shown: Sequence[Shown], low: float, high: float, *, columns=2) -> bytes:
+  """PNG bytes of a contact sheet: for every image the input with the true outline, the mask, and the map over it."""
+  rows = -(-len(shown) // columns)
+  figure = matplotlib.figure.Figure(figsize=(6.6 * columns, 2.35 * rows + 1.1), dpi=100, layout='constrained')
+  figure.suptitle(title, fontsize=13)
+  axes = figure.subplots(rows, 3 * columns, squeeze=False)
+  for axis in axes.flat:
+    axis.axis('off')
+  for k, item in enumerate(shown):
+    trio = axes[k // columns, 3 * (k % columns):3 * (k % columns) + 3]
+    marked = np.array(item.image)
+    marked[outline(item.mask)] = (0, 255, 0)
+    for axis, picture in zip(trio, (marked, item.mask, overlay(item.image, item.map, low, high))):
+      axis.imshow(picture, cmap='gray', vmin=0, vmax=255)
+    kind = 'anomalous' if item.label else 'normal'
+    trio[0].set_title(item.caption, fontsize=8, loc='left')
+    trio[1].set_title(f'truth: {kind}', fontsize=8)
+    trio[2].set_title(f'score {item.score:.3f}', fontsize=8)
+  scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(low, high), COLOURS)
+  figure.colorbar(scale, ax=axes, orientation='horizontal', fraction=0.03, aspect=60,
+                  label='anomaly map, one scale for the whole run')
+  out = io.BytesIO()
+  figure.savefig(out, format='png')
+  return out.getvalue()

@@ -1,0 +1,57 @@
+"""Per-category results as a table for the terminal and as CSV."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+
+METRICS = ('image_auroc', 'image_ap', 'image_f1max', 'pixel_auroc', 'pixel_ap', 'pixel_f1max', 'aupro', 'aupro_seed200')
+
+
+def text(rows: Mapping[str, Mapping], summary: Mapping[str, Mapping], published: Mapping[str, float] | None = None) -> str:
+  """A fixed-width table in percent: one line per category, the mean, and the published mean beside it.
+
+  Args:
+    rows: {category: {metric: Value}}; an undefined value prints as '-' with its reason below the table.
+    summary: {metric: {'value', 'count', 'of', 'reason'}} of `metrics.summarise`.
+    published: {metric: percent} printed as its own line, labelled; None or {} for none.
+  """
+  names = [m for m in METRICS if any(m in r for r in rows.values())]
+  lines = [['category', *(n.replace('_', ' ') for n in names)]]
+  lines += [[c, *(_percent(r[n].value) for n in names)] for c, r in rows.items()]
+  lines += [['mean', *(_percent(summary[n]['value']) for n in names)]]
+  if published:
+    lines += [['published', *(f'{published[n]:.1f}' if n in published else '' for n in names)]]
+  widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+  out = ['  '.join([line[0].ljust(widths[0]), *(v.rjust(w) for v, w in zip(line[1:], widths[1:]))]) for line in lines]
+  rule = '-' * len(out[0])
+  out = [out[0], rule, *out[1:1 + len(rows)], rule, *out[1 + len(rows):]]
+  return '\n'.join([*out, *_notes(rows, summary, names)])
+
+
+def _notes(rows, summary, names: Sequence[str]) -> list[str]:
+  """One line per (metric, reason) that left a category out of a mean."""
+  reasons: dict[tuple[str, str], list[str]] = {}
+  for category, row in rows.items():
+    for name in names:
+      if row[name].value is None:
+        reasons.setdefault((row[name].reason, category), []).append(name)
+  notes = [f'  - {category}: {", ".join(ms)} undefined: {reason}' for (reason, category), ms in reasons.items()]
+  partial = {m: s for m in names if 0 < (s := summary[m])['count'] < s['of']}
+  return notes + [f'  {m}: mean over {s["count"]} of {s["of"]} categories' for m, s in partial.items()]
+
+
+def _percent(value: float | None) -> str:
+  return '-' if value is None else f'{100 * value:.1f}'
+
+
+def to_csv(rows: Mapping[str, Mapping], counts: Mapping[str, Mapping[str, int]]) -> str:
+  """CSV with a header: category, the counts, then every metric as a fraction in [0, 1]; undefined cells are empty."""
+  names = [m for m in METRICS if any(m in r for r in rows.values())]
+  keys = list(next(iter(counts.values())))
+  out = io.StringIO()
+  writer = csv.writer(out, lineterminator='\n')
+  writer.writerow(['category', *keys, *names])
+  for category, row in rows.items():
+    values = ['' if row[n].value is None else repr(float(row[n].value)) for n in names]
+    writer.writerow([category, *(counts[category][k] for k in keys), *values])
+  return out.getvalue()

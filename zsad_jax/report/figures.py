@@ -52,7 +52,9 @@ def outline(mask: np.ndarray) -> np.ndarray:
 def sheet(title: str, shown: Sequence[Shown], low: float, high: float, *, columns=2) -> bytes:
   """PNG bytes of a contact sheet: for every image the input with the true outline, the mask, and the map over it."""
   rows = -(-len(shown) // columns)
-  figure = matplotlib.figure.Figure(figsize=(6.6 * columns, 2.35 * rows + 1.1), dpi=100, layout='constrained')
+  tallest = max(item.image.height / item.image.width for item in shown)
+  size = 6.6 * columns, (2.05 * tallest + 0.3) * rows + 1.3
+  figure = matplotlib.figure.Figure(figsize=size, dpi=100, layout='constrained')
   figure.suptitle(title, fontsize=13)
   axes = figure.subplots(rows, 3 * columns, squeeze=False)
   for axis in axes.flat:
@@ -68,7 +70,7 @@ def sheet(title: str, shown: Sequence[Shown], low: float, high: float, *, column
     trio[1].set_title(f'truth: {kind}', fontsize=8)
     trio[2].set_title(f'score {item.score:.3f}', fontsize=8)
   scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(low, high), COLOURS)
-  figure.colorbar(scale, ax=axes, orientation='horizontal', fraction=0.03, aspect=60,
+  figure.colorbar(scale, ax=axes, orientation='horizontal', fraction=0.03, aspect=60, pad=0.02,
                   label='anomaly map, one scale for the whole run')
   out = io.BytesIO()
   figure.savefig(out, format='png')

@@ -1,4 +1,4 @@
-"""Holds the import table: which room may import which (a room is a folder or a top-level module of zsad_jax)."""
+"""Holds the import table; a room is a folder or a top-level module of zsad_jax."""
 
 import ast
 from pathlib import Path

@@ -41,7 +41,8 @@ def test_one_range_for_all_maps():
 
 
 def test_sheet_is_a_png_with_every_image():
-  item = figures.Shown(Image.new('RGB', (32, 32)), blob(), np.random.default_rng(0).random((16, 16)), 0.7, 1, 'a/b')
+  noise = np.random.default_rng(0).random((16, 16))
+  item = figures.Shown(Image.new('RGB', (32, 32)), blob(), noise, 0.7, 1, 'a/b')
   png = figures.sheet('bolt', [item] * 3, 0.0, 1.0)
   picture = Image.open(io.BytesIO(png))
   assert picture.format == 'PNG'

@@ -13,7 +13,7 @@ COLOURS = 'turbo'
 
 
 class Shown(NamedTuple):
-  """One image on a sheet: PIL RGB image, uint8 mask [h, w] (0/255), map [R, R], score in [0, 1], label, caption."""
+  """One image on a sheet: PIL RGB image, mask [h, w] uint8 0/255, map [R, R], score, label, caption."""
   image: Image.Image
   mask: np.ndarray
   map: np.ndarray
@@ -33,8 +33,8 @@ def colour_range(maps: Sequence[np.ndarray]) -> tuple[float, float]:
   return float(low), float(max(high, low + 1e-6))
 
 
-def overlay(image: Image.Image, anomaly_map: np.ndarray, low: float, high: float, *, opacity=0.55) -> np.ndarray:
-  """The image [h, w, 3] uint8 with the map [R, R] over it, at the image's own size; more opaque where it is higher."""
+def overlay(image: Image.Image, anomaly_map: np.ndarray, low: float, high: float, *, opacity=0.55):
+  """The image [h, w, 3] uint8 with the map [R, R] over it at its own size, more opaque where it is higher."""
   heat = Image.fromarray(np.asarray(anomaly_map, np.float32)).resize(image.size, Image.Resampling.BILINEAR)
   level = np.clip((np.asarray(heat) - low) / (high - low), 0, 1)[..., None]
   colour = matplotlib.colormaps[COLOURS](level[..., 0])[..., :3] * 255
@@ -50,7 +50,7 @@ def outline(mask: np.ndarray) -> np.ndarray:
 
 
 def sheet(title: str, shown: Sequence[Shown], low: float, high: float, *, columns=2) -> bytes:
-  """PNG bytes of a contact sheet: for every image the input with the true outline, the mask, and the map over it."""
+  """PNG bytes of a contact sheet: per image the input with the true outline, the mask, the map over it."""
   rows = -(-len(shown) // columns)
   tallest = max(item.image.height / item.image.width for item in shown)
   size = 6.6 * columns, (2.05 * tallest + 0.3) * rows + 1.3

@@ -4,10 +4,14 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 
-METRICS = ('image_auroc', 'image_ap', 'image_f1max', 'pixel_auroc', 'pixel_ap', 'pixel_f1max', 'aupro', 'aupro_seed200')
+METRICS = (
+  'image_auroc', 'image_ap', 'image_f1max', 'pixel_auroc', 'pixel_ap', 'pixel_f1max', 'aupro', 'aupro_seed200',
+)
 
 
-def text(rows: Mapping[str, Mapping], summary: Mapping[str, Mapping], published: Mapping[str, float] | None = None) -> str:
+def text(
+  rows: Mapping[str, Mapping], summary: Mapping[str, Mapping], published: Mapping[str, float] | None = None,
+) -> str:
   """A fixed-width table in percent: one line per category, the mean, and the published mean beside it.
 
   Args:
@@ -22,7 +26,8 @@ def text(rows: Mapping[str, Mapping], summary: Mapping[str, Mapping], published:
   if published:
     lines += [['published', *(f'{published[n]:.1f}' if n in published else '' for n in names)]]
   widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-  out = ['  '.join([line[0].ljust(widths[0]), *(v.rjust(w) for v, w in zip(line[1:], widths[1:]))]) for line in lines]
+  out = ['  '.join(v.ljust(w) if i == 0 else v.rjust(w) for i, (v, w) in enumerate(zip(line, widths)))
+         for line in lines]
   rule = '-' * len(out[0])
   out = [out[0], rule, *out[1:1 + len(rows)], rule, *out[1 + len(rows):]]
   return '\n'.join([*out, *_notes(rows, summary, names)])
@@ -35,7 +40,7 @@ def _notes(rows, summary, names: Sequence[str]) -> list[str]:
     for name in names:
       if row[name].value is None:
         reasons.setdefault((row[name].reason, category), []).append(name)
-  notes = [f'  - {category}: {", ".join(ms)} undefined: {reason}' for (reason, category), ms in reasons.items()]
+  notes = [f'  - {c}: {", ".join(ms)} undefined: {reason}' for (reason, c), ms in reasons.items()]
   partial = {m: s for m in names if 0 < (s := summary[m])['count'] < s['of']}
   return notes + [f'  {m}: mean over {s["count"]} of {s["of"]} categories' for m, s in partial.items()]
 
@@ -45,7 +50,7 @@ def _percent(value: float | None) -> str:
 
 
 def to_csv(rows: Mapping[str, Mapping], counts: Mapping[str, Mapping[str, int]]) -> str:
-  """CSV with a header: category, the counts, then every metric as a fraction in [0, 1]; undefined cells are empty."""
+  """CSV with a header: category, counts, then every metric as a fraction in [0, 1]; undefined cells are empty."""
   names = [m for m in METRICS if any(m in r for r in rows.values())]
   keys = list(next(iter(counts.values())))
   out = io.StringIO()

@@ -4,22 +4,18 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 
-METRICS = (
-  'image_auroc', 'image_ap', 'image_f1max', 'pixel_auroc', 'pixel_ap', 'pixel_f1max', 'aupro', 'aupro_seed200',
-)
-
-
 def text(
   rows: Mapping[str, Mapping], summary: Mapping[str, Mapping], published: Mapping[str, float] | None = None,
 ) -> str:
   """A fixed-width table in percent: one line per category, the mean, and the published mean beside it.
 
   Args:
-    rows: {category: {metric: Value}}; an undefined value prints as '-' with its reason below the table.
+    rows: {category: {metric: Value}}, the same metrics in every row; an undefined value prints as '-'
+      with its reason below the table.
     summary: {metric: {'value', 'count', 'of', 'reason'}} of `metrics.summarise`.
     published: {metric: percent} printed as its own line, labelled; None or {} for none.
   """
-  names = [m for m in METRICS if any(m in r for r in rows.values())]
+  names = list(next(iter(rows.values())))
   lines = [['category', *(n.replace('_', ' ') for n in names)]]
   lines += [[c, *(_percent(r[n].value) for n in names)] for c, r in rows.items()]
   lines += [['mean', *(_percent(summary[n]['value']) for n in names)]]
@@ -50,8 +46,8 @@ def _percent(value: float | None) -> str:
 
 
 def to_csv(rows: Mapping[str, Mapping], counts: Mapping[str, Mapping[str, int]]) -> str:
-  """CSV with a header: category, counts, then every metric as a fraction in [0, 1]; undefined cells are empty."""
-  names = [m for m in METRICS if any(m in r for r in rows.values())]
+  """CSV with a header: category, counts, then every metric as a fraction; undefined cells are empty."""
+  names = list(next(iter(rows.values())))
   keys = list(next(iter(counts.values())))
   out = io.StringIO()
   writer = csv.writer(out, lineterminator='\n')

@@ -1,0 +1,1 @@
+"""CLIP in Flax Linen: towers, weights, tokenizer and preprocessing. The only room that knows Flax."""

@@ -1,0 +1,90 @@
+"""The residual block that both CLIP towers stack; parameters carry CLIP's names."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def quick_gelu(x):
+  """Returns x sigmoid(1.702 x), the GELU of OpenAI's CLIP."""
+  return x * jax.nn.sigmoid(1.702 * x)
+
+
+def gelu(x):
+  """Returns the exact (erf) GELU, as in open_clip's LAION-400M towers."""
+  return jax.nn.gelu(x, approximate=False)
+
+
+ACTIVATIONS = {'quick_gelu': quick_gelu, 'gelu': gelu}
+
+
+class LayerNorm(nn.Module):
+  """CLIP's layer norm: eps 1e-5, statistics in float32 whatever the input's dtype."""
+
+  @nn.compact
+  def __call__(self, x):
+    scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
+    bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],))
+    y = x.astype(jnp.float32)
+    y = y - y.mean(-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-5)
+    return (y * scale + bias).astype(x.dtype)
+
+
+class Attention(nn.Module):
+  """The packed projections of multi-head attention; what is attended to is the caller's choice."""
+  width: int
+  heads: int
+  layers: int
+
+  def setup(self):
+    std = self.width ** -0.5
+    d = self.width // self.heads
+    self.qkv = nn.DenseGeneral((3, self.heads, d), kernel_init=nn.initializers.normal(std))
+    self.out = nn.DenseGeneral(self.width, axis=(-2, -1),
+                               kernel_init=nn.initializers.normal(std * (2 * self.layers) ** -0.5))
+
+
+class Mlp(nn.Module):
+  """CLIP's feed-forward network, c_proj(act(c_fc(x))) with ratio 4."""
+  width: int
+  layers: int
+  activation: str
+
+  def setup(self):
+    self.c_fc = nn.Dense(4 * self.width, kernel_init=nn.initializers.normal((2 * self.width) ** -0.5))
+    self.c_proj = nn.Dense(self.width, kernel_init=nn.initializers.normal((2 * self.layers * self.width) ** -0.5))
+
+  def __call__(self, x):
+    return self.c_proj(ACTIVATIONS[self.activation](self.c_fc(x)))
+
+
+class Block(nn.Module):
+  """The parts of one pre-LN residual block; each tower's scan body puts them together.
+
+  Initialised as OpenAI's CLIP initialises its text tower, biases zero.
+  """
+  width: int
+  heads: int
+  layers: int
+  activation: str
+
+  def setup(self):
+    self.ln_1 = LayerNorm()
+    self.attn = Attention(self.width, self.heads, self.layers)
+    self.ln_2 = LayerNorm()
+    self.mlp = Mlp(self.width, self.layers, self.activation)
+
+  def qkv(self, x):
+    """Returns q, k, v of LN1(x), each [B, N, H, d]."""
+    packed = self.attn.qkv(self.ln_1(x))
+    return packed[:, :, 0], packed[:, :, 1], packed[:, :, 2]
+
+  def feed_forward(self, x):
+    """Returns x + MLP(LN2(x))."""
+    return x + self.mlp(self.ln_2(x))
+
+
+def stack(layer, layers, in_axes):
+  """Returns `layer` (a Block whose call is a scan body) scanned over a leading layer axis of its weights."""
+  return nn.scan(layer, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=in_axes, length=layers)

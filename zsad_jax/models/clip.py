@@ -1,0 +1,210 @@
+"""CLIP as data and pure functions: architectures, parameter trees, the two towers."""
+
+import dataclasses
+from typing import Any, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zsad_jax import spec as spec_lib
+from zsad_jax.models import text
+from zsad_jax.models import vit
+
+
+@dataclasses.dataclass(frozen=True)
+class Vision:
+  """Shape of an image tower; image_size is the pretrained one, in pixels."""
+  image_size: int
+  patch: int
+  width: int
+  layers: int
+  heads: int
+  kind: str = 'vit'
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+  """Shape of a text tower."""
+  context: int
+  vocab: int
+  width: int
+  layers: int
+  heads: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Arch:
+  """Everything but the weights that decides what a CLIP computes.
+
+  Attributes:
+    activation: 'quick_gelu' (OpenAI, LAION-400M ViT-B/32) or 'gelu' (exact erf; other LAION-400M weights).
+    mean, std: channel statistics that images are normalised with.
+    resize: filter of the image preprocessing.
+  """
+  name: str
+  embed_dim: int
+  vision: Vision
+  text: Text
+  activation: str = 'quick_gelu'
+  mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+  std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+  resize: str = 'bicubic'
+
+
+ARCHS = {arch.name: arch for arch in (
+    Arch('vit_b32', 512, Vision(224, 32, 768, 12, 12), Text(77, 49408, 512, 12, 8)),
+    Arch('vit_b16', 512, Vision(224, 16, 768, 12, 12), Text(77, 49408, 512, 12, 8)),
+    Arch('vit_b16_plus_240', 640, Vision(240, 16, 896, 12, 14), Text(77, 49408, 640, 12, 10), 'gelu'),
+    Arch('vit_l14', 768, Vision(224, 14, 1024, 24, 16), Text(77, 49408, 768, 12, 12)),
+    Arch('vit_l14_336', 768, Vision(336, 14, 1024, 24, 16), Text(77, 49408, 768, 12, 12)),
+    Arch('tiny', 128, Vision(112, 8, 128, 6, 4), Text(77, 4096, 128, 4, 4)),
+)}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Clip:
+  """A frozen CLIP: architecture, weights, tokenizer, and pure functions that take the weights as an argument.
+
+  Attributes:
+    image_size: pixels a side that the image tower is used at; the positional table is resampled to fit.
+    params: {'visual', 'text', 'logit_scale'}, blocks stacked on a leading layer axis, float32.
+    tokenizer: object with encode(texts, context) -> [B, context] int32, or None.
+    fingerprint: sha256 of the weights in hex, '' where unknown.
+  """
+  arch: Arch
+  image_size: int
+  params: Any
+  tokenizer: Any = None
+  fingerprint: str = ''
+
+  @property
+  def grid(self) -> int:
+    """Patches a side at image_size."""
+    return self.image_size // self.arch.vision.patch
+
+  def image(self, params, images, spec: spec_lib.Spec) -> spec_lib.Features:
+    """Returns what `spec` reads of normalised images [B, R, R, 3], as unnormalised Features."""
+    return _towers(self.arch)[0].apply({'params': params['visual']}, images, spec)
+
+  def text(self, params, embeddings, eot, *, deep=None, deep_mode='overwrite'):
+    """Returns text features [B, E], unnormalised.
+
+    Args:
+      params: the whole parameter tree.
+      embeddings: [B, L, W] token embeddings without positions, L <= context; causality makes a text cut
+        after its end-of-text token exact.
+      eot: [B] int32 position of the end-of-text token.
+      deep: [n, K, W] or [n, B, K, W] prompt tokens of n blocks, or None.
+      deep_mode: 'overwrite' puts deep[b - 2] at positions 1..K of the input of blocks b = 2..n + 1 (official
+        AnomalyCLIP code); 'concat' inserts deep[b - 1] after position 0 for blocks b = 1..n and drops what
+        comes out of these slots (AnomalyCLIP, arXiv 2310.18961, appendix D).
+
+    Raises:
+      ValueError: a text beyond the context, an unknown mode, more deep blocks than the tower has, or deep
+        tokens that do not fit.
+    """
+    return _towers(self.arch)[1].apply({'params': params['text']}, embeddings, eot, deep, deep_mode)
+
+  def embed(self, params, ids):
+    """Returns token embeddings [B, L, W] of ids [B, L], positions not added."""
+    return jnp.take(params['text']['token_embedding']['embedding'], ids, axis=0)
+
+  def tokenize(self, texts: Sequence[str]) -> np.ndarray:
+    """Returns ids [B, context] int32, padded with 0; raises ValueError where no tokenizer was loaded."""
+    if self.tokenizer is None:
+      raise ValueError(f'this CLIP ({self.arch.name}) has no tokenizer; pass tokenizer= to build or load it with one')
+    return self.tokenizer.encode(list(texts), self.arch.text.context)
+
+  def eot(self, ids):
+    """Returns [B] positions of the end-of-text token, the first maximum of ids [B, L]."""
+    return ids.argmax(-1)
+
+
+def build(arch: Arch | str, params, *, image_size=None, tokenizer=None, fingerprint='') -> Clip:
+  """Returns a Clip around `params`.
+
+  Raises:
+    ValueError: an unknown architecture, an image size that is not a multiple of the patch, or a parameter
+      tree of other names or shapes than the architecture's.
+  """
+  arch = find(arch)
+  size = arch.vision.image_size if image_size is None else image_size
+  if size <= 0 or size % arch.vision.patch:
+    raise ValueError(f'image_size {size} is not a positive multiple of the patch size {arch.vision.patch} of {arch.name}')
+  _check(params, template(arch), arch.name)
+  return Clip(arch, size, params, tokenizer, fingerprint)
+
+
+def find(arch: Arch | str) -> Arch:
+  """Returns the architecture of that name, or `arch` itself; raises ValueError for an unknown name."""
+  if isinstance(arch, Arch):
+    return arch
+  if arch not in ARCHS:
+    raise ValueError(f'unknown architecture {arch!r}; known: {", ".join(ARCHS)}')
+  return ARCHS[arch]
+
+
+def init_params(arch: Arch | str, rng):
+  """Returns fresh float32 parameters, initialised as OpenAI's CLIP initialises its transformers."""
+  arch = find(arch)
+  visual, textual = _towers(arch)
+  keys = jax.random.split(rng)
+  size = arch.vision.image_size
+  images = jnp.zeros((1, size, size, 3))
+  tokens = jnp.zeros((1, 1), jnp.int32)
+  return {
+      'visual': visual.init(keys[0], images, spec_lib.Spec(size))['params'],
+      'text': textual.init(keys[1], tokens, method='everything')['params'],
+      'logit_scale': jnp.log(jnp.float32(1 / 0.07)),
+  }
+
+
+def template(arch: Arch | str):
+  """Returns the parameter tree as jax.ShapeDtypeStruct leaves, allocating nothing."""
+  return jax.eval_shape(lambda rng: init_params(arch, rng), jax.random.key(0))
+
+
+def from_state_dict(arch: Arch | str, arrays: Mapping[str, np.ndarray], *, image_size=None, tokenizer=None) -> Clip:
+  """Returns a Clip from arrays named as OpenAI, open_clip or Hugging Face name them; see weights.port."""
+  from zsad_jax.models import weights
+  arch = find(arch)
+  return build(arch, weights.port(arrays, template(arch), arch), image_size=image_size, tokenizer=tokenizer)
+
+
+def load(name_or_path, *, image_size=None, arch=None, cache_dir=None, offline=None) -> Clip:
+  """Returns a Clip with weights and tokenizer, from a published name or a local path.
+
+  Args:
+    name_or_path: a name that weights.resolve knows, a .safetensors file or a folder that holds one.
+    image_size: pixels a side; None takes the pretrained size.
+    arch: architecture of a file that does not say; a name or an Arch.
+    cache_dir, offline: where downloads are kept, and whether to do without them.
+  """
+  from zsad_jax.models import tokenizer
+  from zsad_jax.models import weights
+  found = weights.resolve(name_or_path, arch=arch, cache_dir=cache_dir, offline=offline)
+  params = weights.port(weights.read_safetensors(found.path), template(found.arch), found.arch)
+  return build(found.arch, params, image_size=image_size, tokenizer=tokenizer.load(found.tokenizer_path),
+               fingerprint=found.sha256)
+
+
+def _towers(arch):
+  if arch.vision.kind != 'vit':
+    raise ValueError(f'vision kind {arch.vision.kind!r} of {arch.name} is not one of: vit')
+  v, t = arch.vision, arch.text
+  visual = vit.VisionTower(v.image_size, v.patch, v.width, v.layers, v.heads, arch.embed_dim, arch.activation)
+  textual = text.TextTower(t.context, t.vocab, t.width, t.layers, t.heads, arch.embed_dim, arch.activation)
+  return visual, textual
+
+
+def _check(params, want, name):
+  """Raises ValueError that lists every leaf of `params` that differs from `want` in name or shape."""
+  flat = lambda tree: {jax.tree_util.keystr(k, simple=True, separator='/'): tuple(x.shape)
+                       for k, x in jax.tree_util.tree_leaves_with_path(tree)}
+  have, want = flat(params), flat(want)
+  wrong = [f'missing {k} {want[k]}' for k in sorted(want.keys() - have.keys())]
+  wrong += [f'unexpected {k} {have[k]}' for k in sorted(have.keys() - want.keys())]
+  wrong += [f'{k} is {have[k]}, not {want[k]}' for k in sorted(have.keys() & want.keys()) if have[k] != want[k]]
+  if wrong:
+    raise ValueError(f'parameters do not fit {name}: ' + '; '.join(wrong))

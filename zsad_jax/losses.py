@@ -1,0 +1,52 @@
+"""Losses on probabilities and logits. Every one is a mean over the rows that `valid` marks.
+
+`valid` [B] holds bools or non-negative weights; a row of weight 0 (padding of the last batch) counts for
+nothing, and a batch of such rows gives 0.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def mean_valid(rows, valid):
+  """Returns the mean of rows [B] weighted by valid [B], 0 where no row is valid."""
+  weights = valid.astype(rows.dtype)
+  total = jnp.sum(weights)
+  return jnp.sum(jnp.where(weights > 0, rows * weights, 0)) / jnp.where(total > 0, total, 1)
+
+
+def cross_entropy(logits, label, valid):
+  """Returns the mean over valid rows of -log softmax(logits)[label], [], of logits [B, S] and label [B]."""
+  log_prob = jax.nn.log_softmax(logits, axis=-1)
+  return mean_valid(-jnp.take_along_axis(log_prob, label[:, None], axis=-1)[:, 0], valid)
+
+
+def focal(probs, mask, valid, *, gamma=2.0, smooth=1e-5):
+  """Returns the focal loss of AnomalyCLIP's released code, [], a mean over the pixels of valid rows.
+
+  -(1 - p)^gamma log p with p = sum_c clip(onehot_c, smooth, 1 - smooth) probs_c + smooth; no class weights
+  (alpha = 1 for both) and no softmax inside: probs are probabilities already. Of arXiv 2310.18961 (sec. 3.3),
+  which cites Lin et al., arXiv 1708.02002.
+
+  Args:
+    probs: [B, R, R, 2], normal then abnormal.
+    mask: [B, R, R], 1 where abnormal.
+    valid: [B].
+  """
+  mask = mask.astype(bool)
+  right = jnp.where(mask, probs[..., 1], probs[..., 0])
+  wrong = jnp.where(mask, probs[..., 0], probs[..., 1])
+  p = (1 - smooth) * right + smooth * wrong + smooth
+  # p may exceed 1 by rounding, which a fractional gamma would turn into NaN.
+  return mean_valid(jnp.mean(-(jnp.maximum(1 - p, 0) ** gamma) * jnp.log(p), axis=(1, 2)), valid)
+
+
+def dice(prob, mask, valid, *, smooth=1.0):
+  """Returns the Dice loss, [], computed per image and averaged over valid rows.
+
+  1 - (2 sum(prob mask) + smooth) / (sum(prob) + sum(mask) + smooth), as AnomalyCLIP's released code has it
+  (arXiv 2310.18961, sec. 3.3); prob and mask are [B, R, R].
+  """
+  mask = mask.astype(prob.dtype)
+  total = lambda x: jnp.sum(x, axis=(1, 2))
+  return mean_valid(1 - (2 * total(prob * mask) + smooth) / (total(prob) + total(mask) + smooth), valid)

@@ -1,0 +1,115 @@
+"""From similarities to anomaly maps: softmax, bilinear upsampling, Gaussian smoothing.
+
+Both resamplings are fixed linear maps along each axis; their weights are made in float64 while tracing. Every
+function keeps the dtype of its input and computes in float32 or wider.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def normalize(x, axis=-1):
+  """Returns x divided by its L2 norm along `axis`; a zero vector stays zero, in its gradient too."""
+  y = x.astype(_wide(x.dtype))
+  square = jnp.sum(y * y, axis=axis, keepdims=True)
+  return (y * jax.lax.rsqrt(jnp.maximum(square, jnp.finfo(y.dtype).tiny))).astype(x.dtype)
+
+
+def logits(features, text, temperature):
+  """Returns f . t / temperature, [B, N, S], of features [B, N, E] and text features [S, E] or [B, S, E]."""
+  letters = 'bne,se->bns' if text.ndim == 2 else 'bne,bse->bns'
+  return jnp.einsum(letters, features, text, precision='highest') / temperature
+
+
+def similarity(features, text, temperature):
+  """Returns the probability of each state, [B, N, S]: a softmax over S of cosines divided by `temperature`.
+
+  AnomalyCLIP, arXiv 2310.18961, eq. 1. Both inputs come L2-normalised; see logits for their shapes.
+  """
+  return jax.nn.softmax(logits(features, text, temperature), axis=-1)
+
+
+def square(tokens):
+  """Returns patch tokens [B, N, ...] as a row-major grid [B, G, G, ...]; raises ValueError unless N = G^2."""
+  grid = round(tokens.shape[1] ** 0.5)
+  if grid * grid != tokens.shape[1]:
+    raise ValueError(f'{tokens.shape[1]} patch tokens make no square grid; is the class token among them?')
+  return tokens.reshape(tokens.shape[0], grid, grid, *tokens.shape[2:])
+
+
+def upsample(x, size):
+  """Returns x [B, G, G, ...] as [B, size, size, ...]: bilinear, half-pixel centres, no antialiasing.
+
+  torch's F.interpolate(mode='bilinear', align_corners=False), also where the grid shrinks.
+  """
+  return _both_axes(_bilinear_matrix(size, x.shape[1]), x)
+
+
+def gaussian(maps, sigma, truncate=4.0):
+  """Returns maps [B, R, R] smoothed as scipy.ndimage.gaussian_filter(map, sigma, truncate=truncate) does.
+
+  Half-sample symmetric borders, int(truncate * sigma + 0.5) taps to either side. sigma 0 leaves maps alone.
+  """
+  if not sigma:
+    return maps
+  taps = _taps(sigma, truncate)
+  y = maps.astype(_wide(maps.dtype))
+  # Shifted slices fuse into one pass: on a CPU 5x faster than dense products, 13x faster than a convolution.
+  for axis in (1, 2):
+    radius, size = len(taps) // 2, y.shape[axis]
+    padded = jnp.pad(y, [(0, 0)] * axis + [(radius, radius)] + [(0, 0)] * (2 - axis), mode='symmetric')
+    y = sum(jax.lax.slice_in_dim(padded, i, i + size, axis=axis) * y.dtype.type(w)
+            for i, w in enumerate(taps))
+  return y.astype(maps.dtype)
+
+
+def upsample_blur(x, size, sigma, truncate=4.0):
+  """Returns gaussian(upsample(x, size), sigma), [B, size, size], of maps x [B, G, G] in two small products.
+
+  Upsampling then smoothing is one matrix [size, G] along each axis; nothing is smoothed at full size.
+  """
+  matrix = _bilinear_matrix(size, x.shape[1])
+  if sigma:
+    matrix = _gaussian_matrix(size, sigma, truncate) @ matrix
+  return _both_axes(matrix, x)
+
+
+def _both_axes(matrix, x):
+  """Applies matrix [R, G] along axes 1 and 2 of x [B, G, G, ...]."""
+  wide = _wide(x.dtype)
+  matrix = jnp.asarray(matrix, wide)
+  y = jnp.einsum('ry,byx...,sx->brs...', matrix, x.astype(wide), matrix, precision='highest')
+  return y.astype(x.dtype)
+
+
+def _bilinear_matrix(size, grid):
+  """Returns [size, grid] float64 weights; row r holds the two neighbours of output pixel r."""
+  source = np.clip((np.arange(size) + 0.5) * grid / size - 0.5, 0, grid - 1)
+  low = np.floor(source).astype(int)
+  matrix = np.zeros((size, grid))
+  np.add.at(matrix, (np.arange(size), low), 1 - (source - low))
+  np.add.at(matrix, (np.arange(size), np.minimum(low + 1, grid - 1)), source - low)
+  return matrix
+
+
+def _gaussian_matrix(size, sigma, truncate):
+  """Returns [size, size] float64: smoothing with the border reflected in."""
+  taps = _taps(sigma, truncate)
+  reflected = np.pad(np.arange(size), len(taps) // 2, 'symmetric')
+  columns = np.lib.stride_tricks.sliding_window_view(reflected, len(taps))  # [size, taps]
+  matrix = np.zeros((size, size))
+  np.add.at(matrix, (np.arange(size)[:, None], columns), taps[None])
+  return matrix
+
+
+def _taps(sigma, truncate):
+  if sigma < 0:
+    raise ValueError(f'sigma {sigma} of the Gaussian is negative')
+  radius = int(truncate * sigma + 0.5)
+  taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+  return taps / taps.sum()
+
+
+def _wide(dtype):
+  return jnp.promote_types(dtype, jnp.float32)

@@ -1,0 +1,70 @@
+"""State words and template ensembles as data; `{}` is where the object's name goes.
+
+Nothing here knows a method: each method names the lists that its paper uses.
+"""
+
+# Abnormal state words of AnomalyCLIP (arXiv 2310.18961, tables 13 and 14); the first is the paper's choice.
+STATE_WORDS = ('damaged', 'anomalous', 'flawed', 'defective', 'blemished')
+
+# Plain CLIP as AnomalyCLIP's baseline (sec. A.2): normal, abnormal.
+CLIP_PAIR = ('A photo of a normal {}', 'A photo of an anomalous {}')
+
+# CLIP-AC (same section): states that fill the ImageNet templates.
+CLIP_AC_STATES = (('normal {}',), ('anomalous {}',))
+
+# The state lists shipped with APRIL-GAN (arXiv 2305.17382) and AnomalyCLIP's code: normal, abnormal.
+COMPOUND_STATES = (
+  ('{}', 'flawless {}', 'perfect {}', 'unblemished {}',
+   '{} without flaw', '{} without defect', '{} without damage'),
+  ('damaged {}', 'broken {}', '{} with flaw', '{} with defect', '{} with damage'),
+)
+
+# The 80 templates of CLIP's ImageNet ensemble (arXiv 2103.00020, sec. 3.1.4), in their published order.
+IMAGENET_TEMPLATES = (
+  'a bad photo of a {}.', 'a photo of many {}.', 'a sculpture of a {}.', 'a photo of the hard to see {}.',
+  'a low resolution photo of the {}.', 'a rendering of a {}.', 'graffiti of a {}.', 'a bad photo of the {}.',
+  'a cropped photo of the {}.', 'a tattoo of a {}.', 'the embroidered {}.', 'a photo of a hard to see {}.',
+  'a bright photo of a {}.', 'a photo of a clean {}.', 'a photo of a dirty {}.', 'a dark photo of the {}.',
+  'a drawing of a {}.', 'a photo of my {}.', 'the plastic {}.', 'a photo of the cool {}.',
+  'a close-up photo of a {}.', 'a black and white photo of the {}.', 'a painting of the {}.',
+  'a painting of a {}.', 'a pixelated photo of the {}.', 'a sculpture of the {}.',
+  'a bright photo of the {}.', 'a cropped photo of a {}.', 'a plastic {}.', 'a photo of the dirty {}.',
+  'a jpeg corrupted photo of a {}.', 'a blurry photo of the {}.', 'a photo of the {}.',
+  'a good photo of the {}.', 'a rendering of the {}.', 'a {} in a video game.', 'a photo of one {}.',
+  'a doodle of a {}.', 'a close-up photo of the {}.', 'a photo of a {}.', 'the origami {}.',
+  'the {} in a video game.', 'a sketch of a {}.', 'a doodle of the {}.', 'a origami {}.',
+  'a low resolution photo of a {}.', 'the toy {}.', 'a rendition of the {}.', 'a photo of the clean {}.',
+  'a photo of a large {}.', 'a rendition of a {}.', 'a photo of a nice {}.', 'a photo of a weird {}.',
+  'a blurry photo of a {}.', 'a cartoon {}.', 'art of a {}.', 'a sketch of the {}.', 'a embroidered {}.',
+  'a pixelated photo of a {}.', 'itap of the {}.', 'a jpeg corrupted photo of the {}.',
+  'a good photo of a {}.', 'a plushie {}.', 'a photo of the nice {}.', 'a photo of the small {}.',
+  'a photo of the weird {}.', 'the cartoon {}.', 'art of the {}.', 'a drawing of the {}.',
+  'a photo of the large {}.', 'a black and white photo of a {}.', 'the plushie {}.', 'a dark photo of a {}.',
+  'itap of a {}.', 'graffiti of the {}.', 'a toy {}.', 'itap of my {}.', 'a photo of a cool {}.',
+  'a photo of a small {}.', 'a tattoo of the {}.',
+)
+
+# The 35 templates that go with COMPOUND_STATES: 30 of ImageNet's and five scenes.
+COMPOUND_TEMPLATES = (
+  'a bad photo of a {}.', 'a low resolution photo of the {}.', 'a bad photo of the {}.',
+  'a cropped photo of the {}.', 'a bright photo of a {}.', 'a dark photo of the {}.', 'a photo of my {}.',
+  'a photo of the cool {}.', 'a close-up photo of a {}.', 'a black and white photo of the {}.',
+  'a bright photo of the {}.', 'a cropped photo of a {}.', 'a jpeg corrupted photo of a {}.',
+  'a blurry photo of the {}.', 'a photo of the {}.', 'a good photo of the {}.', 'a photo of one {}.',
+  'a close-up photo of the {}.', 'a photo of a {}.', 'a low resolution photo of a {}.',
+  'a photo of a large {}.', 'a blurry photo of a {}.', 'a jpeg corrupted photo of the {}.',
+  'a good photo of a {}.', 'a photo of the small {}.', 'a photo of the large {}.',
+  'a black and white photo of a {}.', 'a dark photo of a {}.', 'a photo of a cool {}.',
+  'a photo of a small {}.', 'there is a {} in the scene.', 'there is the {} in the scene.',
+  'this is a {} in the scene.', 'this is the {} in the scene.', 'this is one {} in the scene.',
+)
+
+
+def spoken(name):
+  """Returns an object name as text: 'metal_nut' becomes 'metal nut'."""
+  return name.replace('_', ' ')
+
+
+def compose(states, templates, name):
+  """Returns every template around every state of `name`, states outermost, as a list of texts."""
+  return [template.format(state.format(spoken(name))) for state in states for template in templates]

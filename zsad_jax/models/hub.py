@@ -1,0 +1,181 @@
+"""From a name or a path to verified weights on this machine: the Hugging Face hub, a folder, or a file."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import logging
+
+from zsad_jax.models import clip, config, files, published
+
+NAMES = (published.FILE, 'model.safetensors')
+TOKENIZERS = ('tokenizer.json', 'vocab.json', 'bpe_simple_vocab_16e6.txt.gz')
+
+
+class Resolved(NamedTuple):
+  """Weights that are here and verified.
+
+  Attributes:
+    arch: their architecture, with the activation they were trained with.
+    path: a .safetensors file in any naming that weights.port knows.
+    tokenizer_path: a file or folder for tokenizer.load; None means CLIP's own vocabulary.
+    sha256: digest of the file.
+    source: what was asked for and where it came from, for a manifest.
+  """
+  arch: clip.Arch
+  path: Path
+  tokenizer_path: Path | None
+  sha256: str
+  source: str
+
+
+def resolve(name_or_path, *, arch: clip.Arch | str | None = None, cache_dir=None,
+            offline: bool | None = None) -> Resolved:
+  """Returns where the weights of a name or a path are, after checking them against their sha256.
+
+  Args:
+    name_or_path: 'tiny' (comes with the project); a published name such as 'vit_l14_336' or
+      'vit_b16:laion400m_e32', downloaded once; a folder with weights and config.json (this project's,
+      open_clip's or Hugging Face's); or a .safetensors file.
+    arch: what a bare file is: a name ('vit_b16' or, with its activation, 'vit_b16:laion400m_e32') or a
+      record. Otherwise it must agree with what the name or folder says.
+    cache_dir: where downloads are kept; None is $ZSAD_CACHE or ~/.cache/zsad_jax.
+    offline: never ask the network; None follows HF_HUB_OFFLINE.
+
+  Raises:
+    FileNotFoundError: the file is not here and cannot be fetched; the message says which file to put where.
+    ValueError: an unknown name, a pickle, an architecture or activation that disagrees, a wrong digest.
+  """
+  wanted = None if arch is None else _arch(arch)
+  path = Path(name_or_path)
+  if str(name_or_path) == 'tiny':
+    return _folder(_tiny(), wanted, cache_dir)
+  if path.is_dir():
+    return _folder(path, wanted, cache_dir)
+  if path.suffix == '.safetensors' or path.is_file():
+    return _file(path, wanted, cache_dir)
+  if path.suffix in files.PICKLES or len(path.parts) > 1:
+    raise FileNotFoundError(f'no weights {path}: there is no such file or folder')
+  return _published(str(name_or_path), wanted, cache_dir, offline)
+
+
+def default_cache() -> Path:
+  """Returns $ZSAD_CACHE, else ~/.cache/zsad_jax; raises ValueError where there is no home directory."""
+  if os.environ.get('ZSAD_CACHE'):
+    return Path(os.environ['ZSAD_CACHE'])
+  try:
+    return Path.home() / '.cache' / 'zsad_jax'
+  except RuntimeError as error:
+    raise ValueError('there is no home directory to keep weights in; set ZSAD_CACHE to a folder') from error
+
+
+def fetch(repo: str, name: str, folder: Path, *, offline: bool | None = None, instead: str = '') -> Path:
+  """Returns `folder / name`, downloaded from a hub repository and held to the digest that the hub states.
+
+  Args:
+    instead: what else can be done when the file cannot be had, one sentence or more.
+
+  Raises:
+    FileNotFoundError: offline, or the hub cannot be reached or does not have the file.
+    ValueError: what arrived has another digest than the hub states; it is kept as `<name>.bad`.
+  """
+  import huggingface_hub
+  from huggingface_hub import errors
+  path = folder / name
+  missing = f'{path} is not there, and {name} of {repo} on the Hugging Face hub cannot be downloaded'
+  place = f'Put that file there by hand.{" " if instead else ""}{instead}'
+  if huggingface_hub.constants.HF_HUB_OFFLINE if offline is None else offline:
+    raise FileNotFoundError(f'{missing}: offline. {place}')
+  try:
+    # One request without retries: it answers at once where there is no network, and pins revision and digest.
+    stated = huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repo, name))
+  except errors.HfHubHTTPError.__bases__ as error:  # of the HTTP client, whichever one the hub's package uses
+    raise FileNotFoundError(f'{missing}: {error}. {place}') from error
+  logging.info('downloading %s of %s (%.1f MB) to %s', name, repo, (stated.size or 0) / 1e6, folder)
+  huggingface_hub.hf_hub_download(repo, name, revision=stated.commit_hash, local_dir=folder)
+  digest = files.sha256(path)
+  if len(stated.etag or '') == 64 and stated.etag != digest:
+    os.replace(path, path.with_name(name + '.bad'))
+    raise ValueError(f'{name} of {repo} arrived with sha256 {digest}, not {stated.etag}; kept as {path}.bad. '
+                     'Fetch it again')
+  return path
+
+
+def _arch(arch):
+  return arch if isinstance(arch, clip.Arch) else \
+      clip.ARCHS[arch] if arch == 'tiny' else published.find(arch)[2]
+
+
+def _tiny():
+  here = Path(__file__).parents[1]
+  for folder in (here.parent / 'checkpoints' / 'tiny', here / '_checkpoints' / 'tiny'):
+    if folder.is_dir():
+      return folder
+  raise FileNotFoundError(f'the tiny CLIP is not at {here.parent / "checkpoints" / "tiny"}; it comes with a '
+                          'clone of the project, or train it with configs/pretrain_tiny.py')
+
+
+def _folder(folder, wanted, cache_dir):
+  names = [n for n in NAMES if (folder / n).is_file()] or sorted(p.name for p in folder.glob('*.safetensors'))
+  if not names:
+    for pickled in sorted(p for p in folder.iterdir() if p.suffix in files.PICKLES):
+      files.refuse_pickle(pickled)
+    raise FileNotFoundError(f'no weights in {folder}: expected {" or ".join(NAMES)}, found '
+                            + (', '.join(sorted(p.name for p in folder.iterdir())[:10]) or 'nothing'))
+  if len(names) > 1 and names[0] not in NAMES:
+    raise ValueError(f'{folder} holds several weights ({", ".join(names)}); name one of the files')
+  # A hub folder may hold both pairs: open_clip's, and an image tower alone that config.json describes.
+  configs = [folder / n for n in ('open_clip_config.json', 'config.json') if (folder / n).is_file()]
+  tokenizer = folder if any((folder / n).is_file() for n in TOKENIZERS) else None
+  if not configs:
+    return _file(folder / names[0], wanted, cache_dir)._replace(tokenizer_path=tokenizer)
+  arch = _agree(config.read_arch(configs[0]), wanted, configs[0])
+  path = folder / (names[0] if configs[0].name.startswith('open_clip') else names[-1])
+  return Resolved(arch, path, tokenizer, files.verify(path, cache_dir), str(folder))
+
+
+def _file(path, wanted, cache_dir):
+  metadata = files.read_metadata(path)
+  said = metadata.get('weights', '')
+  if wanted is None and not said:
+    raise ValueError(f'{path} does not say what it is; pass arch=, one of {", ".join(published.names())}, '
+                     'or an Arch record')
+  arch = _agree(published.find(said)[2], wanted, path) if said else wanted
+  return Resolved(arch, path, None, files.verify(path, cache_dir), str(path))
+
+
+def _published(name, wanted, cache_dir, offline):
+  name, weights, arch = published.find(name)
+  arch = _agree(arch, wanted, name)
+  cache = default_cache() if cache_dir is None else Path(cache_dir)
+  folder = cache / name.replace(':', '.')
+  path = next((folder / n for n in NAMES if (folder / n).is_file()), None)
+  if path is None:
+    path = fetch(weights.repo, published.FILE, folder, offline=offline, instead=(
+        f'Or convert the original, {weights.original} (sha256 {weights.stated}), by\n'
+        f'  python -m zsad_jax.models.convert {weights.original} {folder / NAMES[1]}'))
+  said = files.read_metadata(path).get('weights', name)
+  if said != name:
+    raise ValueError(f'{path} was converted from {said}, not {name}; '
+                     f'move it to {cache / said.replace(":", ".")}')
+  digest = files.verify(path, cache)
+  _refuse_twin(name, path, digest, cache)
+  return Resolved(arch, path, None, digest, f'{name} ({weights.repo})')
+
+
+def _refuse_twin(name, path, digest, cache):
+  """Two tags with the same bytes are one of them under a wrong name, as when e31 is served as e32."""
+  for other in sorted(cache.glob(f'{name.split(":")[0]}.*/*.safetensors.sha256')):
+    if other.parent != path.parent and files.recorded(other) == digest:
+      raise ValueError(f'{path} and {other.with_suffix("")} are the same bytes (sha256 {digest}), so one of '
+                       'them is not what its name says; delete both and fetch them again')
+
+
+def _agree(arch, wanted, where):
+  """Returns `arch` where nothing else is wanted; raises ValueError naming the first field that differs."""
+  if wanted is not None:
+    for field in ('embed_dim', 'vision', 'text', 'activation', 'mean', 'std', 'resize'):
+      if getattr(arch, field) != getattr(wanted, field):
+        raise ValueError(f'{where} says {field} {getattr(arch, field)}, but arch={wanted.name!r} has '
+                         f'{getattr(wanted, field)}')
+  return arch

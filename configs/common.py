@@ -9,6 +9,7 @@ def base():
   c.seed = 111
   c.clip = 'vit_l14_336'  # a name of checkpoints/README.md, a folder with config.json, or a .safetensors file
   c.arch = ''  # architecture of a bare .safetensors file; otherwise it comes with the name or folder
+  c.checkpoint = ''  # evaluate the official prompts of this .safetensors file in place of training
   c.image_size = 518  # pixels a side; both axes are resized to it
 
   c.data = mlc.ConfigDict()
@@ -35,7 +36,6 @@ def base():
   c.eval = mlc.ConfigDict()
   c.eval.batch = 8
   c.eval.fpr_limit = 0.3  # of AUPRO
-  c.eval.seed200 = True  # also the official 200-threshold AUPRO, for comparison with published tables
   c.eval.pictures = 12  # images per category on the overlay sheets; 0 = none
   return c
 

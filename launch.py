@@ -1,0 +1,342 @@
+r"""Trains and evaluates zero-shot anomaly detectors; the only reader of command-line flags.
+
+  python launch.py --config=configs/anomalyclip.py:demo --workdir=runs/demo
+  python launch.py --config=configs/anomalyclip.py --workdir=runs/visa-to-mvtec --config.data.root=/data
+  python launch.py --config=configs/anomalyclip.py --workdir=runs/visa-to-mvtec --mode=evaluate
+"""
+
+import functools
+import json
+import logging as py_logging
+import platform
+import re
+import subprocess
+import sys
+import time
+import traceback
+from importlib import metadata
+from pathlib import Path
+
+import jax
+import ml_collections as mlc
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from zsad_jax import data, encoder, evaluate, features, logs, methods, pretrain, runtime, train
+from zsad_jax.models import clip as clip_lib
+from zsad_jax.models import files, hub, preprocess
+from zsad_jax.report import figures, tables
+
+CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'configs/METHOD.py[:variant]; set any key with --config.KEY=VALUE.', lock_config=True)
+WORKDIR = flags.DEFINE_string('workdir', None, 'Checkpoints, logs, results and pictures of this run.')
+MODE = flags.DEFINE_enum(
+  'mode', 'run', ('run', 'fit', 'evaluate', 'verify'),
+  'run: fit, then evaluate. fit: train on data.aux. evaluate: the newest checkpoint of --workdir (or '
+  'config.checkpoint) on data.target. verify: what is missing from the unpacked data.aux and data.target.')
+
+
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: run the same command again
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected argument {argv[1]!r}; options start with --, such as --config.seed=1')
+  if CONFIG.value is None:
+    raise app.UsageError('--config is missing; try --config=configs/anomalyclip.py:demo')
+  cfg = mlc.FrozenConfigDict(CONFIG.value)
+  if MODE.value == 'verify':
+    sys.exit(verify(cfg))
+  if not WORKDIR.value:
+    raise app.UsageError('--workdir is missing; name a folder for this run, such as --workdir=runs/demo')
+  workdir = Path(WORKDIR.value)
+  logs.probe(workdir)
+  with logs.lock(workdir):
+    try:
+      runtime.compilation_cache(workdir.parent / '.compiled')
+      run(cfg, workdir, MODE.value)
+    except train.Preempted as stopped:
+      print(f'{stopped}; the same command goes on from there', file=sys.stderr)
+      sys.exit(EXIT_PREEMPTED)
+    except (ValueError, OSError, FloatingPointError) as error:
+      # A wrong key, file or number is the user's to mend: the message first, the traceback in a file.
+      runtime.write_atomic(workdir / 'error.txt', traceback.format_exc().encode())
+      sys.exit(f'error: {error}\n(traceback: {workdir / "error.txt"})')
+
+
+def run(cfg, workdir, mode):
+  """Fits and evaluates as `mode` says, and prints where everything is."""
+  if 'method' not in cfg:
+    return pretrain.run(cfg, workdir)
+  check(cfg)
+  method = methods.get(cfg.method)
+  clip = load_clip(cfg, method)
+  print(f'zsad_jax {metadata_version()}: {cfg.method} on CLIP {cfg.clip} at {cfg.image_size} px; '
+        f'{runtime.device_summary()}', flush=True)
+  learnable = None
+  if mode != 'evaluate' and trains(cfg, method):
+    learnable = fit(cfg, workdir, method, clip)
+  if mode != 'fit':
+    evaluate_target(cfg, workdir, method, clip, learnable)
+  return None
+
+
+def check(cfg):
+  """Raises ValueError naming the first shared key that is out of range, before anything is loaded."""
+  for key, low in (('train.epochs', 1), ('train.batch', 1), ('features.batch', 1), ('eval.batch', 1),
+                   ('eval.pictures', 0), ('image_size', 1), ('seed', 0)):
+    value = _get(cfg, key)
+    if value < low:
+      raise ValueError(f'{key} is {value}; it must be at least {low}')
+  if not 0 < cfg.eval.fpr_limit <= 1:
+    raise ValueError(f'eval.fpr_limit is {cfg.eval.fpr_limit}; it must lie in (0, 1]')
+  if cfg.features.max_gb <= 0:
+    raise ValueError(f'features.max_gb is {cfg.features.max_gb}; it must be positive')
+  if cfg.features.storage not in features.STORAGE:
+    raise ValueError(f'features.storage is {cfg.features.storage!r}; it must be one of '
+                     f'{", ".join(features.STORAGE)}')
+  shared = set(_names(cfg.data.aux_categories)) & set(_names(cfg.data.target_categories))
+  every = not (cfg.data.aux_categories and cfg.data.target_categories)
+  if cfg.data.aux == cfg.data.target and (shared or every) and not cfg.data.allow_seen:
+    what = ', '.join(sorted(shared)) or 'every category'
+    raise ValueError(
+      f'data.aux and data.target are both {cfg.data.aux} and share {what}, so this would not be zero-shot; choose '
+      'other data.aux_categories and data.target_categories, or say --config.data.allow_seen=True')
+
+
+def load_clip(cfg, method):
+  """The CLIP of the config; the config is held against its architecture before any weight is read."""
+  arch = hub.architecture(cfg.clip, arch=cfg.arch or None)
+  shell = clip_lib.Clip(arch, cfg.image_size, params=None)
+  encoder.validate(shell, method.spec(shell, cfg))
+  return clip_lib.load(cfg.clip, arch=cfg.arch or None, image_size=cfg.image_size)
+
+
+def stored_features(cfg, clip, spec, dataset):
+  """The complete feature store of a data set: encodes what is not there yet."""
+  encode = encoder.encode(clip, spec)
+  image = jax.ShapeDtypeStruct((1, clip.image_size, clip.image_size, 3), np.float32)
+  shapes = jax.eval_shape(encode, clip.params, image)
+  transform = preprocess.image_transform(clip.arch, clip.image_size)
+  key = {'weights': clip.fingerprint, 'arch': repr(clip.arch), 'spec': repr(spec), 'data': dataset.fingerprint,
+         'preprocessing': 'squash'}
+  store = features.Store.open(
+    cfg.features.dir or f'{cfg.data.root}/features', key=key, count=len(dataset), max_gb=cfg.features.max_gb,
+    fields=features.fields(shapes, clip.image_size, cfg.features.storage))
+  print(f'features of {dataset.name} ({len(dataset)} images): {store.predicted_bytes / 1e9:.3g} GB, '
+        f'{len(store.missing())} images to encode, in {store.path}', flush=True)
+
+  def batches(indices):
+    return data.batches(dataset, transform=transform, mask_size=clip.image_size,
+                        batch_size=cfg.features.batch, indices=indices)
+
+  return features.fill(store, batches, encode, clip.params)
+
+
+def open_data(cfg, which):
+  """The data set `which` ('aux' or 'target') of the config."""
+  return data.load(cfg.data[which], root=cfg.data.root, split=cfg.data.split,
+                   categories=_names(cfg.data[f'{which}_categories']), manual_dir=cfg.data.manual_dir or None)
+
+
+def fit(cfg, workdir, method, clip):
+  """Trains on data.aux from its stored features; returns what was learned."""
+  dataset = open_data(cfg, 'aux')
+  cfg = with_aux_names(cfg, dataset)
+  store = stored_features(cfg, clip, method.spec(clip, cfg), dataset)
+  learnable = method.init(jax.random.key(cfg.seed), clip, cfg)
+  print(f'fit: {cfg.train.epochs} epochs on {dataset.name} ({", ".join(dataset.categories)}), '
+        f'{sum(x.size for x in jax.tree.leaves(learnable))} learned numbers', flush=True)
+  identity = {'method': cfg.method, 'weights': clip.fingerprint, 'data': dataset.fingerprint,
+              'features': str(store.path.name)}
+  with logs.Writer(workdir) as writer, runtime.preemption() as stop:
+    return train.fit(
+      functools.partial(method.loss, clip=clip, cfg=cfg), train.make_tx(cfg.optim), learnable, clip.params,
+      functools.partial(features.load, store), store.count, epochs=cfg.train.epochs, batch=cfg.train.batch,
+      seed=cfg.seed, workdir=workdir, writer=writer, identity=identity, stop=stop)
+
+
+def evaluate_target(cfg, workdir, method, clip, learnable):
+  """Evaluates on data.target; writes and prints results, tables and pictures."""
+  start = time.time()
+  dataset = open_data(cfg, 'target')
+  aux = open_data(cfg, 'aux') if trains(cfg, method) else None
+  if aux is not None:
+    cfg = with_aux_names(cfg, aux)
+  if learnable is None:
+    learnable = trained(cfg, workdir, method, clip)
+  store = stored_features(cfg, clip, method.spec(clip, cfg), dataset)
+  place = runtime.place()
+  names = tuple(dataset.object_names[c] for c in dataset.categories)
+  frozen, learnable = jax.device_put((clip.params, learnable), place.copy)
+  make_bank = functools.partial(method.bank, categories=names, clip=clip, cfg=cfg)
+  bank = jax.jit(make_bank)(learnable, frozen)
+  jitted = evaluate.make_predict(method, clip, cfg, place=place)
+  chosen = pictured(dataset, cfg.eval.pictures)
+  result = evaluate.run(
+    lambda values, batch: jitted(learnable, frozen, bank, None, values, batch),
+    lambda indices: features.load(store, indices), dataset, batch=cfg.eval.batch, place=place,
+    fpr_limit=cfg.eval.fpr_limit, finish=getattr(method, 'finish', None), keep=chosen)
+
+  pair = f'{_slug(cfg.data.aux) if aux else "nothing"}-to-{_slug(cfg.data.target)}'
+  folder = workdir / 'results' / cfg.method / pair / f'seed{cfg.seed}'
+  protocol = {
+    'auxiliary': None if aux is None else {'name': cfg.data.aux, 'split': cfg.data.split,
+                                           'categories': aux.categories, 'fingerprint': aux.fingerprint},
+    'target': {'name': cfg.data.target, 'split': cfg.data.split, 'categories': dataset.categories,
+               'fingerprint': dataset.fingerprint},
+    'selection': f'last epoch ({cfg.train.epochs})' if aux is not None else 'none', 'seed': cfg.seed,
+    'checkpoint': cfg.checkpoint or None}
+  logs.write_json(folder / 'metrics.json', {
+    'protocol': protocol, 'mean': result.summary, 'counts': result.counts,
+    'per_category': {c: {m: v._asdict() for m, v in row.items()} for c, row in result.rows.items()}})
+  logs.write_atomic(folder / 'per_category.csv', tables.to_csv(result.rows, result.counts))
+  logs.write_json(folder / 'manifest.json', manifest(cfg, clip, protocol, time.time() - start))
+  pictures = list(write_sheets(folder / 'pictures', dataset, result, chosen))
+
+  print(f'\n{cfg.method}, {pair}: split {cfg.data.split}, seed {cfg.seed}, CLIP {cfg.clip}, maps and masks at '
+        f'{clip.image_size} px; percent')
+  print(tables.text(result.rows, result.summary, published(cfg)))
+  print(f'\nresults:  {folder}')
+  for path in pictures:
+    print(f'pictures: {path}')
+  if cfg.clip == 'tiny':
+    print('\nThis was the embedded tiny CLIP, a working miniature for learning and tests: the numbers say that the\n'
+          'machinery works, not how AnomalyCLIP performs. For that use --config.clip=vit_l14_336 and real data.')
+
+
+def trained(cfg, workdir, method, clip):
+  """What an earlier run learned: config.checkpoint, or the newest checkpoint of the workdir."""
+  if cfg.checkpoint:
+    return method.load_official(files.read_safetensors(cfg.checkpoint), clip=clip, cfg=cfg)
+  template = jax.eval_shape(lambda: method.init(jax.random.key(cfg.seed), clip, cfg))
+  if not trains(cfg, method) or not jax.tree.leaves(template):
+    return template
+  found = train.learned(workdir, template, train.make_tx(cfg.optim))
+  if found is None:
+    raise FileNotFoundError(f'no checkpoint in {workdir / "checkpoints"}; train first, with --mode=fit or '
+                            '--mode=run')
+  return found
+
+
+def trains(cfg, method):
+  """Whether this method learns from data.aux under this config."""
+  return hasattr(method, 'loss') and not cfg.checkpoint
+
+
+def with_aux_names(cfg, dataset):
+  """The config with the auxiliary set's object names, for methods that train prompts per category."""
+  if 'prompt' not in cfg or 'categories' not in cfg.prompt or cfg.prompt.categories:
+    return cfg
+  changed = cfg.copy_and_resolve_references()
+  with changed.unlocked():
+    changed.prompt.categories = tuple(dataset.object_names[c] for c in dataset.categories)
+  return mlc.FrozenConfigDict(changed)
+
+
+def pictured(dataset, count):
+  """Indices of up to `count` images a category, half of them anomalous, spread over its defect types."""
+  chosen = []
+  for number in range(len(dataset.categories)):
+    members = dataset.category_index == number
+    anomalous, normal = (np.flatnonzero(members & (dataset.labels == label)) for label in (1, 0))
+    share = min(len(anomalous), max(count - len(normal), -(-count // 2)))
+    for group, size in ((anomalous, share), (normal, min(len(normal), count - share))):
+      chosen += [int(i) for i in group[np.linspace(0, len(group) - 1, size).round().astype(int)]]
+  return chosen
+
+
+def write_sheets(folder, dataset, result, chosen):
+  """Writes one PNG sheet a category and yields its path; all share one colour scale."""
+  if not chosen:
+    return
+  low, high = figures.colour_range([result.maps[i] for i in chosen])
+  for number, category in enumerate(dataset.categories):
+    shown = []
+    for i in (i for i in chosen if dataset.category_index[i] == number):
+      record = dataset[i]
+      caption = f'{record["defect_type"]}/{record["id"].rsplit("/", 1)[-1]}'
+      shown.append(figures.Shown(record['image'], record['mask'], result.maps[i], float(result.scores[i]),
+                                 record['label'], caption))
+    path = folder / f'{category}.png'
+    logs.write_atomic(path, figures.sheet(f'{dataset.name}: {category}', shown, low, high))
+    yield path
+
+
+def manifest(cfg, clip, protocol, seconds):
+  """Everything that would have to be equal for the same numbers, as a JSON-able dict."""
+  versions = {p: metadata.version(p) for p in ('jax', 'flax', 'optax', 'numpy', 'pillow', 'scipy')}
+  return {
+    'config': json.loads(cfg.to_json_best_effort()), 'protocol': protocol, 'weights_sha256': clip.fingerprint,
+    'image_size': clip.image_size, 'metric_resolution': clip.image_size, 'zsad_jax': metadata_version(),
+    'git': git_revision(), 'versions': versions, 'python': platform.python_version(),
+    'device': runtime.device_summary(), 'evaluation_seconds': round(seconds, 1),
+    'peak_rss_bytes': runtime.peak_rss_bytes()}
+
+
+def git_revision():
+  """The commit of this checkout, '-dirty' where files differ from it; None outside a git checkout."""
+  try:
+    said = subprocess.run(['git', 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*'],
+                          cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+  except (OSError, subprocess.CalledProcessError):
+    return None
+  return said.stdout.strip()
+
+
+def metadata_version():
+  from zsad_jax import __version__
+  return __version__
+
+
+def published(cfg):
+  """The paper's means for this target, where the config states them and the weights are the paper's."""
+  if 'published' not in cfg or cfg.clip != 'vit_l14_336':
+    return None
+  return dict(cfg.published.get(cfg.data.target, {}))
+
+
+def verify(cfg):
+  """Prints what is missing from the unpacked data sets of the config; returns the exit code."""
+  code = 0
+  for name in dict.fromkeys((cfg.data.aux, cfg.data.target)):
+    verdict = data.verify(name, cfg.data.manual_dir or f'{cfg.data.root}/downloads/manual')
+    print(verdict)
+    code |= not verdict.ok
+  return code
+
+
+def _names(text):
+  return tuple(name.strip() for name in text.split(',') if name.strip())
+
+
+def _get(cfg, dotted):
+  for part in dotted.split('.'):
+    cfg = cfg[part]
+  return cfg
+
+
+def _slug(name):
+  return re.sub(r'[^\w.-]+', '-', name.rstrip('/').rsplit('/', 1)[-1])
+
+
+def _parse(argv):
+  """absl's flag parsing, with an unknown config key or variant as one line and the nearest name."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    sys.exit(f'error: config: {" ".join(str(error).split())}')
+
+
+class _Ours(py_logging.Filter):
+  """Lets our own progress lines through, and of every library what is a warning or worse."""
+
+  def filter(self, record):
+    return record.levelno >= py_logging.WARNING or f'{Path(__file__).parent}/zsad_jax/' in record.pathname
+
+
+if __name__ == '__main__':
+  logging.set_verbosity(logging.INFO)
+  logging.get_absl_handler().addFilter(_Ours())
+  app.run(main, flags_parser=_parse)

@@ -1,0 +1,108 @@
+"""One evaluation loop for every method: maps on the device, exact metrics on the host, category by category."""
+
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from zsad_jax import features as features_lib
+from zsad_jax import metrics, runtime
+
+
+class Result(NamedTuple):
+  """What an evaluation found.
+
+  Attributes:
+    rows: {category: {metric: metrics.Value}}.
+    summary: {metric: {'value', 'count', 'of', 'reason'}}, see metrics.summarise.
+    counts: {category: {'normal', 'anomalous', 'vanished'}}: images, and anomalous ones whose mask is empty at
+      the metric's resolution.
+    scores: [n] float32 image scores, in the data set's order.
+    maps: {index: [R, R] float32} for the images that were asked for.
+  """
+  rows: dict[str, dict[str, metrics.Value]]
+  summary: dict[str, dict]
+  counts: dict[str, dict[str, int]]
+  scores: np.ndarray
+  maps: dict[int, np.ndarray]
+
+
+def make_predict(method, clip, cfg, *, place: runtime.Placement) -> Callable:
+  """Returns jitted predict(learnable, frozen, bank, memory, features, batch) of a method, replicated outputs."""
+
+  def predict(learnable, frozen, bank, memory, features, batch):
+    return method.predict(learnable, frozen, bank, memory, features, batch, clip=clip, cfg=cfg)
+
+  return jax.jit(predict, out_shardings=place.copy)
+
+
+def run(predict: Callable, load: Callable, dataset, *, batch: int, place: runtime.Placement,
+        fpr_limit: float = 0.3, finish: Callable | None = None, keep: Collection[int] = ()) -> Result:
+  """Returns the exact metrics of every category; memory is bounded by the largest category's maps.
+
+  Args:
+    predict: (features, batch) -> {'score': [B], 'map': [B, R, R]} on the device.
+    load: indices -> (Features, batch) of numpy arrays, as features.load.
+    dataset: has ids, labels [n], category_index [n] and categories.
+    batch: images predicted at once; the last batch of a category is padded to it.
+    place: devices that share a batch.
+    fpr_limit: of AUPRO.
+    finish: outputs of one category -> outputs, for methods whose score needs the whole category.
+    keep: indices of images whose maps to return.
+
+  Raises:
+    ValueError: NaN or infinity in a score or map, naming the image; an empty data set.
+  """
+  if not len(dataset.ids):
+    raise ValueError(f'{dataset.name}: no images to evaluate')
+  size = place.rows(batch)
+  scores = np.full(len(dataset.ids), np.nan, np.float32)
+  rows, counts, maps = {}, {}, {}
+  with tqdm(total=len(dataset.ids), desc='evaluate', unit='image') as bar:
+    for number, category in enumerate(dataset.categories):
+      members = np.flatnonzero(dataset.category_index == number)
+      pixel = metrics.PixelMetrics(fpr_limit)
+      masked = False  # does any anomalous image come with a mask?
+      for index, out, rest in _category(predict, load, members, size, place, finish):
+        scores[index] = out['score']
+        truth = rest['has_mask']
+        masked |= bool(np.any(truth & (rest['label'] == 1)))
+        ids = [dataset.ids[i] for i in index[truth]]
+        pixel.update(out['map'][truth], rest['mask'][truth], rest['label'][truth], ids)
+        maps |= {int(i): m for i, m in zip(index, out['map']) if i in keep}
+        bar.update(len(index))
+      labels = dataset.labels[members]
+      # A set that is anomalous throughout and unmasked has no pixel truth; all-normal sets say so themselves.
+      usable = masked or not np.any(labels == 1)
+      rows[category] = metrics.evaluate_category(labels, scores[members], pixel if usable else None,
+                                                 ids=[dataset.ids[i] for i in members])
+      counts[category] = {'normal': int(np.sum(labels == 0)), 'anomalous': int(np.sum(labels == 1)),
+                          'vanished': pixel.vanished}
+  return Result(rows, metrics.summarise(rows), counts, scores, maps)
+
+
+def _category(predict, load, members, size, place, finish):
+  """Yields (indices, outputs, batch) of numpy arrays without padding: batch by batch, or at once to finish."""
+
+  def read(start):
+    rows, valid = features_lib.padded(members[start:start + size], size)
+    features, batch = load(rows)
+    return features, dict(batch, valid=valid)
+
+  parts = []
+  for features, batch in runtime.prefetch(read, range(0, len(members), size)):
+    arrays: dict[str, Any] = {k: v for k, v in batch.items() if k != 'id'}
+    out = predict(*jax.device_put((features, arrays), place.split))
+    out = {k: np.asarray(v)[batch['valid']] for k, v in jax.device_get(out).items()}
+    rest = {k: v[batch['valid']] for k, v in arrays.items()}
+    part = rest['index'], out, rest
+    if finish is None:
+      yield part
+    else:
+      parts.append(part)
+  if parts:
+    stack = lambda trees: jax.tree.map(lambda *x: np.concatenate(x), *trees)
+    index, outs, rests = zip(*parts)
+    yield np.concatenate(index), finish(stack(outs)), stack(rests)

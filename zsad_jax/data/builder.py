@@ -1,0 +1,158 @@
+"""The tfds builder behind every data set that is read from a folder of image files."""
+
+import collections
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+from absl import logging
+from tqdm import auto as tqdm
+
+from zsad_jax.data import catalog, folder, images, survey
+from zsad_jax.data.survey import Item, Survey
+
+EMPTY_MASK = 'anomalous image with an all-zero mask'
+STRAY_MASK = 'normal image with a mask that is not zero; zeros are stored'
+
+
+class SourceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """A builder that copies a surveyed folder into ArrayRecord files, without TensorFlow.
+
+  Every image is decoded in full once, so a damaged file stops the preparation, not an evaluation hours later.
+  Order: category, split, defect type, file stem. A subclass states MASK_THRESHOLD and `survey`.
+
+  Args:
+    folder: the raw data set; by default the one found in the manual folder.
+    rules: how image files become pixels.
+    on_bad: 'error', or 'skip' to leave damaged images out; `info.metadata['skipped']` then lists their ids.
+    file_format: of the prepared records.
+    **kwargs: as for any tfds builder, `data_dir` above all.
+  """
+
+  MASK_THRESHOLD = 0
+
+  def __init__(self, *, folder=None, rules: images.Rules = images.DEFAULT_RULES, on_bad: str = 'error',
+               file_format='array_record', **kwargs):
+    images.check_rules(rules)
+    if on_bad not in ('error', 'skip'):
+      raise ValueError(f"on_bad is {on_bad!r}; it is 'error' or 'skip'")
+    self._folder = folder and Path(folder)
+    self._rules, self._on_bad = rules, on_bad
+    super().__init__(file_format=file_format, **kwargs)
+
+  @classmethod
+  def survey(cls, root: Path) -> Survey:
+    """Returns what the raw folder holds."""
+    raise NotImplementedError
+
+  def object_names(self) -> dict[str, str]:
+    """Returns {category folder name: readable name} in the order of the class label."""
+    return {name: c.object_name for name, c in catalog.CATALOG[self.name].categories.items()}
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    names, entry = self.object_names(), catalog.CATALOG.get(self.name)
+    metadata = {'object_names': names, 'mask_threshold': self.MASK_THRESHOLD, 'rules': self._rules._asdict(),
+                'notes': {}, 'skipped': {}}
+    if entry:
+      metadata['textures'] = [name for name, c in entry.categories.items() if c.texture]
+    return self.dataset_info_from_configs(
+        features=folder.features(list(names)), disable_shuffling=True,
+        metadata=tfds.core.MetadataDict(metadata), homepage=entry and entry.homepage,
+        license=entry and entry.licence)
+
+  def _split_generators(self, dl_manager):
+    root = self._folder or survey.find(self.name, dl_manager.manual_dir)
+    found = type(self).survey(root)
+    _refuse(root, found)
+    differing = survey.compare(self.name, found.items) if self.name in catalog.CATALOG else []
+    self.info.metadata['notes']['folder'] = survey.shorten(found.notes) + survey.shorten(differing)
+    splits = {split: [i for i in found.items if i.split == split] for split in ('train', 'test')}
+    return {split: self._generate_examples(split, items) for split, items in splits.items() if items}
+
+  def _generate_examples(self, split: str, items: Sequence[Item]) -> Iterator[tuple[str, dict]]:
+    read = functools.partial(record, names=self.object_names(), threshold=self.MASK_THRESHOLD,
+                             rules=self._rules)
+    seen, skipped = collections.defaultdict(list), []
+    bar = tqdm.tqdm(ahead(read, items), f'{self.name} {split}', len(items), unit='image', leave=False)
+    for item, future in bar:
+      try:
+        example, notes = future.result()
+      except images.BadImage as e:
+        if self._on_bad == 'error':
+          raise
+        logging.warning('%s: skipped %s', self.name, e)
+        skipped.append(item.key)
+        continue
+      for note in notes:
+        seen[note].append(item.key)
+      yield item.key, example
+    lines = [f'{note}: {len(keys)} of {len(items)} images, first {keys[0]}' for note, keys in seen.items()]
+    if len(skipped) == len(items):
+      raise ValueError(f'{self.name}: all {len(items)} images of split {split!r} are damaged')
+    if skipped:
+      lines.append(f'damaged and left out: {len(skipped)} of {len(items)} images, first {skipped[0]}')
+    self.info.metadata['notes'][split], self.info.metadata['skipped'][split] = lines, skipped
+
+
+def _refuse(root: Path, found: Survey) -> None:
+  """Raises ValueError when the folder has problems, no image, or two images of one id."""
+  repeated = [key for key, n in collections.Counter(i.key for i in found.items).items() if n > 1]
+  problems = found.problems + [f'{key}: two images have this id' for key in repeated]
+  if problems:
+    lines = '\n'.join(survey.shorten(problems))
+    raise ValueError(f'{root}: {len(problems)} problem(s) with the files.\n{lines}')
+  if not found.items:
+    raise ValueError(f'{root}: no image found.\n' + '\n'.join(survey.shorten(found.notes)))
+
+
+def record(item: Item, *, names: dict[str, str], threshold: int,
+           rules: images.Rules) -> tuple[dict, list[str]]:
+  """Returns (record of `folder.features`, what is worth a warning) of one item.
+
+  Raises:
+    BadImage: the image or its mask cannot be used, or their sizes differ; names the file or both files.
+  """
+  image = images.encode(item.image, rules)
+  notes = [image.note] if image.note else []
+  pixels = None
+  if item.mask is not None:
+    pixels = images.read_mask(item.mask, threshold, rules)
+    _check_size(item, image.size, pixels.shape[::-1], rules)
+    if pixels.any() != bool(item.label):
+      notes.append(EMPTY_MASK if item.label else STRAY_MASK)
+  marked = item.label and pixels is not None
+  return folder.example(
+      key=item.key, image=image.data,
+      mask=images.encode_mask(pixels) if marked else images.empty_mask(image.size),
+      has_mask=not item.label or pixels is not None, label=item.label, category=item.category,
+      object_name=names[item.category], defect_type=item.defect_type), notes
+
+
+def _check_size(item: Item, image: tuple[int, int], mask: tuple[int, int], rules: images.Rules) -> None:
+  if image == mask:
+    return
+  hint = ''
+  if image == mask[::-1]:
+    other = 'apply' if rules.exif == 'ignore' else 'ignore'
+    hint = f'. If the photo carries an EXIF orientation, the mask may have been drawn for exif={other!r}'
+  raise images.BadImage(f'{item.image} is {image[0]}x{image[1]} pixels, '
+                        f'but its mask {item.mask} is {mask[0]}x{mask[1]}{hint}')
+
+
+def ahead(function: Callable, items: Iterable[Item]) -> Iterator[tuple[Item, futures.Future]]:
+  """Yields (item, future of function(item)) in order, a few items ahead: Pillow works outside the GIL."""
+  threads = os.cpu_count() or 1
+  waiting = collections.deque()
+  with futures.ThreadPoolExecutor(threads) as pool:
+    try:
+      for item in items:
+        waiting.append((item, pool.submit(function, item)))
+        if len(waiting) > 2 * threads:
+          yield waiting.popleft()
+      while waiting:
+        yield waiting.popleft()
+    finally:
+      pool.shutdown(cancel_futures=True)

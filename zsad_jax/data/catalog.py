@@ -1,0 +1,112 @@
+"""The published data sets: classes, object names, counts, licences and mask rules, declared once each.
+
+Counts are of the released archives; `normal` and `anomalous` are those of the test split, as in AnomalyCLIP
+(arXiv 2310.18961), Table 6.
+"""
+
+from typing import NamedTuple
+
+
+class Category(NamedTuple):
+  """One class of a data set: its name in prompts, image counts, and whether it is a texture."""
+  object_name: str
+  train: int
+  normal: int
+  anomalous: int
+  texture: bool = False
+
+
+class Entry(NamedTuple):
+  """One published data set.
+
+  Attributes:
+    title: the name papers use.
+    homepage: where to get it.
+    archive, sha256: the archive's file name and digest ('' where none is published).
+    unpack: the command that unpacks it inside the data set's folder.
+    tree: what the folder then holds.
+    licence: of the images.
+    mask_threshold: a mask pixel is anomalous when its 8-bit grey value exceeds this.
+    categories: {folder name: Category}, in alphabetical order.
+  """
+  title: str
+  homepage: str
+  archive: str
+  sha256: str
+  unpack: str
+  tree: str
+  licence: str
+  mask_threshold: int
+  categories: dict[str, Category]
+
+
+CATALOG = {
+    'mvtec_ad': Entry(
+        title='MVTec AD',
+        homepage='https://www.mvtec.com/company/research/datasets/mvtec-ad',
+        archive='mvtec_anomaly_detection.tar.xz',
+        sha256='cf4313b13603bec67abb49ca959488f7eedce2a9f7795ec54446c649ac98cd3d',
+        unpack='tar -xJf mvtec_anomaly_detection.tar.xz',
+        tree='mvtec_ad/<category>/{train/good,test/good,test/<defect>}/*.png\n'
+             'mvtec_ad/<category>/ground_truth/<defect>/*_mask.png',
+        licence='CC BY-NC-SA 4.0',
+        mask_threshold=0,
+        categories={
+            'bottle': Category('bottle', 209, 20, 63),
+            'cable': Category('cable', 224, 58, 92),
+            'capsule': Category('capsule', 219, 23, 109),
+            'carpet': Category('carpet', 280, 28, 89, texture=True),
+            'grid': Category('grid', 264, 21, 57, texture=True),
+            'hazelnut': Category('hazelnut', 391, 40, 70),
+            'leather': Category('leather', 245, 32, 92, texture=True),
+            'metal_nut': Category('metal nut', 220, 22, 93),
+            'pill': Category('pill', 267, 26, 141),
+            'screw': Category('screw', 320, 41, 119),
+            'tile': Category('tile', 230, 33, 84, texture=True),
+            'toothbrush': Category('toothbrush', 60, 12, 30),
+            'transistor': Category('transistor', 213, 60, 40),
+            'wood': Category('wood', 247, 19, 60, texture=True),
+            'zipper': Category('zipper', 240, 32, 119),
+        }),
+    'visa': Entry(
+        title='VisA',
+        homepage='https://github.com/amazon-science/spot-diff',
+        archive='VisA_20220922.tar',
+        sha256='2eb8690c803ab37de0324772964100169ec8ba1fa3f7e94291c9ca673f40f362',
+        unpack='tar -xf VisA_20220922.tar',
+        tree='visa/split_csv/1cls.csv\n'
+             'visa/<object>/Data/Images/{Normal,Anomaly}/*.JPG\n'
+             'visa/<object>/Data/Masks/Anomaly/*.png',
+        licence='CC BY 4.0',
+        mask_threshold=0,          # masks hold class indices 1, 2, ..., not 255
+        categories={
+            'candle': Category('candle', 900, 100, 100),
+            'capsules': Category('capsules', 542, 60, 100),
+            'cashew': Category('cashew', 450, 50, 100),
+            'chewinggum': Category('chewing gum', 453, 50, 100),
+            'fryum': Category('fryum', 450, 50, 100),
+            'macaroni1': Category('macaroni', 900, 100, 100),
+            'macaroni2': Category('macaroni', 900, 100, 100),
+            'pcb1': Category('printed circuit board', 904, 100, 100),
+            'pcb2': Category('printed circuit board', 901, 100, 100),
+            'pcb3': Category('printed circuit board', 905, 101, 100),
+            'pcb4': Category('printed circuit board', 904, 101, 100),
+            'pipe_fryum': Category('pipe fryum', 450, 50, 100),
+        }),
+}
+
+
+def object_name(category: str) -> str:
+  """Returns the readable name of a category no data set has named: underscores become spaces."""
+  return category.replace('_', ' ')
+
+
+def instructions(name: str) -> str:
+  """Returns how to get the data set `name` and where to unpack it."""
+  entry = CATALOG[name]
+  tree = '\n'.join(f'  {line}' for line in entry.tree.splitlines())
+  digest = f' (sha256 {entry.sha256})' if entry.sha256 else ''
+  return (f'{entry.title} must be downloaded by hand; its licence is {entry.licence}.\n'
+          f'1. Get {entry.archive}{digest}\n   from {entry.homepage}.\n'
+          f"2. Make a folder '{name}' in the manual folder and unpack the archive inside it: {entry.unpack}\n"
+          f'The manual folder then holds\n{tree}')

@@ -1,0 +1,1 @@
+"""Any folder laid out like MVTec AD."""

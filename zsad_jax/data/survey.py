@@ -1,0 +1,155 @@
+"""What a raw data set's folder holds, before anything is prepared: items, problems and oddities, as data."""
+
+import hashlib
+import os
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from zsad_jax.data import catalog, images
+
+GOOD = 'good'
+SHOWN = 10                       # how many of the same kind a message lists
+
+
+class Item(NamedTuple):
+  """One image file and what is known about it; `mask` is None for normal images and for label-only ones."""
+  category: str
+  split: str
+  defect_type: str
+  stem: str
+  image: Path
+  mask: Path | None
+  label: int
+
+  @property
+  def key(self) -> str:
+    """The example id, unique within a data set: '<category>/<split>/<defect_type>/<stem>'."""
+    return f'{self.category}/{self.split}/{self.defect_type}/{self.stem}'
+
+
+class Survey(NamedTuple):
+  """The items of a folder in their order, what makes it unusable, and what is odd but bearable."""
+  items: list[Item]
+  problems: list[str]
+  notes: list[str]
+
+
+def join(surveys: Iterable[Survey]) -> Survey:
+  """Returns one survey of several."""
+  joined = Survey([], [], [])
+  for one in surveys:
+    for whole, part in zip(joined, one):
+      whole.extend(part)
+  return joined
+
+
+def shorten(lines: Sequence[str]) -> list[str]:
+  """Returns the first ten lines and, when there are more, how many."""
+  more = len(lines) - SHOWN
+  return [*lines[:SHOWN], *([f'... and {more} more'] if more > 0 else [])]
+
+
+def folders(path: Path) -> dict[str, Path]:
+  """Returns {name: path} of the visible sub-folders, sorted; {} when `path` is no folder."""
+  return {p.name: p for p in _visible(path) if p.is_dir()}
+
+
+def files(path: Path) -> tuple[dict[str, Path], list[str], list[str]]:
+  """Returns ({stem: image file} sorted by stem, problems, notes) of the files directly in a folder.
+
+  Stems are compared in Unicode normal form C, so that files copied from a Mac pair with the others. Hidden
+  files are passed over; two images of one stem are a problem, files that are no images a note.
+  """
+  found, problems, notes = {}, [], []
+  for p in _visible(path):
+    if p.is_dir():
+      notes.append(f'{p}: unexpected folder, ignored')
+    elif p.suffix.lower() not in images.SUFFIXES:
+      notes.append(f'{p}: not an image file, ignored')
+    else:
+      stem = unicodedata.normalize('NFC', p.stem)
+      if any('\udc80' <= c <= '\udcff' for c in p.name):          # how Python spells undecodable bytes
+        problems.append(f'{os.fsencode(p)!r}: the file name is not valid UTF-8; rename it')
+      elif stem in found:
+        problems.append(f'{p}: same name as {found[stem].name} but for the extension; keep one of the two')
+      else:
+        found[stem] = p
+  return dict(sorted(found.items())), problems, notes
+
+
+def _visible(path: Path) -> list[Path]:
+  return sorted(p for p in path.iterdir() if not p.name.startswith('.')) if path.is_dir() else []
+
+
+def listing(folder: Path) -> str:
+  """Returns the sha256 of every file's relative path, size and modification time below `folder`.
+
+  Cheap (nothing is read) and changed by anything that is added, removed, renamed or written.
+  """
+  digest = hashlib.sha256()
+  for where, inner, names in os.walk(folder, followlinks=True):
+    inner.sort()
+    for name in sorted(names):
+      path = os.path.join(where, name)
+      if os.path.exists(path):
+        stat = os.stat(path)
+        line = f'{os.path.relpath(path, folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n'
+        digest.update(line.encode('utf-8', 'surrogateescape'))
+  return digest.hexdigest()
+
+
+def compare(name: str, items: Sequence[Item]) -> list[str]:
+  """Returns a line for each count that differs from the published one, with both numbers."""
+  lines = []
+  for category, expected in catalog.CATALOG[name].categories.items():
+    found = counts(i for i in items if i.category == category)
+    for kind, number in zip(('train', 'test normal', 'test anomalous'), expected[1:4]):
+      if found.get(kind, 0) != number:
+        lines.append(f'{category}: {found.get(kind, 0)} {kind} images, published {number}')
+  return lines
+
+
+def counts(items: Iterable[Item]) -> dict[str, int]:
+  """Returns the number of images of each kind: 'train', 'test normal', 'test anomalous'."""
+  found = {}
+  for item in items:
+    kind = item.split if item.split == 'train' else f'{item.split} {("normal", "anomalous")[item.label]}'
+    found[kind] = found.get(kind, 0) + 1
+  return found
+
+
+def find(name: str, manual_dir) -> Path:
+  """Returns the folder that holds the data set `name`: manual_dir/<name>, or manual_dir itself.
+
+  Raises:
+    FileNotFoundError: neither holds a category folder; the message says what was found instead (another
+      letter case, one level too high or too low) and how to get the data.
+  """
+  manual = Path(manual_dir).expanduser().absolute()
+  known = set(catalog.CATALOG[name].categories)
+  for folder in (manual / name, manual):
+    if known & set(folders(folder)):
+      return folder
+  raise FileNotFoundError(
+      f'{name}: no category folder such as {min(known)!r} in {manual / name} or in {manual}. '
+      f'{_hint(name, manual, known)}\n{catalog.instructions(name)}')
+
+
+def _hint(name: str, manual: Path, known: set[str]) -> str:
+  """What a wrong root most likely is."""
+  if not manual.is_dir():
+    return f'{manual} does not exist.'
+  if manual.name in known or known & set(folders(manual.parent)):
+    return f'That is one level too low: the data set is {manual.parent}.'
+  for folder in (manual / name, manual):
+    inside = folders(folder)
+    for child, path in inside.items():
+      if known & set(folders(path)):
+        case = f' (another letter case than {name!r})' if child.lower() == name else ''
+        return f'The data set seems to be {path}{case}: pass that folder.'
+    other = [n for n in inside if n.lower() in known]
+    if other:
+      return f'{folder} holds {other[0]!r}, expected {other[0].lower()!r}: the names are case-sensitive.'
+  return f'Found there: {", ".join(shorten([p.name for p in _visible(manual)])) or "nothing"}.'

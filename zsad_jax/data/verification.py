@@ -1,0 +1,76 @@
+"""Checking a raw data set's folder against what was published, before anything is prepared."""
+
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import auto as tqdm
+
+from zsad_jax.data import builder, catalog, images, loading, survey
+
+
+class Verdict(NamedTuple):
+  """What `verify` found.
+
+  Attributes:
+    folder: where the data set lies, None where it was not found.
+    problems: one sentence each, empty when the data set is complete and sound.
+    counts: {category: {'train' | 'test normal' | 'test anomalous': images}}.
+  """
+  folder: Path | None
+  problems: list[str]
+  counts: dict[str, dict[str, int]]
+
+  def __str__(self) -> str:
+    lines = [f'{self.folder}: ' + (f'{len(self.problems)} problem(s)' if self.problems else 'complete')]
+    lines += survey.shorten(self.problems)
+    lines += [f'{category}: ' + ', '.join(f'{n} {kind}' for kind, n in kinds.items())
+              for category, kinds in self.counts.items()]
+    return '\n'.join(lines)
+
+
+def verify(name: str, manual_dir=None, *, decode: bool = True) -> Verdict:
+  """Returns what is wrong with a raw data set: missing, extra or damaged files, counts, masks against labels.
+
+  Args:
+    name: a published data set that is unpacked by hand, or 'folder:<path>' for a folder in MVTec layout.
+    manual_dir: the folder with the unpacked data set or sets; not for 'folder:'.
+    decode: also decode every image and mask; without it only names and counts are compared, in a second.
+
+  Raises:
+    ValueError: `name` is unknown, or its images are not read from files.
+  """
+  builder_class, path = loading.resolve(name)
+  if not issubclass(builder_class, builder.SourceBuilder):
+    raise ValueError(f'{name}: drawn by the program itself, so there is no folder to verify')
+  if path is None and manual_dir is None:
+    raise ValueError(f'{name}: manual_dir must name the folder that the archive was unpacked into')
+  try:
+    root = path or survey.find(name, manual_dir)
+    found = builder_class.survey(root)
+  except (FileNotFoundError, ValueError) as e:
+    return Verdict(None, [str(e)], {})
+  problems = found.problems + found.notes
+  if name in catalog.CATALOG:
+    problems += survey.compare(name, found.items)
+  if decode:
+    problems += _unsound(found.items, builder_class.MASK_THRESHOLD)
+  names = dict.fromkeys(item.category for item in found.items)
+  return Verdict(root, problems, {c: survey.counts(i for i in found.items if i.category == c) for c in names})
+
+
+def _unsound(items, threshold: int) -> list[str]:
+  """A line for each image or mask that a builder would refuse or warn about."""
+  names = {item.category: '' for item in items}
+  read = functools.partial(builder.record, names=names, threshold=threshold, rules=images.DEFAULT_RULES)
+  whole = [i for i in items if all(path is None or path.is_file() for path in (i.image, i.mask))]
+  lines = []
+  for item, future in tqdm.tqdm(builder.ahead(read, whole), 'verify', len(whole), unit='image', leave=False):
+    try:
+      _, notes = future.result()
+    except images.BadImage as e:
+      lines.append(str(e))
+    else:
+      lines.extend(f'{item.image}: {note}' for note in notes
+                   if note in (builder.EMPTY_MASK, builder.STRAY_MASK))
+  return lines

@@ -1,28 +1,29 @@
-r"""AnomalyCLIP: object-agnostic prompt learning (ICLR 2024, arXiv 2310.18961), as its released code trains it.
+r"""AnomalyCLIP: object-agnostic prompt learning (ICLR 2024, arXiv 2310.18961), as released.
 
   python launch.py --config=configs/anomalyclip.py --workdir=runs/visa-to-mvtec
   python launch.py --config=configs/anomalyclip.py --workdir=runs/mvtec-to-visa \
     --config.data.aux=mvtec_ad --config.data.target=visa
 
-Published (table 1): (AUROC, AUPRO) of pixels and (AUROC, AP) of images, trained on VisA for MVTec AD, on MVTec AD
-for everything else:
+Published (table 1): (AUROC, AUPRO) of pixels and (AUROC, AP) of images, trained on VisA for MVTec AD, and on
+MVTec AD for everything else:
   MVTec AD   pixel 91.1, 81.4   image 91.5, 96.2
   VisA       pixel 95.5, 87.0   image 82.1, 85.4
 The released weights' own logs differ by up to 0.3; independent trainings vary by about 1.
 
 Rows of the paper's ablations, as changes to this config:
-  table 4 Base        t1_dpam=False t2_object_agnostic=False t2_off=no_context t3_text_tuning=False (untrained)
-  table 4 +T1         t2_object_agnostic=False t2_off=no_context t3_text_tuning=False (untrained)
-  table 4 +T2         t3_text_tuning=False loss.lambda_local=1
-  table 4 +T3, 7 w/o T4  loss.lambda_local=1
-  table 7 w/o T1, 10 Q-K  t1_dpam=False, with local_layers=(6,12,18,24) loss.lambda_local=1 as first released
-  table 7 w/o T2      t2_object_agnostic=False; t2_off=object_aware, or no_context with prompt.deep_mode=concat
-  table 7 w/o T3      t3_text_tuning=False
-  table 5             loss.ce=False, or loss.focal=False loss.dice=False; table 11 one of the latter
-  table 9 shared      prompt.shared_ctx=True
-  table 10            dpam.mode=ens1, ens2
-  tables 13, 14       prompt.state_word=anomalous, flawed, defective, blemished
-  paper's wording     local_layers=(6,12,18,24) loss.lambda_local=1, cls_ln_post=True, prompt.deep_mode=concat
+  4 Base (untrained)  t1_dpam=False t2_object_agnostic=False t2_off=no_context t3_text_tuning=False
+  4 +T1 (untrained)   t2_object_agnostic=False t2_off=no_context t3_text_tuning=False
+  4 +T2               t3_text_tuning=False loss.lambda_local=1
+  4 +T3, 7 w/o T4     loss.lambda_local=1
+  7 w/o T1, 10 Q-K    t1_dpam=False; as first released also local_layers=(6,12,18,24) loss.lambda_local=1
+  7 w/o T2            t2_object_agnostic=False; or that and t2_off=no_context prompt.deep_mode=concat
+  7 w/o T3            t3_text_tuning=False
+  5 local only        loss.ce=False
+  5 global only       loss.focal=False loss.dice=False; 11: one of the two
+  9 shared            prompt.shared_ctx=True
+  10 ensembles        dpam.mode=ens1, dpam.mode=ens2
+  13, 14              prompt.state_word=anomalous, flawed, defective, blemished
+  the paper's words   local_layers=(6,12,18,24) loss.lambda_local=1, cls_ln_post=True, prompt.deep_mode=concat
 """
 
 import ml_collections as mlc
@@ -47,8 +48,8 @@ def method():
   c.t2_object_agnostic = True  # T2; False puts each category's name into the prompts
   c.t2_off = 'object_aware'  # with T2 off: object_aware keeps the learned context, no_context does without
   c.t3_text_tuning = True  # T3; False learns no deep tokens
-  c.t4_emulate_aliasing = False  # count local_layers as the first release did: all the same last map
-  c.local_layers = (24,)  # T4: blocks whose maps are summed; the paper says (6, 12, 18, 24) with lambda_local 1
+  c.t4_emulate_aliasing = False  # count local_layers as the first release did: the last map each time
+  c.local_layers = (24,)  # T4: blocks whose maps are summed; paper: (6, 12, 18, 24) with lambda_local 1
 
   c.dpam = mlc.ConfigDict()
   c.dpam.mode = 'vv'  # vv, qq, kk, qk, ens1 = qq+kk+vv, ens2 = qk+qq+kk+vv
@@ -60,7 +61,7 @@ def method():
   c.prompt.n_ctx = 12  # E, learned vectors before the object's name
   c.prompt.depth = 9  # M; deep tokens enter blocks 2..M (concat: 1..M)
   c.prompt.deep_len = 4  # L, deep tokens a block; at most E when they overwrite
-  c.prompt.deep_mode = 'overwrite'  # of positions 1..L; concat inserts and drops them (the paper's appendix D)
+  c.prompt.deep_mode = 'overwrite'  # of positions 1..L; concat inserts and drops them (appendix D)
   c.prompt.deep_fp16_round = True  # deep tokens pass through half precision, their gradients too
   c.prompt.init_std = 0.02  # of all learned vectors
   c.prompt.shared_ctx = False  # one context for both prompts
@@ -85,7 +86,6 @@ def method():
   c.map.sigma = 4.0  # of the Gaussian that smooths maps, in pixels; 0 = none
 
   c.optim = mlc.ConfigDict()
-  c.optim.name = 'adam'
   c.optim.lr = 1e-3
   c.optim.b1 = 0.5
   c.optim.b2 = 0.999

@@ -187,7 +187,7 @@ def check(clip, cfg):
   context = p.n_ctx if _has_context(cfg) else 0
   if _deep_count(cfg) and p.deep_mode == 'overwrite':
     _within('prompt.deep_len (L)', p.deep_len, 1, context,
-            f'they may overwrite only the {context} context vectors (E); prompt.deep_mode=concat adds instead')
+            f'they may overwrite only the {context} context vectors (E); prompt.deep_mode=concat adds')
   if p.object_re and not cfg.t2_object_agnostic:
     raise ValueError('prompt.object_re renames the object of agnostic prompts; set t2_object_agnostic=True')
 

@@ -1,0 +1,140 @@
+"""Where a program runs: processes, devices, placement of arrays, compilation cache, preemption."""
+
+import collections
+import contextlib
+import os
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+
+class Placement(NamedTuple):
+  """Two shardings over the one data axis.
+
+  Attributes:
+    split: rows of a batch, one share a device.
+    copy: the whole array on every device.
+  """
+  split: NamedSharding
+  copy: NamedSharding
+
+  @property
+  def devices(self) -> int:
+    """Number of devices, over all processes."""
+    return self.split.mesh.size
+
+  def rows(self, batch: int) -> int:
+    """Returns the number of rows, from `batch` on, that the devices can share evenly."""
+    return -(-batch // self.devices) * self.devices
+
+
+def initialize(distributed: bool = False, **options):
+  """Joins the processes of one program into one JAX runtime; does nothing for a lone process.
+
+  Must precede every other JAX call.
+
+  Args:
+    distributed: whether there are other processes.
+    **options: coordinator_address, num_processes and process_id of jax.distributed.initialize; clusters that
+      JAX knows (SLURM, Kubernetes, TPU) need none.
+  """
+  if distributed:
+    jax.distributed.initialize(**options)
+
+
+def place(devices=None) -> Placement:
+  """Returns the placement over `devices`, by default all devices of all processes."""
+  devices = devices or jax.devices()
+  mesh = jax.make_mesh((len(devices),), ('data',), axis_types=(AxisType.Auto,), devices=devices)
+  return Placement(split=NamedSharding(mesh, P('data')), copy=NamedSharding(mesh, P()))
+
+
+def globalize(batch, sharding):
+  """Returns `batch`, a tree of this process's rows, as one tree of arrays over all processes."""
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def write_atomic(path: Path, *chunks):
+  """Writes bytes-like chunks to `path`, through a temporary file: a kill leaves the old content or the new.
+
+  Raises:
+    OSError: disk full, read-only, no permission; the old content is intact.
+  """
+  temp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  try:
+    with open(temp, 'wb') as file:
+      for chunk in chunks:
+        file.write(chunk)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temp, path)
+  except OSError as error:
+    raise OSError(error.errno, f'{error.strerror}; what was there is intact', str(path)) from error
+  finally:
+    with contextlib.suppress(OSError):
+      temp.unlink()
+
+
+def barrier(name: str):
+  """Waits until every process has come here; raises where two processes wait under different names."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+def any_process(flag: bool) -> bool:
+  """Returns whether `flag` is True on any process; all must ask together."""
+  return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def compilation_cache(path):
+  """Keeps compiled programs in folder `path`, so that a second run starts without compiling."""
+  jax.config.update('jax_compilation_cache_dir', str(Path(path).expanduser().resolve()))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def device_summary() -> str:
+  """Returns one line on the hardware, such as '2 x NVIDIA H100 (gpu), 1 process, 16 CPU cores'."""
+  device, processes = jax.devices()[0], jax.process_count()
+  return (f'{jax.device_count()} x {device.device_kind} ({device.platform}), '
+          f'{processes} process{"es" * (processes > 1)}, {os.cpu_count()} CPU cores')
+
+
+def peak_rss_bytes() -> int:
+  """Returns the largest resident set this process has had, in bytes."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+
+
+@contextlib.contextmanager
+def preemption() -> Iterator[threading.Event]:
+  """Yields an event that SIGTERM sets instead of ending the process; the main thread's business only."""
+  stop = threading.Event()
+  before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+  try:
+    yield stop
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def prefetch(function: Callable, items: Iterable, depth: int = 2) -> Iterator:
+  """Yields function(item) for each of `items` in order, computed up to `depth` ahead by one thread."""
+  pool, ahead = ThreadPoolExecutor(1), collections.deque()
+  try:
+    for item in items:
+      ahead.append(pool.submit(function, item))
+      if len(ahead) > depth:
+        yield ahead.popleft().result()
+    while ahead:
+      yield ahead.popleft().result()
+  finally:
+    pool.shutdown(cancel_futures=True)

@@ -1,4 +1,7 @@
-"""The residual block that both CLIP towers stack; parameters carry CLIP's names."""
+"""The residual block that both CLIP towers stack; parameters carry CLIP's names.
+
+A tower computes in the dtype of its weights; layer norms and softmaxes are float32 in any case.
+"""
 
 import flax.linen as nn
 import jax
@@ -11,7 +14,7 @@ def quick_gelu(x):
 
 
 def gelu(x):
-  """Returns the exact (erf) GELU, as in open_clip's LAION-400M towers."""
+  """Returns the exact (erf) GELU of open_clip's LAION-400M weights."""
   return jax.nn.gelu(x, approximate=False)
 
 
@@ -19,16 +22,17 @@ ACTIVATIONS = {'quick_gelu': quick_gelu, 'gelu': gelu}
 
 
 class LayerNorm(nn.Module):
-  """CLIP's layer norm: eps 1e-5, statistics in float32 whatever the input's dtype."""
+  """CLIP's layer norm over the last axis: eps 1e-5, two-pass variance, float32 inside."""
 
   @nn.compact
   def __call__(self, x):
     scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
     bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],))
+    row = (1,) * (x.ndim - 1) + (-1,)
     y = x.astype(jnp.float32)
     y = y - y.mean(-1, keepdims=True)
     y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-5)
-    return (y * scale + bias).astype(x.dtype)
+    return (y * scale.reshape(row) + bias.reshape(row)).astype(x.dtype)
 
 
 class Attention(nn.Module):
@@ -39,10 +43,10 @@ class Attention(nn.Module):
 
   def setup(self):
     std = self.width ** -0.5
-    d = self.width // self.heads
-    self.qkv = nn.DenseGeneral((3, self.heads, d), kernel_init=nn.initializers.normal(std))
-    self.out = nn.DenseGeneral(self.width, axis=(-2, -1),
-                               kernel_init=nn.initializers.normal(std * (2 * self.layers) ** -0.5))
+    head = (self.heads, self.width // self.heads)
+    self.qkv = nn.DenseGeneral((3, *head), kernel_init=nn.initializers.normal(std))
+    self.out = nn.DenseGeneral(
+        self.width, axis=(-2, -1), kernel_init=nn.initializers.normal(std * (2 * self.layers) ** -0.5))
 
 
 class Mlp(nn.Module):
@@ -52,8 +56,9 @@ class Mlp(nn.Module):
   activation: str
 
   def setup(self):
-    self.c_fc = nn.Dense(4 * self.width, kernel_init=nn.initializers.normal((2 * self.width) ** -0.5))
-    self.c_proj = nn.Dense(self.width, kernel_init=nn.initializers.normal((2 * self.layers * self.width) ** -0.5))
+    std = (2 * self.width) ** -0.5
+    self.c_fc = nn.Dense(4 * self.width, kernel_init=nn.initializers.normal(std))
+    self.c_proj = nn.Dense(self.width, kernel_init=nn.initializers.normal(std * self.layers ** -0.5))
 
   def __call__(self, x):
     return self.c_proj(ACTIVATIONS[self.activation](self.c_fc(x)))
@@ -62,7 +67,7 @@ class Mlp(nn.Module):
 class Block(nn.Module):
   """The parts of one pre-LN residual block; each tower's scan body puts them together.
 
-  Initialised as OpenAI's CLIP initialises its text tower, biases zero.
+  Weights start as OpenAI's CLIP.initialize_parameters starts the text tower's, biases at zero.
   """
   width: int
   heads: int
@@ -87,4 +92,5 @@ class Block(nn.Module):
 
 def stack(layer, layers, in_axes):
   """Returns `layer` (a Block whose call is a scan body) scanned over a leading layer axis of its weights."""
-  return nn.scan(layer, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=in_axes, length=layers)
+  return nn.scan(layer, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=in_axes,
+                 length=layers)

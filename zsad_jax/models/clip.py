@@ -1,15 +1,15 @@
 """CLIP as data and pure functions: architectures, parameter trees, the two towers."""
 
 import dataclasses
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from zsad_jax import spec as spec_lib
-from zsad_jax.models import text
-from zsad_jax.models import vit
+from zsad_jax.models import text, vit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +84,18 @@ class Clip:
     return self.image_size // self.arch.vision.patch
 
   def image(self, params, images, spec: spec_lib.Spec) -> spec_lib.Features:
-    """Returns what `spec` reads of normalised images [B, R, R, 3], as unnormalised Features."""
-    return _towers(self.arch)[0].apply({'params': params['visual']}, images, spec)
+    """Returns what `spec` reads of images, as Features that are not normalised.
+
+    Args:
+      params: the whole parameter tree; the tower computes in its dtype.
+      images: [B, R, R, 3] float32 with R = spec.image_size, less arch.mean, divided by arch.std.
+      spec: what to read. Side streams see CLIP's stream and leave it as it is (DPAM; AnomalyCLIP, arXiv
+        2310.18961, sec. 3.3, as its official code has it); one that no tap reads costs nothing.
+
+    Raises:
+      ValueError: a spec that this tower cannot give, or images of another size.
+    """
+    return _vision(self.arch, spec).apply({'params': params['visual']}, images)
 
   def text(self, params, embeddings, eot, *, deep=None, deep_mode='overwrite'):
     """Returns text features [B, E], unnormalised.
@@ -104,7 +114,7 @@ class Clip:
       ValueError: a text beyond the context, an unknown mode, more deep blocks than the tower has, or deep
         tokens that do not fit.
     """
-    return _towers(self.arch)[1].apply({'params': params['text']}, embeddings, eot, deep, deep_mode)
+    return _text(self.arch).apply({'params': params['text']}, embeddings, eot, deep, deep_mode)
 
   def embed(self, params, ids):
     """Returns token embeddings [B, L, W] of ids [B, L], positions not added."""
@@ -113,7 +123,7 @@ class Clip:
   def tokenize(self, texts: Sequence[str]) -> np.ndarray:
     """Returns ids [B, context] int32, padded with 0; raises ValueError where no tokenizer was loaded."""
     if self.tokenizer is None:
-      raise ValueError(f'this CLIP ({self.arch.name}) has no tokenizer; pass tokenizer= to build or load it with one')
+      raise ValueError(f'this CLIP ({self.arch.name}) was built without a tokenizer; pass tokenizer= to build')
     return self.tokenizer.encode(list(texts), self.arch.text.context)
 
   def eot(self, ids):
@@ -131,7 +141,8 @@ def build(arch: Arch | str, params, *, image_size=None, tokenizer=None, fingerpr
   arch = find(arch)
   size = arch.vision.image_size if image_size is None else image_size
   if size <= 0 or size % arch.vision.patch:
-    raise ValueError(f'image_size {size} is not a positive multiple of the patch size {arch.vision.patch} of {arch.name}')
+    raise ValueError(f'image_size {size} is not a positive multiple of {arch.vision.patch}, the patch size of '
+                     f'{arch.name}')
   _check(params, template(arch), arch.name)
   return Clip(arch, size, params, tokenizer, fingerprint)
 
@@ -148,14 +159,12 @@ def find(arch: Arch | str) -> Arch:
 def init_params(arch: Arch | str, rng):
   """Returns fresh float32 parameters, initialised as OpenAI's CLIP initialises its transformers."""
   arch = find(arch)
-  visual, textual = _towers(arch)
   keys = jax.random.split(rng)
-  size = arch.vision.image_size
-  images = jnp.zeros((1, size, size, 3))
-  tokens = jnp.zeros((1, 1), jnp.int32)
+  size, tokens = arch.vision.patch, jnp.zeros((1, 1), jnp.int32)
+  every = spec_lib.Spec(size, cls='ln_post_proj')  # reads through every parameter, on an image of one patch
   return {
-      'visual': visual.init(keys[0], images, spec_lib.Spec(size))['params'],
-      'text': textual.init(keys[1], tokens, method='everything')['params'],
+      'visual': _vision(arch, every).init(keys[0], jnp.zeros((1, size, size, 3)))['params'],
+      'text': _text(arch).init(keys[1], tokens, method='everything')['params'],
       'logit_scale': jnp.log(jnp.float32(1 / 0.07)),
   }
 
@@ -165,46 +174,55 @@ def template(arch: Arch | str):
   return jax.eval_shape(lambda rng: init_params(arch, rng), jax.random.key(0))
 
 
-def from_state_dict(arch: Arch | str, arrays: Mapping[str, np.ndarray], *, image_size=None, tokenizer=None) -> Clip:
-  """Returns a Clip from arrays named as OpenAI, open_clip or Hugging Face name them; see weights.port."""
-  from zsad_jax.models import weights
+def from_state_dict(arch: Arch | str, arrays: Mapping[str, np.ndarray], *, image_size=None,
+                    tokenizer=None) -> Clip:
+  """Returns a Clip from arrays named as OpenAI, open_clip or Hugging Face name them.
+
+  Its fingerprint is a sha256 of the values. Raises ValueError as weights.port and build do.
+  """
+  from zsad_jax.models import weights  # weights reads ARCHS
   arch = find(arch)
-  return build(arch, weights.port(arrays, template(arch), arch), image_size=image_size, tokenizer=tokenizer)
+  params = weights.port(arrays, template(arch), arch)
+  return build(arch, params, image_size=image_size, tokenizer=tokenizer, fingerprint=weights.digest(params))
 
 
 def load(name_or_path, *, image_size=None, arch=None, cache_dir=None, offline=None) -> Clip:
-  """Returns a Clip with weights and tokenizer, from a published name or a local path.
+  """Returns a Clip with its weights and tokenizer, from a published name or a local path.
 
   Args:
-    name_or_path: a name that weights.resolve knows, a .safetensors file or a folder that holds one.
+    name_or_path, arch, cache_dir, offline: as in weights.resolve.
     image_size: pixels a side; None takes the pretrained size.
-    arch: architecture of a file that does not say; a name or an Arch.
-    cache_dir, offline: where downloads are kept, and whether to do without them.
+
+  Raises:
+    FileNotFoundError, ValueError: as weights.resolve, weights.port and build do.
   """
-  from zsad_jax.models import tokenizer
-  from zsad_jax.models import weights
+  from zsad_jax.models import tokenizer, weights  # weights reads ARCHS
   found = weights.resolve(name_or_path, arch=arch, cache_dir=cache_dir, offline=offline)
   params = weights.port(weights.read_safetensors(found.path), template(found.arch), found.arch)
   return build(found.arch, params, image_size=image_size, tokenizer=tokenizer.load(found.tokenizer_path),
                fingerprint=found.sha256)
 
 
-def _towers(arch):
+def _vision(arch, spec):
   if arch.vision.kind != 'vit':
-    raise ValueError(f'vision kind {arch.vision.kind!r} of {arch.name} is not one of: vit')
-  v, t = arch.vision, arch.text
-  visual = vit.VisionTower(v.image_size, v.patch, v.width, v.layers, v.heads, arch.embed_dim, arch.activation)
-  textual = text.TextTower(t.context, t.vocab, t.width, t.layers, t.heads, arch.embed_dim, arch.activation)
-  return visual, textual
+    raise ValueError(f'vision.kind {arch.vision.kind!r} of {arch.name} is not one of: vit')
+  v = arch.vision
+  return vit.VisionTower(v.image_size, v.patch, v.width, v.layers, v.heads, arch.embed_dim, arch.activation, spec)
+
+
+def _text(arch):
+  t = arch.text
+  return text.TextTower(t.context, t.vocab, t.width, t.layers, t.heads, arch.embed_dim, arch.activation)
 
 
 def _check(params, want, name):
   """Raises ValueError that lists every leaf of `params` that differs from `want` in name or shape."""
-  flat = lambda tree: {jax.tree_util.keystr(k, simple=True, separator='/'): tuple(x.shape)
-                       for k, x in jax.tree_util.tree_leaves_with_path(tree)}
-  have, want = flat(params), flat(want)
+  shapes = lambda tree: {jax.tree_util.keystr(k, simple=True, separator='/'): tuple(x.shape)
+                         for k, x in jax.tree_util.tree_leaves_with_path(tree)}
+  have, want = shapes(params), shapes(want)
   wrong = [f'missing {k} {want[k]}' for k in sorted(want.keys() - have.keys())]
   wrong += [f'unexpected {k} {have[k]}' for k in sorted(have.keys() - want.keys())]
-  wrong += [f'{k} is {have[k]}, not {want[k]}' for k in sorted(have.keys() & want.keys()) if have[k] != want[k]]
+  wrong += [f'{k} is {have[k]}, not {want[k]}'
+            for k in sorted(have.keys() & want.keys()) if have[k] != want[k]]
   if wrong:
     raise ValueError(f'parameters do not fit {name}: ' + '; '.join(wrong))

@@ -3,8 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from zsad_jax.models import attention
-from zsad_jax.models import block
+from zsad_jax.models import attention, block
 
 DEEP_MODES = ('overwrite', 'concat')
 
@@ -88,7 +87,7 @@ class TextTower(nn.Module):
       raise ValueError(f'deep holds prompt tokens for {deep.shape[0]} blocks; deep_mode {deep_mode!r} of a '
                        f'{self.layers}-block tower takes 1 to {most}')
     if deep_mode == 'overwrite' and deep.shape[-2] >= length:
-      raise ValueError(f'{deep.shape[-2]} deep tokens do not fit after position 0 of a text of {length} tokens')
+      raise ValueError(f'{deep.shape[-2]} deep tokens do not fit behind position 0 of a {length}-token text')
 
 
 def _causal(length):
@@ -96,7 +95,7 @@ def _causal(length):
 
 
 def _by_layer(deep, *, first, layers):
-  """Returns deep tokens [layers, 1 or B, K, W] placed from block `first` on, and which blocks have any [layers]."""
+  """Returns deep tokens [layers, 1 or B, K, W] from block `first` on, and which blocks have any [layers]."""
   if deep.ndim == 3:
     deep = deep[:, None]
   before, after = first - 1, layers - deep.shape[0] - (first - 1)

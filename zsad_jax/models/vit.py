@@ -3,10 +3,15 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from zsad_jax.models import attention
-from zsad_jax.models import block
 from zsad_jax import spec as spec_lib
+from zsad_jax.models import attention, block
+
+POSITIONS = ('bilinear', 'bicubic_antialias', 'bicubic')
+CLS = ('proj', 'ln_post_proj', '')
+READ = ('ln_post_proj', 'proj', 'ln_post', 'none')
+POINTS = ('block', 'attention')
 
 
 def resample_positions(table, grid, method='bilinear'):
@@ -15,11 +20,14 @@ def resample_positions(table, grid, method='bilinear'):
   Args:
     table: [1 + g^2, D], the pretrained table.
     grid: patches a side wanted.
-    method: 'bilinear' half-pixel without antialias (official AnomalyCLIP), 'bicubic_antialias' (open_clip).
+    method: half-pixel centres in all three: 'bilinear' (official AnomalyCLIP), 'bicubic_antialias' with Keys'
+      a = -0.5 (open_clip), 'bicubic' with a = -0.75 and no antialias (Hugging Face, torch).
 
   Raises:
     ValueError: an unknown method.
   """
+  if method not in POSITIONS:
+    raise ValueError(f'positions {method!r} is not one of {POSITIONS}')
   side = round((table.shape[0] - 1) ** 0.5)
   if grid == side:
     return table
@@ -30,21 +38,108 @@ def resample_positions(table, grid, method='bilinear'):
   elif method == 'bicubic_antialias':
     patches = jax.image.resize(patches, shape, 'cubic', antialias=True)
   else:
-    raise ValueError(f'positions {method!r} is not one of bilinear, bicubic_antialias')
-  return jnp.concatenate([table[:1], patches.reshape(grid * grid, -1)])
+    weights = _torch_bicubic(side, grid)
+    patches = jnp.einsum('gi,hj,ijd->ghd', weights, weights, patches, precision='highest')
+  return jnp.concatenate([table[:1], patches.reshape(grid * grid, -1)]).astype(table.dtype)
+
+
+def _torch_bicubic(size, new):
+  """Returns the [new, size] weights of torch's bicubic interpolation along one axis, borders repeated."""
+  at = (np.arange(new) + 0.5) * size / new - 0.5
+  taps = np.floor(at).astype(int)[:, None] + np.arange(-1, 3)[None]
+  t = np.abs(at[:, None] - taps)
+  a = -0.75
+  near = ((a + 2) * t - (a + 3)) * t * t + 1
+  far = ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
+  weights = np.zeros((new, size), np.float32)
+  np.add.at(weights, (np.arange(new)[:, None], taps.clip(0, size - 1)), np.where(t <= 1, near, far))
+  return weights
+
+
+def validate(spec, *, patch, layers):
+  """Raises ValueError where a tower of this patch size and depth cannot give what `spec` asks for."""
+  if spec.image_size < patch or spec.image_size % patch:
+    raise ValueError(f'spec.image_size {spec.image_size} is not a positive multiple of the patch size {patch}')
+  for key, value, known in (('cls', spec.cls, CLS), ('read', spec.read, READ),
+                            ('positions', spec.positions, POSITIONS)):
+    if value not in known:
+      raise ValueError(f'spec.{key} {value!r} is not one of {known}')
+  names = [side.name for side in spec.sides]
+  for i, side in enumerate(spec.sides):
+    at = f'spec.sides[{i}]'
+    if side.name == 'clip' or names.count(side.name) > 1:
+      raise ValueError(f'{at}.name {side.name!r} is taken: side streams are unique, and clip is CLIP\'s own')
+    if side.mode not in attention.MODES:
+      raise ValueError(f'{at}.mode {side.mode!r} is not one of {attention.MODES}')
+    if not 1 <= side.first_block <= layers:
+      raise ValueError(f'{at}.first_block {side.first_block} is not in 1..{layers}, the blocks of this tower')
+    if side.reset_every < 0:
+      raise ValueError(f'{at}.reset_every {side.reset_every} is negative; 0 means never')
+  if len(set(spec.taps)) < len(spec.taps):
+    raise ValueError(f'spec.taps names a tap twice: {[tap.name for tap in spec.taps]}')
+  for i, tap in enumerate(spec.taps):
+    at = f'spec.taps[{i}]'
+    if tap.stream not in ('clip', *names):
+      raise ValueError(f'{at}.stream {tap.stream!r} is not one of {("clip", *names)}')
+    if not 1 <= tap.block <= layers:
+      raise ValueError(f'{at}.block {tap.block} is not in 1..{layers}, the blocks of this tower')
+    if tap.point not in POINTS:
+      raise ValueError(f'{at}.point {tap.point!r} is not one of {POINTS}')
+
+
+def source(spec, tap):
+  """Returns the (stream, point) that a tap is read from: CLIP's own stream before a side's first block."""
+  first = {side.name: side.first_block for side in spec.sides}
+  return ('clip' if tap.block < first.get(tap.stream, 0) else tap.stream, tap.point)
 
 
 class Layer(block.Block):
-  """Scan body of the image tower: x [B, N + 1, D]."""
+  """Scan body of the image tower.
 
-  def __call__(self, x):
+  Attributes:
+    sides: the side streams that ride along.
+    kept: the (stream, point) pairs that have a buffer, with a slot for every block they are read at and a last
+      one that takes all other blocks.
+  """
+  sides: tuple[spec_lib.Side, ...] = ()
+  kept: tuple[tuple[str, str], ...] = ()
+
+  def __call__(self, carry, index, slots):
+    """carry: x [B, N, D], {side: [B, N, D]}, {kept: [slots, B, N, D]}; index: this block's number, from 1."""
+    x, sides, buffers = carry
     q, k, v = self.qkv(x)
-    x = x + self.attn.out(attention.attend(q, k, v))
-    return self.feed_forward(x), None
+    own = self.attn.out(attention.attend(q, k, v))
+    seen = {('clip', 'attention'): x + own, ('clip', 'block'): self.feed_forward(x + own)}
+    if self.sides:
+      first = min(side.first_block for side in self.sides)
+      sides, middles = nn.cond(index >= first, Layer._step_sides, lambda _, sides, *rest: (sides, sides),
+                               self, sides, x, own, (q, k, v), index)
+      seen |= {(name, 'block'): y for name, y in sides.items()}
+      seen |= {(name, 'attention'): y for name, y in middles.items()}
+    buffers = {key: jax.lax.dynamic_update_index_in_dim(buffers[key], seen[key], slots[key], 0)
+               for key in self.kept}
+    return (seen['clip', 'block'], sides, buffers), None
+
+  def _step_sides(self, sides, x, own, qkv, index):
+    """Returns every side stream after block `index`, and what it was before a feed-forward network."""
+    deltas = {'qk': own}
+    for mode in sorted({side.mode for side in self.sides} - {'qk'}):
+      deltas[mode] = self.attn.out(attention.attend(*qkv, mode))
+    after, middles = {}, {}
+    for side in self.sides:
+      since = index - side.first_block
+      restart = since % side.reset_every == 0 if side.reset_every else since == 0
+      y = jnp.where(restart, x if side.residual_base else jnp.zeros_like(x), sides[side.name])
+      if side.ffn:
+        y = jnp.where(since > 0, x, y)
+      y = jnp.where(since >= 0, y + deltas[side.mode], sides[side.name])
+      middles[side.name] = y
+      after[side.name] = jnp.where(since > 0, self.feed_forward(y), y) if side.ffn else y
+    return after, middles
 
 
 class PatchEmbed(nn.Module):
-  """Non-overlapping patches times a [P, P, 3, D] kernel, no bias: CLIP's strided convolution."""
+  """Non-overlapping patches times a [P, P, 3, D] kernel, no bias: CLIP's strided convolution as one product."""
   patch: int
   width: int
 
@@ -58,7 +153,7 @@ class PatchEmbed(nn.Module):
 
 
 class VisionTower(nn.Module):
-  """The image half of CLIP (arXiv 2103.00020, sec. 2.4)."""
+  """The image half of CLIP (arXiv 2103.00020, sec. 2.4), reading what `spec` says."""
   image_size: int
   patch: int
   width: int
@@ -66,29 +161,59 @@ class VisionTower(nn.Module):
   heads: int
   embed_dim: int
   activation: str
+  spec: spec_lib.Spec
 
   def setup(self):
-    std = self.width ** -0.5
+    normal = nn.initializers.normal(self.width ** -0.5)
     tokens = 1 + (self.image_size // self.patch) ** 2
-    self.class_embedding = self.param('class_embedding', nn.initializers.normal(std), (self.width,))
-    self.positional_embedding = self.param('positional_embedding', nn.initializers.normal(std),
-                                           (tokens, self.width))
+    self.class_embedding = self.param('class_embedding', normal, (self.width,))
+    self.positional_embedding = self.param('positional_embedding', normal, (tokens, self.width))
     self.patch_embed = PatchEmbed(self.patch, self.width)
     self.ln_pre = block.LayerNorm()
-    self.blocks = block.stack(Layer, self.layers, in_axes=())(
-        self.width, self.heads, self.layers, self.activation)
+    self.blocks = block.stack(Layer, self.layers, in_axes=(0, 0))(
+        self.width, self.heads, self.layers, self.activation, self._sides(), tuple(self._kept()))
     self.ln_post = block.LayerNorm()
-    self.proj = nn.Dense(self.embed_dim, use_bias=False, kernel_init=nn.initializers.normal(std))
+    self.proj = nn.Dense(self.embed_dim, use_bias=False, kernel_init=normal)
 
-  def tokens(self, images, positions='bilinear'):
+  def _kept(self):
+    """Returns {(stream, point): the blocks it is read at, in order}."""
+    kept = {}
+    for tap in sorted(self.spec.taps, key=lambda tap: tap.block):
+      kept.setdefault(source(self.spec, tap), []).append(tap.block)
+    return kept
+
+  def _sides(self):
+    read = {stream for stream, _ in self._kept()}
+    return tuple(side for side in self.spec.sides if side.name in read)
+
+  def embed(self, images):
     """Returns x^0 [B, N + 1, D], the normalised embeddings that enter block 1."""
     patches = self.patch_embed(images)
     cls = jnp.broadcast_to(self.class_embedding, (images.shape[0], 1, self.width))
     grid = images.shape[1] // self.patch
-    table = resample_positions(self.positional_embedding, grid, positions)
+    table = resample_positions(self.positional_embedding, grid, self.spec.positions)
     return self.ln_pre(jnp.concatenate([cls, patches], 1) + table[None])
 
-  def __call__(self, images, spec):
-    """Returns Features of images [B, R, R, 3]; see Clip.image."""
-    x, _ = self.blocks(self.tokens(images, spec.positions))
-    return spec_lib.Features(cls=self.proj(self.ln_post(x[:, 0])), taps={})
+  def read(self, x, rule):
+    """Returns tokens [..., D] after one of READ: the tower's last norm, its projection, both or neither."""
+    x = self.ln_post(x) if rule.startswith('ln_post') else x
+    return self.proj(x) if rule.endswith('proj') else x
+
+  def __call__(self, images):
+    """Returns Features of normalised images [B, R, R, 3]; see Clip.image."""
+    validate(self.spec, patch=self.patch, layers=self.layers)
+    size = self.spec.image_size
+    if images.shape[1:] != (size, size, 3):
+      raise ValueError(f'images {images.shape} are not [B, {size}, {size}, 3], the size in their Spec')
+    x, kept = self.embed(images), self._kept()
+    index = np.arange(1, self.layers + 1)
+    slots = {key: jnp.array([blocks.index(b) if b in blocks else len(blocks) for b in index])
+             for key, blocks in kept.items()}
+    buffers = {key: jnp.zeros((len(blocks) + 1, *x.shape), x.dtype) for key, blocks in kept.items()}
+    sides = {side.name: jnp.zeros_like(x) for side in self._sides()}
+    (x, _, buffers), _ = self.blocks((x, sides, buffers), jnp.array(index), slots)
+    taps = {}
+    for tap in self.spec.taps:
+      key = source(self.spec, tap)
+      taps[tap.name] = self.read(buffers[key][kept[key].index(tap.block), :, 1:], self.spec.read)
+    return spec_lib.Features(self.read(x[:, 0], self.spec.cls) if self.spec.cls else None, taps)

@@ -99,8 +99,7 @@ class SourceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 def _refuse(root: Path, found: Survey) -> None:
   """Raises ValueError when the folder has problems, no image, or two images of one id."""
-  repeated = [key for key, n in collections.Counter(i.key for i in found.items).items() if n > 1]
-  problems = found.problems + [f'{key}: two images have this id' for key in repeated]
+  problems = found.problems + survey.repeated(found.items)
   if problems:
     lines = '\n'.join(survey.shorten(problems))
     raise ValueError(f'{root}: {len(problems)} problem(s) with the files.\n{lines}')

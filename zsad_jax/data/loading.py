@@ -1,7 +1,6 @@
 """From a name to a data set: resolve, prepare once, open."""
 
 import difflib
-import errno
 import hashlib
 import importlib
 import importlib.util
@@ -97,8 +96,8 @@ def _prepared(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
   """The builder with its records on disk, made by this process or by another that was faster."""
   try:
     builder.download_and_prepare()
-  except OSError as e:
-    if e.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not builder.is_prepared():
+  except OSError:
+    if not builder.is_prepared():
       raise
     builder.info.read_from_directory(builder.data_dir)
   return builder

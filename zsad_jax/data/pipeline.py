@@ -3,7 +3,6 @@
 import operator
 from collections.abc import Callable, Sequence
 
-import grain
 import numpy as np
 from PIL import Image
 
@@ -74,6 +73,8 @@ def batches(dataset: Dataset, *, transform: Callable[[Image.Image], np.ndarray],
   total = per_epoch * epochs
   if start > total:
     raise ValueError(f'start is {start}, but {epochs} epoch(s) give only {total} batches')
+  import grain  # takes 2.5 s, and a run whose features are stored reads no image
+
   picks = grain.MapDataset.source(order)
   if seed is not None and len(order):
     picks = picks.seed(seed).shuffle()

@@ -1,5 +1,6 @@
 """What a raw data set's folder holds, before anything is prepared: items, problems and oddities, as data."""
 
+import collections
 import hashlib
 import os
 import unicodedata
@@ -98,6 +99,12 @@ def listing(folder: Path) -> str:
         line = f'{os.path.relpath(path, folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n'
         digest.update(line.encode('utf-8', 'surrogateescape'))
   return digest.hexdigest()
+
+
+def repeated(items: Sequence[Item]) -> list[str]:
+  """Returns a line for each id that two images share."""
+  times = collections.Counter(item.key for item in items)
+  return [f'{key}: {n} images have this id' for key, n in times.items() if n > 1]
 
 
 def compare(name: str, items: Sequence[Item]) -> list[str]:

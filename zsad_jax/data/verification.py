@@ -13,16 +13,23 @@ class Verdict(NamedTuple):
   """What `verify` found.
 
   Attributes:
-    folder: where the data set lies, None where it was not found.
+    name: the data set's name.
+    folder: where it lies, None where it was not found or is drawn by the program.
     problems: one sentence each, empty when the data set is complete and sound.
     counts: {category: {'train' | 'test normal' | 'test anomalous': images}}.
   """
+  name: str
   folder: Path | None
   problems: list[str]
   counts: dict[str, dict[str, int]]
 
+  @property
+  def ok(self) -> bool:
+    return not self.problems
+
   def __str__(self) -> str:
-    lines = [f'{self.folder}: ' + (f'{len(self.problems)} problem(s)' if self.problems else 'complete')]
+    found = f'{len(self.problems)} problem(s)' if self.problems else 'complete'
+    lines = [f'{self.name}: {found}' + (f', in {self.folder}' if self.folder else '')]
     lines += survey.shorten(self.problems)
     lines += [f'{category}: ' + ', '.join(f'{n} {kind}' for kind, n in kinds.items())
               for category, kinds in self.counts.items()]
@@ -32,31 +39,34 @@ class Verdict(NamedTuple):
 def verify(name: str, manual_dir=None, *, decode: bool = True) -> Verdict:
   """Returns what is wrong with a raw data set: missing, extra or damaged files, counts, masks against labels.
 
+  A data set that the program draws itself has nothing to verify and no problems.
+
   Args:
-    name: a published data set that is unpacked by hand, or 'folder:<path>' for a folder in MVTec layout.
+    name: any name that `load` takes.
     manual_dir: the folder with the unpacked data set or sets; not for 'folder:'.
     decode: also decode every image and mask; without it only names and counts are compared, in a second.
 
   Raises:
-    ValueError: `name` is unknown, or its images are not read from files.
+    ValueError: `name` is unknown, or manual_dir is not given where it is needed.
   """
   builder_class, path = loading.resolve(name)
   if not issubclass(builder_class, builder.SourceBuilder):
-    raise ValueError(f'{name}: drawn by the program itself, so there is no folder to verify')
+    return Verdict(name, None, [], {})
   if path is None and manual_dir is None:
     raise ValueError(f'{name}: manual_dir must name the folder that the archive was unpacked into')
   try:
     root = path or survey.find(name, manual_dir)
     found = builder_class.survey(root)
   except (FileNotFoundError, ValueError) as e:
-    return Verdict(None, [str(e)], {})
-  problems = found.problems + found.notes
+    return Verdict(name, None, [str(e)], {})
+  problems = found.problems + survey.repeated(found.items) + found.notes
   if name in catalog.CATALOG:
     problems += survey.compare(name, found.items)
   if decode:
     problems += _unsound(found.items, builder_class.MASK_THRESHOLD)
   names = dict.fromkeys(item.category for item in found.items)
-  return Verdict(root, problems, {c: survey.counts(i for i in found.items if i.category == c) for c in names})
+  counts = {c: survey.counts(i for i in found.items if i.category == c) for c in names}
+  return Verdict(name, root, problems, counts)
 
 
 def _unsound(items, threshold: int) -> list[str]:

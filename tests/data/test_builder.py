@@ -1,0 +1,175 @@
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+from small_sets import picture, write
+
+from zsad_jax.data import builder, images
+from zsad_jax.data.images import BadImage, Rules
+from zsad_jax.data.mvtec_layout import mvtec_layout_dataset_builder as mvtec_layout
+from zsad_jax.data.survey import Item
+
+
+def item(tmp_path, image, mask=None, label=1):
+  image = write(tmp_path / 'image.png', image)
+  mask = mask and write(tmp_path / 'mask.png', mask)
+  return Item('part', 'test', 'cut' if label else 'good', '000', image, mask, label)
+
+
+def record(one, rules=images.DEFAULT_RULES):
+  return builder.record(one, names={'part': 'my part'}, threshold=0, rules=rules)
+
+
+def stored_mask(example):
+  return images.decode_mask(example['mask'], 'm')
+
+
+def test_record_of_an_anomalous_image(tmp_path):
+  one = item(tmp_path, picture((1, 2, 9, 8)), picture((1, 2, 9, 8), mode='L'))
+  example, notes = record(one)
+  assert notes == []
+  assert {k: v for k, v in example.items() if k not in ('image', 'mask')} == {
+    'id': 'part/test/cut/000', 'has_mask': True, 'label': 1, 'category': 'part', 'object_name': 'my part',
+    'defect_type': 'cut'}
+  assert example['image'] == one.image.read_bytes()
+  np.testing.assert_array_equal(stored_mask(example) > 127, np.asarray(picture((1, 2, 9, 8), mode='L')) > 0)
+
+
+def test_normal_images_get_a_true_zero_mask_and_label_only_ones_a_false_one(tmp_path):
+  for label in (0, 1):
+    example, _ = record(item(tmp_path, picture(), label=label))
+    assert example['has_mask'] is (label == 0)
+    assert stored_mask(example).shape == (18, 30) and not stored_mask(example).any()
+
+
+@pytest.mark.parametrize('size', [(29, 18), (18, 30), (60, 36)])
+def test_a_mask_of_another_size_names_both_files_and_sizes(tmp_path, size):
+  one = item(tmp_path, picture(), picture((0, 0, 5, 5), size=size, mode='L'))
+  with pytest.raises(BadImage) as e:
+    record(one)
+  for part in (str(one.image), str(one.mask), '30x18', f'{size[0]}x{size[1]}'):
+    assert part in str(e.value)
+  assert ("exif='apply'" in str(e.value)) == (size == (18, 30))
+
+
+def test_masks_follow_the_orientation_rule(tmp_path):
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  one = item(tmp_path, picture(), picture((1, 2, 9, 8), mode='L').rotate(-90, expand=True))
+  picture((1, 2, 9, 8)).save(one.image, exif=exif)                # marked where the upright mask says
+  with pytest.raises(BadImage, match="exif='apply'"):
+    record(one)
+  example, notes = record(one, Rules(exif='apply'))
+  upright = np.asarray(images.decode_rgb(example['image'], 'i'))[..., 0]
+  np.testing.assert_array_equal(upright, stored_mask(example))
+  assert 'turned upright' in notes[0]
+
+
+def test_masks_that_contradict_the_label_are_noted(tmp_path):
+  _, notes = record(item(tmp_path, picture(), Image.new('L', (30, 18))))
+  assert notes == [builder.EMPTY_MASK]
+  example, notes = record(item(tmp_path, picture(), picture((0, 0, 5, 5), mode='L'), label=0))
+  assert notes == [builder.STRAY_MASK] and not stored_mask(example).any()
+
+
+def prepare(root, data_dir, **options):
+  made = mvtec_layout.Builder(folder=root, data_dir=data_dir, **options)
+  made.download_and_prepare()
+  return made
+
+
+def test_build_and_read_back_without_tensorflow(layout, tmp_path):
+  made = prepare(layout, tmp_path / 'data')
+  assert {k: s.num_examples for k, s in made.info.splits.items()} == {'train': 4, 'test': 9}
+  records = list(made.as_data_source('test'))
+  assert [r['id'].decode() for r in records] == [
+    'grid/test/glue/000', 'grid/test/glue/001', 'grid/test/good/000', 'grid/test/good/001',
+    'metal_nut/test/bent/000', 'metal_nut/test/good/000', 'metal_nut/test/good/001',
+    'metal_nut/test/scratch/000', 'metal_nut/test/scratch/001']
+  for r in records:
+    assert r['image'].shape == (18, 30, 3) and r['mask'].shape == (18, 30, 1)
+    assert set(np.unique(r['mask'])) <= {0, 255}
+  assert made.info.features['category'].names == ['grid', 'metal_nut']
+  assert records[4]['object_name'] == b'metal nut'
+  assert 'tensorflow' not in sys.modules
+
+
+def test_a_prepared_copy_opens_without_its_builder(layout, tmp_path):
+  made = prepare(layout, tmp_path / 'data')
+  again = tfds.builder_from_directory(made.data_dir)
+  assert len(again.as_data_source('test')) == 9
+  assert again.info.metadata['object_names'] == {'grid': 'grid', 'metal_nut': 'metal nut'}
+  assert again.info.metadata['mask_threshold'] == 0
+
+
+def test_notes_are_kept_with_their_counts(layout, tmp_path):
+  for i in (0, 1):
+    Image.new('L', (30, 18)).save(layout / 'grid' / 'ground_truth' / 'glue' / f'{i:03}_mask.png')
+  write(layout / 'grid' / 'test' / 'good' / '000.png', picture(mode='RGBA'))
+  (layout / 'stray').mkdir()
+  made = prepare(layout, tmp_path / 'data')
+  kept = json.loads((tmp_path / 'data' / 'mvtec_layout' / '1.0.0' / 'metadata.json').read_text())['notes']
+  assert made.info.metadata['notes'] == kept
+  assert kept['test'] == [
+    f'{builder.EMPTY_MASK}: 2 of 9 images, first grid/test/glue/000',
+    'alpha laid over (255, 255, 255): 1 of 9 images, first grid/test/good/000']
+  assert kept['train'] == [] and 'stray' in kept['folder'][0]
+
+
+@pytest.mark.parametrize('content', [b'', b'no image', None])
+def test_a_damaged_image_stops_the_preparation_and_leaves_nothing(layout, tmp_path, content):
+  bad = layout / 'metal_nut' / 'test' / 'bent' / '000.png'
+  bad.write_bytes(bad.read_bytes()[:60] if content is None else content)
+  with pytest.raises(ValueError, match=str(bad)):
+    prepare(layout, tmp_path / 'data')
+  assert list((tmp_path / 'data' / 'mvtec_layout').iterdir()) == []
+
+
+def test_a_damaged_image_can_be_skipped_and_is_listed(layout, tmp_path):
+  bad = layout / 'metal_nut' / 'test' / 'bent' / '000.png'
+  bad.write_bytes(b'')
+  made = prepare(layout, tmp_path / 'data', on_bad='skip')
+  assert made.info.splits['test'].num_examples == 8
+  assert made.info.metadata['skipped'] == {'test': ['metal_nut/test/bent/000'], 'train': []}
+  assert made.info.metadata['notes']['test'] == [
+    'damaged and left out: 1 of 9 images, first metal_nut/test/bent/000']
+
+
+def test_skipping_everything_is_an_error(layout, tmp_path):
+  for path in (layout / 'grid' / 'train' / 'good').iterdir():
+    path.write_bytes(b'')
+  shutil.rmtree(layout / 'metal_nut')
+  with pytest.raises(ValueError, match="all 2 images of split 'train' are damaged"):
+    prepare(layout, tmp_path / 'data', on_bad='skip')
+
+
+def test_problems_of_the_folder_stop_the_preparation(layout, tmp_path):
+  for i in (0, 1):
+    (layout / 'grid' / 'ground_truth' / 'glue' / f'{i:03}_mask.png').unlink()
+  with pytest.raises(ValueError, match=r'2 problem\(s\)') as e:
+    prepare(layout, tmp_path / 'data')
+  assert '000_mask.png' in str(e.value) and '001_mask.png' in str(e.value)
+
+
+def test_a_folder_without_images(tmp_path):
+  (tmp_path / 'raw' / 'part' / 'test').mkdir(parents=True)
+  with pytest.raises(ValueError, match='no image found'):
+    prepare(tmp_path / 'raw', tmp_path / 'data')
+
+
+def test_options_out_of_range(layout, tmp_path):
+  with pytest.raises(ValueError, match='on_bad'):
+    mvtec_layout.Builder(folder=layout, data_dir=tmp_path, on_bad='ignore')
+  with pytest.raises(ValueError, match='exif'):
+    mvtec_layout.Builder(folder=layout, data_dir=tmp_path, rules=Rules(exif='maybe'))
+
+
+def test_ahead_keeps_the_order_and_passes_errors_on():
+  results = [(i, f.result()) for i, f in builder.ahead(lambda i: i * i, range(50))]
+  assert results == [(i, i * i) for i in range(50)]
+  with pytest.raises(ZeroDivisionError):
+    [f.result() for _, f in builder.ahead(lambda i: 1 // (i - 3), range(9))]

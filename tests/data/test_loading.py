@@ -1,0 +1,112 @@
+import pytest
+from small_sets import picture, write_category
+
+from zsad_jax import data
+from zsad_jax.data import loading
+from zsad_jax.data.images import Rules
+from zsad_jax.data.mvtec_layout import mvtec_layout_dataset_builder as mvtec_layout
+
+
+def copies(root):
+  return sorted(p.name for p in root.iterdir() if p.is_dir())
+
+
+def test_names_are_the_builders_there_are():
+  names = data.names()
+  assert {'mvtec_ad', 'visa', 'folder:<path>'} <= set(names)
+  assert 'mvtec_layout' not in names
+
+
+def test_a_mistyped_name_gets_the_nearest():
+  with pytest.raises(ValueError, match=r"no data set 'mvtecad'; nearest: mvtec_ad.*folder:<path>"):
+    loading.resolve('mvtecad')
+  with pytest.raises(ValueError, match='visa'):
+    loading.resolve('zzzzzz')
+
+
+@pytest.mark.parametrize('name', ['', '../visa', 'visa.visa_dataset_builder', 'images', 'mvtec_layout'])
+def test_only_data_sets_are_data_sets(name):
+  with pytest.raises(ValueError, match='no data set'):
+    loading.resolve(name)
+
+
+def test_prepared_once_and_opened_again(layout, tmp_path):
+  root = tmp_path / 'data'
+  first = data.load(f'folder:{layout}', root=root)
+  stamp = next(root.glob('*/*/*/*test.array_record*')).stat().st_mtime_ns
+  again = data.load(f'folder:{layout}', root=root)
+  assert next(root.glob('*/*/*/*test.array_record*')).stat().st_mtime_ns == stamp
+  assert again.fingerprint == first.fingerprint and again.name == 'raw' and len(copies(root)) == 1
+
+
+def test_a_changed_folder_is_prepared_anew(layout, tmp_path):
+  before = data.load(f'folder:{layout}', root=tmp_path / 'data')
+  (layout / 'grid' / 'test' / 'good' / '001.png').unlink()
+  after = data.load(f'folder:{layout}', root=tmp_path / 'data')
+  assert (len(before), len(after)) == (9, 8) and len(copies(tmp_path / 'data')) == 2
+
+
+def test_rules_have_their_own_copy(layout, tmp_path):
+  picture(mode='RGBA').save(layout / 'grid' / 'test' / 'good' / '000.png')
+  for rules in (Rules(), Rules(exif='apply'), Rules(background=None)):
+    data.load(f'folder:{layout}', root=tmp_path / 'data', rules=rules)
+  assert len(copies(tmp_path / 'data')) == 3
+
+
+def test_bad_images_stop_or_are_left_out(layout, tmp_path):
+  bad = layout / 'grid' / 'test' / 'good' / '000.png'
+  bad.write_bytes(b'')
+  with pytest.raises(ValueError, match='empty') as e:
+    data.load(f'folder:{layout}', root=tmp_path / 'data')
+  assert str(bad) in str(e.value)
+  dataset = data.load(f'folder:{layout}', root=tmp_path / 'data', on_bad='skip')
+  assert len(dataset) == 8 and dataset.skipped == ['grid/test/good/000']
+  assert any('left out: 1 of 9' in note for note in dataset.notes)
+
+
+def test_published_sets_are_used_whole(tmp_path):
+  with pytest.raises(ValueError, match='used whole'):
+    data.load('visa', root=tmp_path, on_bad='skip')
+
+
+def test_a_missing_folder(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r'gone.*Expected'):
+    data.load(f'folder:{tmp_path / "gone"}', root=tmp_path / 'data')
+
+
+def test_a_folder_without_training_images_has_a_test_split_only(tmp_path):
+  write_category(tmp_path / 'raw' / 'part', {'cut': 1}, train=0)
+  assert len(data.load(f'folder:{tmp_path / "raw"}', root=tmp_path / 'data')) == 3
+  with pytest.raises(ValueError, match="no images in split 'train'; it has test"):
+    data.load(f'folder:{tmp_path / "raw"}', root=tmp_path / 'data', split='train')
+
+
+def test_published_sets_open_without_their_source(visa, tmp_path):
+  root = tmp_path / 'data'
+  before = data.load('visa', root=root, manual_dir=visa.parent)
+  assert data.load('visa', root=root, manual_dir=visa).fingerprint == before.fingerprint
+  visa.rename(tmp_path / 'away')
+  assert data.load('visa', root=root, manual_dir=visa.parent).fingerprint == before.fingerprint
+
+
+def test_but_not_where_several_copies_could_be_meant(visa, tmp_path):
+  data.load('visa', root=tmp_path / 'data', manual_dir=visa.parent)
+  (visa / 'stray').mkdir()
+  (visa / 'stray' / 'file').write_text('')
+  data.load('visa', root=tmp_path / 'data', manual_dir=visa.parent)
+  visa.rename(tmp_path / 'away')
+  with pytest.raises(FileNotFoundError, match='no category folder'):
+    data.load('visa', root=tmp_path / 'data', manual_dir=visa.parent)
+
+
+def test_another_process_may_be_faster(layout, tmp_path, monkeypatch):
+  generate = mvtec_layout.Builder._generate_examples
+
+  def overtaken(self, split, items):
+    monkeypatch.setattr(mvtec_layout.Builder, '_generate_examples', generate)
+    data.load(f'folder:{layout}', root=tmp_path / 'data')
+    return generate(self, split, items)
+  monkeypatch.setattr(mvtec_layout.Builder, '_generate_examples', overtaken)
+  dataset = data.load(f'folder:{layout}', root=tmp_path / 'data')
+  assert len(dataset) == 9 and [r['id'] for r in dataset] == dataset.ids
+  assert not list((tmp_path / 'data').glob('*/mvtec_layout/incomplete*'))

@@ -1,0 +1,76 @@
+import shutil
+
+import pytest
+from PIL import Image
+from small_sets import picture, write, write_category
+
+from zsad_jax import data
+
+
+def test_a_sound_folder(layout):
+  verdict = data.verify(f'folder:{layout}')
+  assert verdict.ok and verdict.problems == [] and verdict.folder == layout
+  assert verdict.counts == {
+    'grid': {'test anomalous': 2, 'test normal': 2, 'train': 2},
+    'metal_nut': {'test anomalous': 3, 'test normal': 2, 'train': 2}}
+  assert 'complete' in str(verdict) and '3 test anomalous' in str(verdict)
+
+
+def test_a_published_set_is_held_against_its_counts(tmp_path):
+  write_category(tmp_path / 'mvtec_ad' / 'toothbrush', {'defective': 30}, train=60, good=12,
+                 size=(50, 8))
+  verdict = data.verify('mvtec_ad', tmp_path)
+  text = '\n'.join(verdict.problems)
+  assert not verdict.ok and 'toothbrush' not in text
+  assert f'{tmp_path / "mvtec_ad" / "bottle"}: category folder is missing' in text
+  assert 'bottle: 0 train images, published 209' in text
+  shutil.rmtree(tmp_path / 'mvtec_ad' / 'toothbrush' / 'train')
+  assert 'toothbrush: 0 train images, published 60' in data.verify('mvtec_ad', tmp_path).problems
+
+
+def test_everything_wrong_is_named_at_once(layout):
+  grid = layout / 'grid'
+  (grid / 'ground_truth' / 'glue' / '000_mask.png').unlink()
+  Image.new('L', (30, 18)).save(grid / 'ground_truth' / 'glue' / '001_mask.png')
+  (grid / 'train' / 'good' / '000.png').write_bytes(b'')
+  write(layout / 'metal_nut' / 'ground_truth' / 'good' / '000_mask.png', picture((0, 0, 4, 4), mode='L'))
+  write(layout / 'metal_nut' / 'ground_truth' / 'bent' / '000_mask.png', picture(size=(9, 9), mode='L'))
+  (layout / 'stray').mkdir()
+  problems = data.verify(f'folder:{layout}').problems
+  for words in (('000_mask.png', 'no mask'), ('glue/001.png', 'all-zero mask'), ('train/good/000.png', 'empty'),
+                ('good/000.png', 'not zero'), ('bent/000.png', '9x9'), ('stray', 'not a category')):
+    assert any(all(w in p for w in words) for p in problems), words
+  assert len(problems) == 6
+
+
+def test_names_alone_are_quick_and_see_no_damage(layout):
+  (layout / 'grid' / 'train' / 'good' / '000.png').write_bytes(b'')
+  assert data.verify(f'folder:{layout}', decode=False).ok
+  assert not data.verify(f'folder:{layout}').ok
+
+
+def test_listed_files_that_are_absent_are_reported_not_raised(visa):
+  (visa / 'pcb1' / 'Data' / 'Images' / 'Anomaly' / '000.JPG').unlink()
+  verdict = data.verify('visa', visa.parent)
+  assert any('Anomaly/000.JPG: listed in 1cls.csv but not there' in p for p in verdict.problems)
+
+
+def test_a_wrong_root_is_a_verdict(tmp_path):
+  verdict = data.verify('visa', tmp_path)
+  assert not verdict.ok and verdict.folder is None and verdict.counts == {}
+  assert 'no category folder' in str(verdict)
+  assert not data.verify(f'folder:{tmp_path}').ok
+
+
+def test_the_text_shows_ten_problems_and_counts_the_rest(tmp_path):
+  write_category(tmp_path / 'mvtec_ad' / 'toothbrush', {'defective': 1})
+  verdict = data.verify('mvtec_ad', tmp_path)
+  assert len(verdict.problems) == 14 + 45
+  assert '... and 49 more' in str(verdict)
+
+
+def test_arguments():
+  with pytest.raises(ValueError, match='manual_dir'):
+    data.verify('visa')
+  with pytest.raises(ValueError, match='nearest: visa'):
+    data.verify('viza')

@@ -74,11 +74,15 @@ def run(cfg, workdir, mode):
   clip = load_clip(cfg, method)
   print(f'zsad_jax {metadata_version()}: {cfg.method} on CLIP {cfg.clip} at {cfg.image_size} px; '
         f'{runtime.device_summary()}', flush=True)
-  learnable = None
-  if mode != 'evaluate' and trains(cfg, method):
-    learnable = fit(cfg, workdir, method, clip)
-  if mode != 'fit':
-    evaluate_target(cfg, workdir, method, clip, learnable)
+  # Both sets are opened before the first step, so that a wrong name costs seconds and not a training.
+  aux = open_data(cfg, 'aux') if trains(cfg, method) else None
+  target = open_data(cfg, 'target') if mode != 'fit' else None
+  if aux is not None:
+    cfg = with_aux_names(cfg, aux)
+  learnable = fit(cfg, workdir, method, clip, aux) if aux is not None and mode != 'evaluate' else None
+  if target is not None:
+    learnable = trained(cfg, workdir, method, clip) if learnable is None else learnable
+    evaluate_target(cfg, workdir, method, clip, learnable, aux, target)
   return None
 
 
@@ -124,8 +128,6 @@ def stored_features(cfg, clip, spec, dataset):
   store = features.Store.open(
     cfg.features.dir or f'{cfg.data.root}/features', key=key, count=len(dataset), max_gb=cfg.features.max_gb,
     fields=features.fields(shapes, clip.image_size, cfg.features.storage))
-  print(f'features of {dataset.name} ({len(dataset)} images): {store.predicted_bytes / 1e9:.3g} GB, '
-        f'{len(store.missing())} images to encode, in {store.path}', flush=True)
 
   def batches(indices):
     return data.batches(dataset, transform=transform, mask_size=clip.image_size,
@@ -140,10 +142,8 @@ def open_data(cfg, which):
                    categories=_names(cfg.data[f'{which}_categories']), manual_dir=cfg.data.manual_dir or None)
 
 
-def fit(cfg, workdir, method, clip):
-  """Trains on data.aux from its stored features; returns what was learned."""
-  dataset = open_data(cfg, 'aux')
-  cfg = with_aux_names(cfg, dataset)
+def fit(cfg, workdir, method, clip, dataset):
+  """Trains on the stored features of the auxiliary set; returns what was learned."""
   store = stored_features(cfg, clip, method.spec(clip, cfg), dataset)
   learnable = method.init(jax.random.key(cfg.seed), clip, cfg)
   print(f'fit: {cfg.train.epochs} epochs on {dataset.name} ({", ".join(dataset.categories)}), '
@@ -157,15 +157,9 @@ def fit(cfg, workdir, method, clip):
       seed=cfg.seed, workdir=workdir, writer=writer, identity=identity, stop=stop)
 
 
-def evaluate_target(cfg, workdir, method, clip, learnable):
-  """Evaluates on data.target; writes and prints results, tables and pictures."""
+def evaluate_target(cfg, workdir, method, clip, learnable, aux, dataset):
+  """Evaluates on the target set; writes and prints results, tables and pictures."""
   start = time.time()
-  dataset = open_data(cfg, 'target')
-  aux = open_data(cfg, 'aux') if trains(cfg, method) else None
-  if aux is not None:
-    cfg = with_aux_names(cfg, aux)
-  if learnable is None:
-    learnable = trained(cfg, workdir, method, clip)
   store = stored_features(cfg, clip, method.spec(clip, cfg), dataset)
   place = runtime.place()
   names = tuple(dataset.object_names[c] for c in dataset.categories)
@@ -229,9 +223,8 @@ def with_aux_names(cfg, dataset):
   """The config with the auxiliary set's object names, for methods that train prompts per category."""
   if 'prompt' not in cfg or 'categories' not in cfg.prompt or cfg.prompt.categories:
     return cfg
-  changed = cfg.copy_and_resolve_references()
-  with changed.unlocked():
-    changed.prompt.categories = tuple(dataset.object_names[c] for c in dataset.categories)
+  changed = mlc.ConfigDict(cfg)
+  changed.prompt.categories = tuple(dataset.object_names[c] for c in dataset.categories)
   return mlc.FrozenConfigDict(changed)
 
 
@@ -326,17 +319,29 @@ def _parse(argv):
   try:
     return app.parse_flags_with_usage(argv)
   except (AttributeError, KeyError, TypeError, ValueError) as error:
-    sys.exit(f'error: config: {" ".join(str(error).split())}')
+    text = str(error)
+    if near := re.search(r'Did you mean "(.+)" instead of "(.+)"', text):
+      text = f'unknown key {near[2]!r}; did you mean {near[1]!r}?'
+    sys.exit(f'error: config: {text}')
 
 
-class _Ours(py_logging.Filter):
+class _Plain(py_logging.Formatter):
+  """Messages as they are; warnings and errors say so."""
+
+  def format(self, record):
+    text = record.getMessage()
+    return text if record.levelno < py_logging.WARNING else f'{record.levelname.lower()}: {text}'
+
+
+def _show_progress():
   """Lets our own progress lines through, and of every library what is a warning or worse."""
-
-  def filter(self, record):
-    return record.levelno >= py_logging.WARNING or f'{Path(__file__).parent}/zsad_jax/' in record.pathname
+  ours = f'{Path(__file__).parent}/zsad_jax/'
+  handler = logging.get_absl_handler()
+  handler.addFilter(lambda record: record.levelno >= py_logging.WARNING or record.pathname.startswith(ours))
+  handler.setFormatter(_Plain())
+  logging.set_verbosity(logging.INFO)
 
 
 if __name__ == '__main__':
-  logging.set_verbosity(logging.INFO)
-  logging.get_absl_handler().addFilter(_Ours())
+  _show_progress()
   app.run(main, flags_parser=_parse)

@@ -40,11 +40,22 @@ def base():
   return c
 
 
+def embedded():
+  """The keys that differ with the tiny CLIP and the data sets that are drawn on this machine."""
+  c = mlc.ConfigDict()
+  c.clip, c.image_size = 'tiny', 112
+  c.data = mlc.ConfigDict(dict(aux='synthetic_aux', target='synthetic_target'))
+  c.features = mlc.ConfigDict(dict(batch=16))
+  c.eval = mlc.ConfigDict(dict(batch=16))
+  return c
+
+
 def choice(arg, *allowed):
   """The part of `--config=file.py:arg` that names a variant, or '' when there is none.
 
   Raises ValueError naming the variants when `arg` is not one of them.
   """
   if arg and arg not in allowed:
-    raise ValueError(f'unknown variant :{arg}; this config has {", ".join(":" + a for a in allowed)}')
+    has = ', '.join(f':{a}' for a in allowed) or 'none'
+    raise ValueError(f'unknown variant :{arg}; this config has {has}')
   return arg or ''

@@ -59,6 +59,22 @@ def resolve(name_or_path, *, arch: clip.Arch | str | None = None, cache_dir=None
   return _published(str(name_or_path), wanted, cache_dir, offline)
 
 
+def architecture(name_or_path, *, arch: clip.Arch | str | None = None) -> clip.Arch:
+  """Returns the architecture that `resolve` would give, from a name or a folder's config alone: no weights are read.
+
+  Raises:
+    ValueError, FileNotFoundError: as resolve does, for what can be known without the weights.
+  """
+  path = _tiny() if str(name_or_path) == 'tiny' else Path(name_or_path)
+  if path.is_dir() and (found := _config(path)):
+    return _agree(config.read_arch(found), None if arch is None else _arch(arch), found)
+  if not path.exists() and not path.suffix and len(path.parts) == 1:
+    return _agree(published.find(str(name_or_path))[2], None if arch is None else _arch(arch), name_or_path)
+  if arch is not None:
+    return _arch(arch)
+  return resolve(name_or_path).arch
+
+
 def default_cache() -> Path:
   """Returns $ZSAD_CACHE, else ~/.cache/zsad_jax; raises ValueError where there is no home directory."""
   if os.environ.get('ZSAD_CACHE'):
@@ -80,11 +96,11 @@ def fetch(repo: str, name: str, folder: Path, *, offline: bool | None = None, in
     ValueError: what arrived has another digest than the hub states; it is kept as `<name>.bad`.
   """
   import huggingface_hub
-  from huggingface_hub import errors
+  from huggingface_hub import constants, errors
   path = folder / name
   missing = f'{path} is not there, and {name} of {repo} on the Hugging Face hub cannot be downloaded'
   place = f'Put that file there by hand.{" " if instead else ""}{instead}'
-  if huggingface_hub.constants.HF_HUB_OFFLINE if offline is None else offline:
+  if constants.HF_HUB_OFFLINE if offline is None else offline:
     raise FileNotFoundError(f'{missing}: offline. {place}')
   try:
     # One request without retries: it answers at once where there is no network, and pins revision and digest.
@@ -124,14 +140,18 @@ def _folder(folder, wanted, cache_dir):
                             + (', '.join(sorted(p.name for p in folder.iterdir())[:10]) or 'nothing'))
   if len(names) > 1 and names[0] not in NAMES:
     raise ValueError(f'{folder} holds several weights ({", ".join(names)}); name one of the files')
-  # A hub folder may hold both pairs: open_clip's, and an image tower alone that config.json describes.
-  configs = [folder / n for n in ('open_clip_config.json', 'config.json') if (folder / n).is_file()]
+  found = _config(folder)
   tokenizer = folder if any((folder / n).is_file() for n in TOKENIZERS) else None
-  if not configs:
+  if found is None:
     return _file(folder / names[0], wanted, cache_dir)._replace(tokenizer_path=tokenizer)
-  arch = _agree(config.read_arch(configs[0]), wanted, configs[0])
-  path = folder / (names[0] if configs[0].name.startswith('open_clip') else names[-1])
+  arch = _agree(config.read_arch(found), wanted, found)
+  path = folder / (names[0] if found.name.startswith('open_clip') else names[-1])
   return Resolved(arch, path, tokenizer, files.verify(path, cache_dir), str(folder))
+
+
+def _config(folder):
+  """The architecture record of a folder. A hub folder may hold two: open_clip's, and that of an image tower alone."""
+  return next((folder / n for n in ('open_clip_config.json', 'config.json') if (folder / n).is_file()), None)
 
 
 def _file(path, wanted, cache_dir):

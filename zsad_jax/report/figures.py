@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 COLOURS = 'turbo'
+OUTLINE = (255, 0, 255)  # rare in photographs of parts, leaves and tissue
 
 
 class Shown(NamedTuple):
@@ -62,7 +63,7 @@ def sheet(title: str, shown: Sequence[Shown], low: float, high: float, *, column
   for k, item in enumerate(shown):
     trio = axes[k // columns, 3 * (k % columns):3 * (k % columns) + 3]
     marked = np.array(item.image)
-    marked[outline(item.mask)] = (0, 255, 0)
+    marked[outline(item.mask)] = OUTLINE
     for axis, picture in zip(trio, (marked, item.mask, overlay(item.image, item.map, low, high))):
       axis.imshow(picture, cmap='gray', vmin=0, vmax=255)
     kind = 'anomalous' if item.label else 'normal'

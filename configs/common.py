@@ -29,7 +29,6 @@ def base():
   c.features = mlc.ConfigDict()
   c.features.dir = ''  # the feature store; '' = <data.root>/features
   c.features.max_gb = 50.0  # refuse to write a larger store
-  c.features.ram_gb = 4.0  # stores up to this size are read into memory
   c.features.storage = 'float32'  # or bfloat16, half the size
   c.features.batch = 8  # images encoded at once
 

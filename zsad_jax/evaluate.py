@@ -1,7 +1,7 @@
 """One evaluation loop for every method: maps on the device, exact metrics on the host, category by category."""
 
 from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -43,7 +43,8 @@ def run(predict: Callable, load: Callable, dataset, *, batch: int, place: runtim
   """Returns the exact metrics of every category; memory is bounded by the largest category's maps.
 
   Args:
-    predict: (features, batch) -> {'score': [B], 'map': [B, R, R]} on the device.
+    predict: (features, batch) -> {'score': [B], 'map': [B, R, R]} on the device; batch has category, index and
+      valid [B], never the truth.
     load: indices -> (Features, batch) of numpy arrays, as features.load.
     dataset: has ids, labels [n], category_index [n] and categories.
     batch: images predicted at once; the last batch of a category is padded to it.
@@ -93,10 +94,10 @@ def _category(predict, load, members, size, place, finish):
 
   parts = []
   for features, batch in runtime.prefetch(read, range(0, len(members), size)):
-    arrays: dict[str, Any] = {k: v for k, v in batch.items() if k != 'id'}
-    out = predict(*jax.device_put((features, arrays), place.split))
+    known = {k: batch[k] for k in ('category', 'index', 'valid')}  # the truth stays on the host
+    out = predict(*jax.device_put((features, known), place.split))
     out = {k: np.asarray(v)[batch['valid']] for k, v in jax.device_get(out).items()}
-    rest = {k: v[batch['valid']] for k, v in arrays.items()}
+    rest = {k: batch[k][batch['valid']] for k in ('index', 'label', 'has_mask', 'mask')}
     part = rest['index'], out, rest
     if finish is None:
       yield part

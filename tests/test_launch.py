@@ -1,0 +1,210 @@
+"""The command as a user runs it: fit and evaluate on folders of pictures, what it writes, and what it refuses."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_collections as mlc
+import numpy as np
+import pytest
+from PIL import Image
+
+import launch
+from configs import anomalyclip, common
+from zsad_jax.models import files
+
+ROOT = Path(__file__).parents[1]
+
+
+def draw(root, categories, images=4, size=72, seed=0):
+  """A folder in MVTec layout: noise in the category's colour, a bright square where it is damaged."""
+  rng = np.random.default_rng(seed)
+  for category, colour in categories.items():
+    for split, kind, count in (('train', 'good', 1), ('test', 'good', images), ('test', 'spot', images)):
+      for i in range(count):
+        pixels = rng.integers(0, 60, (size, size, 3)) + np.array(colour)
+        mask = np.zeros((size, size), np.uint8)
+        if kind == 'spot':
+          y, x = rng.integers(0, size - 20, 2)
+          pixels[y:y + 20, x:x + 20] = 255
+          mask[y:y + 20, x:x + 20] = 255
+          truth = root / category / 'ground_truth' / kind / f'{i:03d}_mask.png'
+          truth.parent.mkdir(parents=True, exist_ok=True)
+          Image.fromarray(mask).save(truth)
+        path = root / category / split / kind / f'{i:03d}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+  return root
+
+
+def config(tmp, **changes):
+  """The demo config on two drawn folders, small and short."""
+  c = anomalyclip.get_config('demo')
+  c.update_from_flattened_dict({
+    'image_size': 56, 'seed': 3, 'train.epochs': 2, 'train.batch': 4, 'features.batch': 4, 'eval.batch': 4,
+    'eval.pictures': 2, 'data.root': str(tmp / 'data'), 'data.aux': f'folder:{tmp / "aux"}',
+    'data.target': f'folder:{tmp / "target"}'} | changes)
+  return mlc.FrozenConfigDict(c)
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """One finished run: (config, workdir, its results folder)."""
+  tmp = tmp_path_factory.mktemp('run')
+  draw(tmp / 'aux', {'tile': (100, 40, 40), 'bolt': (40, 100, 40)})
+  draw(tmp / 'target', {'wood': (90, 60, 30), 'metal_nut': (60, 60, 90)}, seed=1)
+  cfg, workdir = config(tmp), tmp / 'work'
+  workdir.mkdir()
+  launch.run(cfg, workdir, 'run')
+  return cfg, workdir, workdir / 'results' / 'anomalyclip' / 'aux-to-target' / 'seed3'
+
+
+def test_writes_results_a_manifest_and_pictures(run):
+  cfg, workdir, results = run
+  metrics = json.loads((results / 'metrics.json').read_text())
+  assert metrics['protocol']['auxiliary']['categories'] == ['bolt', 'tile']
+  assert metrics['counts']['wood'] == {'normal': 4, 'anomalous': 4, 'vanished': 0}
+  assert 0 <= metrics['mean']['aupro']['value'] <= 1
+  rows = list(csv.DictReader((results / 'per_category.csv').open()))
+  assert [row['category'] for row in rows] == ['metal_nut', 'wood']
+  assert float(rows[0]['aupro']) == metrics['per_category']['metal_nut']['aupro']['value']
+  manifest = json.loads((results / 'manifest.json').read_text())
+  assert manifest['config']['train']['epochs'] == 2
+  assert len(manifest['weights_sha256']) == 64
+  assert manifest['metric_resolution'] == 56
+  for category in ('wood', 'metal_nut'):
+    assert Image.open(results / 'pictures' / f'{category}.png').format == 'PNG'
+  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  assert [line['epoch'] for line in lines] == [1, 2]
+  assert not list(workdir.rglob('*.tmp'))
+
+
+def test_evaluating_again_gives_the_same_numbers_and_encodes_nothing(run, capfd):
+  cfg, workdir, results = run
+  before = json.loads((results / 'metrics.json').read_text())
+  capfd.readouterr()
+  launch.run(cfg, workdir, 'evaluate')
+  assert json.loads((results / 'metrics.json').read_text()) == before
+  out, err = capfd.readouterr()
+  assert 'metal_nut' in out
+  assert 'encode' not in err
+
+
+def test_a_finished_run_is_not_trained_again(run, capfd):
+  cfg, workdir, _ = run
+  learned = sorted((workdir / 'checkpoints').glob('*.manifest'))
+  stamps = [p.stat().st_mtime_ns for p in learned]
+  launch.run(cfg, workdir, 'fit')
+  assert [p.stat().st_mtime_ns for p in learned] == stamps
+
+
+def test_another_recipe_in_the_same_workdir_is_refused(run):
+  cfg, workdir, _ = run
+  changed = mlc.ConfigDict(cfg)
+  changed.seed = 4
+  with pytest.raises(ValueError, match='another run'):
+    launch.run(mlc.FrozenConfigDict(changed), workdir, 'fit')
+
+
+def test_evaluate_without_a_checkpoint_says_how_to_get_one(run, tmp_path):
+  with pytest.raises(FileNotFoundError, match='--mode=fit'):
+    launch.run(run[0], tmp_path, 'evaluate')
+
+
+def test_official_prompts_evaluate_without_training(run, tmp_path):
+  cfg = run[0]
+  rng = np.random.default_rng(0)
+  arrays = {name: rng.normal(0, 0.02, (1, 1, 12, 128)).astype(np.float32) for name in ('ctx_pos', 'ctx_neg')}
+  arrays |= {f'compound_prompts_text.{i}': rng.normal(0, 0.02, (4, 128)).astype(np.float32) for i in range(3)}
+  files.write_safetensors(tmp_path / 'prompts.safetensors', arrays)
+  changed = mlc.ConfigDict(cfg)
+  changed.checkpoint = str(tmp_path / 'prompts.safetensors')
+  launch.run(mlc.FrozenConfigDict(changed), tmp_path, 'run')
+  found = json.loads((tmp_path / 'results/anomalyclip/nothing-to-target/seed3/metrics.json').read_text())
+  assert found['protocol']['auxiliary'] is None
+  assert found['protocol']['checkpoint'].endswith('prompts.safetensors')
+
+
+@pytest.mark.parametrize(('key', 'value', 'message'), [
+  ('train.epochs', 0, 'train.epochs is 0; it must be at least 1'),
+  ('train.batch', -1, 'train.batch is -1'),
+  ('eval.fpr_limit', 1.5, r'eval.fpr_limit is 1.5; it must lie in \(0, 1\]'),
+  ('features.max_gb', 0.0, 'features.max_gb is 0'),
+  ('features.storage', 'fp8', "features.storage is 'fp8'.*float32, bfloat16"),
+  ('image_size', 57, 'image_size 57 .*multiple of the patch size 8'),
+  ('local_layers', (7,), r'local_layers 7 is not in 1\.\.6'),
+  ('dpam.first_block', 0, r'dpam.first_block 0 is not in 1\.\.6'),
+  ('prompt.deep_len', 13, r'prompt.deep_len \(L\) 13'),
+  ('prompt.depth', 5, r'prompt.depth \(M\) 5'),
+  ('method', 'anomalyclp', "unknown method 'anomalyclp'.*did you mean 'anomalyclip'"),
+  ('clip', 'vit_l14_363', 'did you mean vit_l14_336'),
+])
+def test_values_out_of_range_are_refused_before_data_and_weights(tmp_path, key, value, message):
+  with pytest.raises(ValueError, match=message):
+    launch.run(config(tmp_path, **{key: value}), tmp_path, 'run')
+
+
+def test_training_and_testing_on_the_same_categories_is_refused(tmp_path):
+  same = {'data.aux': 'visa', 'data.target': 'visa'}
+  with pytest.raises(ValueError, match=r'share every category.*allow_seen'):
+    launch.check(config(tmp_path, **same))
+  with pytest.raises(ValueError, match='share pcb1'):
+    launch.check(config(tmp_path, **same, **{
+      'data.aux_categories': 'pcb1,pcb2', 'data.target_categories': 'pcb1'}))
+  launch.check(config(tmp_path, **same, **{'data.aux_categories': 'pcb1', 'data.target_categories': 'pcb2'}))
+  launch.check(config(tmp_path, **same, **{'data.allow_seen': True}))
+
+
+def test_pictured_takes_half_anomalous_and_fills_up_where_a_class_is_short():
+  class Set:
+    categories = ('a', 'b')
+    category_index = np.repeat([0, 1], [20, 5])
+    labels = np.array([0] * 10 + [1] * 10 + [0, 1, 1, 1, 1])
+
+  chosen = launch.pictured(Set, 6)
+  assert len(chosen) == len(set(chosen))
+  first = [i for i in chosen if i < 20]
+  assert len(first) == 6
+  assert Set.labels[first].sum() == 3
+  assert len(chosen) - len(first) == 5  # all that category b has
+  assert launch.pictured(Set, 0) == []
+
+
+def command(*args, cwd=ROOT):
+  return subprocess.run([sys.executable, str(ROOT / 'launch.py'), *map(str, args)], cwd=cwd, capture_output=True,
+                        text=True, check=False)
+
+
+@pytest.mark.parametrize(('args', 'message'), [
+  (['--config.prompt.dept=3'], "error: config: unknown key 'dept'; did you mean 'depth'?"),
+  (['--config.train.epochs=many'], '--config.train.epochs=many'),
+  (['--mode=train'], 'run|fit|evaluate|verify'),
+  ([], '--workdir is missing'),
+])
+def test_mistyped_flags_are_one_line(args, message):
+  done = command('--config=configs/anomalyclip.py:demo', *args)
+  assert done.returncode != 0
+  assert message in done.stdout + done.stderr
+  assert 'Traceback' not in done.stderr
+
+
+def test_an_unusable_workdir_is_refused_first(tmp_path):
+  (tmp_path / 'file').write_text('')
+  done = command('--config=configs/anomalyclip.py:demo', f'--workdir={tmp_path / "file" / "work"}')
+  assert done.returncode != 0
+  assert 'cannot write to the workdir' in done.stderr
+
+
+def test_verify_names_what_is_missing(tmp_path):
+  done = command('--config=configs/anomalyclip.py', '--mode=verify', f'--config.data.root={tmp_path}')
+  assert done.returncode == 1
+  assert 'mvtec_ad' in done.stdout
+  assert 'visa' in done.stdout
+
+
+def test_common_choice_names_the_variants():
+  with pytest.raises(ValueError, match='unknown variant :dmo; this config has :demo'):
+    common.choice('dmo', 'demo')
+  assert common.choice(None, 'demo') == ''

@@ -1,0 +1,230 @@
+"""What the tiny CLIP is pretrained on: images in chunks, drawn in parallel ahead of the trainer, and their captions."""
+
+import itertools
+import multiprocessing
+import os
+import pathlib
+from collections.abc import Iterator
+from concurrent import futures
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from zsad_jax.data import synthetic
+from zsad_jax.data.synthetic import bpe, canvas, captions
+from zsad_jax.data.synthetic.bpe import encode
+
+__all__ = ['Chunk', 'Vocabulary', 'batches', 'chunks', 'draw', 'encode', 'tell', 'tokenizer', 'truths', 'vocabulary']
+LENGTH = 18  # tokens of the longest caption with room to spare; the text tower is causal, so cutting is exact
+COLOURS = tuple(canvas.COLOURS)
+
+
+class Chunk(NamedTuple):
+  """Scenes of a group, each once flawless and once spoiled.
+
+  Attributes:
+    image: [n, 2, R, R, 3] uint8, flawless then spoiled.
+    mask: [n, R, R] uint8 0/1 of the spoiled one.
+    category, defect, colour: [n] int32 indices in vocabulary(group).
+  """
+  image: np.ndarray
+  mask: np.ndarray
+  category: np.ndarray
+  defect: np.ndarray
+  colour: np.ndarray
+
+
+class Vocabulary(NamedTuple):
+  """The words that the indices of a chunk stand for; materials go by category."""
+  nouns: tuple[str, ...]
+  materials: tuple[str, ...]
+  defects: tuple[str, ...]
+  colours: tuple[str, ...]
+
+
+def vocabulary(group: str) -> Vocabulary:
+  """Words of one group."""
+  found = synthetic.group(group)
+  return Vocabulary(tuple(c.noun for c in found), tuple(c.material for c in found),
+                    tuple(sorted({d for c in found for d in c.defects})), COLOURS)
+
+
+def tokenizer(merges: int):
+  """Tokenizer of the captions, with at most that many merges; see bpe.train."""
+  return bpe.train(captions.corpus(synthetic.group('pretrain')), merges)
+
+
+def draw(group: str, number: int, count: int, size: int, seed: int, split: str = 'pretrain') -> Chunk:
+  """Chunk `number` of `count` scenes: a pure function of its arguments; categories take turns."""
+  found, words = synthetic.group(group), vocabulary(group)
+  image = np.empty((count, 2, size, size, 3), np.uint8)
+  mask = np.empty((count, size, size), np.uint8)
+  labels = np.empty((3, count), np.int32)
+  for i in range(count):
+    k, index = i % len(found), number * (count // len(found) + 1) + i // len(found)
+    drawn = synthetic.example(found[k], split, index, size=size, seed=seed)
+    image[i, 0], image[i, 1], mask[i] = drawn.twin, drawn.image, drawn.mask > 0
+    labels[:, i] = k, words.defects.index(drawn.defect), COLOURS.index(drawn.colour)
+  return Chunk(image, mask, *labels)
+
+
+def chunks(folder, group: str, *, count: int, size: int, seed: int, start: int = 0, workers: int = 1,
+           keep: int = 4) -> Iterator[Chunk]:
+  """Chunks start, start + 1, ... without end, drawn ahead by `workers` processes into `folder`.
+
+  A chunk already on disk is read; one that the caller has passed is removed, so at most `keep` + `workers` remain.
+  """
+  folder = pathlib.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  # One process for each chunk: should the trainer be killed, its painters end with their chunk.
+  context = multiprocessing.get_context('spawn')
+
+  def paint(number):
+    path = folder / _name(group, number, count, size, seed)
+    process = context.Process(target=_write, args=(path, group, number, count, size, seed), daemon=True)
+    process.start()
+    return path, process
+
+  ahead = {k: paint(k) for k in range(start, start + workers)}
+  for number in itertools.count(start):
+    ahead[number + workers] = paint(number + workers)
+    path, process = ahead.pop(number)
+    process.join()
+    if process.exitcode:
+      raise RuntimeError(f'drawing {path} failed with exit code {process.exitcode}; its traceback is above')
+    yield _read(path)
+    (folder / _name(group, number - keep, count, size, seed)).unlink(missing_ok=True)
+
+
+def _name(group, number, count, size, seed) -> str:
+  return f'{group}-{seed}-{size}-{count}-{number:05d}.npz'
+
+
+def _write(path, group, number, count, size, seed) -> None:
+  if not path.exists():
+    part = path.with_suffix(f'.part{os.getpid()}')
+    with part.open('wb') as file:
+      np.savez(file, **draw(group, number, count, size, seed)._asdict())
+    os.replace(part, path)
+
+
+def _read(path) -> Chunk:
+  with np.load(path, allow_pickle=False) as file:
+    return Chunk(**{k: file[k] for k in Chunk._fields})
+
+
+def truths(chunk: Chunk, words: Vocabulary, rows: np.ndarray, spoiled: np.ndarray) -> np.ndarray:
+  """What is true of images (rows, spoiled) of a chunk, [B, 5] int32 in the order of captions.Claim."""
+  materials = sorted(set(words.materials))
+  material = np.array([materials.index(m) for m in words.materials], np.int32)
+  category = chunk.category[rows]
+  return np.stack([category, spoiled, np.where(spoiled, chunk.defect[rows], -2), chunk.colour[rows],
+                   material[category]], 1).astype(np.int32)
+
+
+def tell(rng, words: Vocabulary, truth: np.ndarray, defect: np.ndarray) -> tuple[list[str], np.ndarray]:
+  """Caption pairs of images: [normal..., anomalous...] texts, 2B of them, and their claims [2B, 5].
+
+  Args:
+    rng: chooses templates and words.
+    words: of the group.
+    truth: [B, 5] from `truths`.
+    defect: [B] kind that the anomalous text may name.
+  """
+  normal, anomalous, claims = [], [], []
+  for row, kind in zip(truth, defect):
+    indices = captions.Claim(row[0], row[1], kind, row[3], row[4])
+    good, bad, claim = captions.pair(rng, noun=words.nouns[row[0]], colour=words.colours[row[3]],
+                                     material=words.materials[row[0]], defect=words.defects[kind], indices=indices)
+    normal.append(good)
+    anomalous.append(bad)
+    claims.append(claim)
+  claims = np.array(claims, np.int32)
+  good, bad = claims.copy(), claims.copy()
+  good[:, 1], good[:, 2], bad[:, 1] = 0, -1, 1
+  return normal + anomalous, np.concatenate([good, bad])
+
+
+def batches(tokenizer, folder, *, phases, pool, patch: int, seed: int, start: int = 0) -> Iterator[dict]:
+  """Training batches of steps start, start + 1, ...: each a pure function of seed and step, one made ahead.
+
+  Args:
+    tokenizer: from `tokenizer`.
+    folder: where chunks are kept.
+    phases: record of equally long tuples: steps, image_size (pixels a side), batch (even) and crop (least side of a
+      random crop, as a share of the drawn image).
+    pool: record of count (scenes of a chunk), size (pixels a side), reuse (steps that a chunk serves), workers.
+    patch: pixels a side of a patch.
+    seed: of drawings, crops and captions.
+    start: first step.
+
+  Yields:
+    image [B, R, R, 3] uint8, two of each scene; ids [B, L] int32, B / 2 normal texts, one for each scene, then its
+    anomalous ones; true [B, B] bool, may text j be said of image i; label [B] float32; known [B] float32, 0 where the
+    crop leaves the label open; cover [B, G, G] float32, share of damaged pixels in each patch.
+  """
+  ends, words = np.cumsum(phases.steps), vocabulary('pretrain')
+  stream = chunks(folder, 'pretrain', count=pool.count, size=pool.size, seed=seed, start=start // pool.reuse,
+                  workers=pool.workers)
+  with futures.ThreadPoolExecutor(1) as thread:
+    chunk, ahead = None, None
+    for step in range(start, int(ends[-1])):
+      if chunk is None or step % pool.reuse == 0:
+        chunk = next(stream)
+      phase = int(np.searchsorted(ends, step, 'right'))
+      made = thread.submit(batch_of, chunk, words, tokenizer, np.random.default_rng([seed, step]), patch=patch,
+                           batch=phases.batch[phase], image_size=phases.image_size[phase], crop=phases.crop[phase])
+      if ahead is not None:
+        yield ahead.result()
+      ahead = made
+    if ahead is not None:
+      yield ahead.result()
+
+
+def batch_of(chunk: Chunk, words: Vocabulary, tokenizer, rng, *, batch: int, image_size: int, patch: int, crop: float):
+  """One batch of `batches`: random scenes of a chunk, each flawless and spoiled, cropped, turned and captioned."""
+  rows = np.repeat(rng.choice(len(chunk.image), batch // 2, replace=False), 2)
+  spoiled = np.tile([0, 1], batch // 2)
+  images = np.empty((batch, image_size, image_size, 3), np.uint8)
+  cover = np.zeros((batch, image_size // patch, image_size // patch), np.float32)
+  label, known = np.zeros(batch, np.float32), np.ones(batch, np.float32)
+  for i, (row, bad) in enumerate(zip(rows, spoiled)):
+    box = _crop(rng, chunk.mask[row] if bad else None, chunk.mask.shape[1], crop)
+    image = Image.fromarray(chunk.image[row, bad]).resize((image_size,) * 2, Image.Resampling.BICUBIC, box)
+    turn = int(rng.integers(8))
+    images[i] = _turned(np.asarray(image), turn)
+    if bad:
+      share = _share(chunk.mask[row], box, cover.shape[1])
+      cover[i] = _turned(share, turn)
+      kept = share.sum() * ((box[2] - box[0]) / cover.shape[1]) ** 2 / max(chunk.mask[row].sum(), 1)
+      label[i], known[i] = kept > 0, kept == 0 or kept > .3
+  truth = truths(chunk, words, rows, (label > 0).astype(int))
+  texts, claims = tell(rng, words, truth[::2], chunk.defect[rows[::2]])
+  return dict(image=images, ids=encode(tokenizer, texts, LENGTH), true=captions.true_of(claims, truth), label=label,
+              known=known, cover=cover)
+
+
+def _share(mask, box, grid: int) -> np.ndarray:
+  """Share of damaged pixels [grid, grid] float32 in each patch of a crop."""
+  share = Image.fromarray(mask.astype(np.float32)).resize((grid, grid), Image.Resampling.BOX, box)
+  share = np.asarray(share)
+  return np.where(share < 1e-4, 0, share)
+
+
+def _crop(rng, mask, side: int, least: float) -> tuple[int, int, int, int]:
+  """A random square (left, top, right, bottom); mostly around a point of the damage, where there is some."""
+  wide = int(rng.integers(round(side * least), side + 1))
+  low, high = np.zeros(2, int), np.full(2, side - wide)
+  if mask is not None and mask.any() and rng.random() < .9:
+    found = np.argwhere(mask)
+    at = found[rng.integers(len(found))][::-1]
+    low, high = np.clip(at - wide + 4, 0, side - wide), np.clip(at - 4, 0, side - wide)
+  left, top = (int(rng.integers(a, max(a, b) + 1)) for a, b in zip(low, high))
+  return left, top, left + wide, top + wide
+
+
+def _turned(x, turn: int):
+  """One of the eight symmetries of the square."""
+  x = np.rot90(x, turn % 4)
+  return x[::-1] if turn > 3 else x

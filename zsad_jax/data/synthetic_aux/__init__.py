@@ -1,0 +1,1 @@
+"""Procedural categories that prompts are trained on."""

@@ -1,0 +1,77 @@
+"""All metrics of one category, and their means over categories."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from zsad_jax.metrics.pixel import PIXEL_METRICS, PixelMetrics
+from zsad_jax.metrics.ranking import auroc, average_precision, check_binary, check_finite, f1_max, ordered
+from zsad_jax.metrics.value import Value, one_class
+
+IMAGE_METRICS = ('image_auroc', 'image_ap', 'image_f1max')
+METRICS = IMAGE_METRICS + PIXEL_METRICS
+
+
+def evaluate_category(
+  labels, scores, pixel: PixelMetrics | None = None, *, ids: Sequence[str] | None = None,
+) -> dict[str, Value]:
+  """All of METRICS for one category, in that order; an undefined one is Value(None, reason).
+
+  Args:
+    labels: [n] image labels, 0 normal and 1 anomalous.
+    scores: [n] image scores, higher is more anomalous.
+    pixel: what the category's maps were added to; None for a set without masks.
+    ids: [n] image names for error messages; default: their numbers.
+
+  Raises:
+    ValueError: NaN or infinite scores (names the images), labels not binary, shapes that do not fit.
+  """
+  labels, scores = np.asarray(labels), ordered(scores)
+  if labels.ndim != 1 or labels.shape != scores.shape:
+    raise ValueError(f'labels and scores must be [n] alike, not {labels.shape} and {scores.shape}')
+  if ids is not None and len(ids) != len(scores):
+    raise ValueError(f'{len(scores)} scores need as many ids, not {len(ids)}')
+  check_binary(labels, 'image labels')
+  bad = np.flatnonzero(~np.isfinite(scores))
+  names = ', '.join(str(i if ids is None else ids[i]) for i in bad[:5]) + (', ...' if bad.size > 5 else '')
+  check_finite(scores, f'the image scores ({names})')
+  values = _image_metrics(labels, scores)
+  values |= dict.fromkeys(PIXEL_METRICS, Value(None, 'no masks')) if pixel is None else pixel.compute()
+  return values
+
+
+def summarise(rows: Mapping[str, Mapping[str, Value]]) -> dict[str, dict]:
+  """Means over categories: {metric: {'value', 'count', 'of', 'reason'}}.
+
+  value is the unweighted mean of the unrounded category values that are defined, None where none is;
+  count of `of` categories entered it; reason names those left out and why, '' where all are defined.
+  """
+  if not rows:
+    raise ValueError('no categories to summarise')
+  metrics = list(dict.fromkeys(metric for row in rows.values() for metric in row))
+  for category, row in rows.items():
+    if missing := [m for m in metrics if m not in row]:
+      raise ValueError(f'category {category} has no entry for {", ".join(missing)}')
+  return {metric: _mean({category: row[metric] for category, row in rows.items()}) for metric in metrics}
+
+
+def _image_metrics(labels, scores) -> dict[str, Value]:
+  anomalous = int(np.sum(labels == 1))
+  if reason := one_class(anomalous, labels.size - anomalous, 'images'):
+    return dict.fromkeys(IMAGE_METRICS, Value(None, reason))
+  values = (auroc(labels, scores), average_precision(labels, scores), f1_max(labels, scores)[0])
+  return dict(zip(IMAGE_METRICS, map(Value, values)))
+
+
+def _mean(column: Mapping[str, Value]) -> dict:
+  defined = [v.value for v in column.values() if v.value is not None]
+  left_out: dict[str, list[str]] = {}
+  for category, value in column.items():
+    if value.value is None:
+      left_out.setdefault(value.reason, []).append(category)
+  return {
+    'value': float(np.mean(defined)) if defined else None,
+    'count': len(defined),
+    'of': len(column),
+    'reason': '; '.join(f'{", ".join(categories)}: {reason}' for reason, categories in left_out.items()),
+  }

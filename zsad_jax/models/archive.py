@@ -30,6 +30,9 @@ class Name(NamedTuple):
   module: str
   name: str
 
+  def __str__(self):
+    return f'{self.module}.{self.name}'
+
 
 class Stored(NamedTuple):
   """Reference to the bytes of one tensor storage."""

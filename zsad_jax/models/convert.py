@@ -55,6 +55,8 @@ def convert(source, target) -> Converted:
     kind = _describe(arrays, source)
     if name:
       kind, metadata['weights'] = f'{name}, {kind}', name
+  if not arrays:
+    raise ValueError(f'{source} holds no tensors')
   return Converted(files.write_safetensors(target, arrays, metadata), source_sha256, kind, len(arrays))
 
 

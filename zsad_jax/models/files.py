@@ -1,6 +1,7 @@
 """Safetensors files on disk: read, written whole or not at all, and held to their sha256."""
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ import safetensors
 import safetensors.numpy
 from absl import logging
 
+METADATA = 'zsad_jax'  # one key: the format writes several in random order, and bytes should not differ
 PICKLES = ('.pt', '.pth', '.bin', '.ckpt', '.pkl', '.pickle')
 
 
@@ -25,9 +27,9 @@ def read_safetensors(path) -> dict[str, np.ndarray]:
 
 
 def read_metadata(path) -> dict[str, str]:
-  """Returns the metadata of a .safetensors file's header; raises as read_safetensors does."""
+  """Returns the metadata that write_safetensors put in a file, {} for others' files; raises as reading does."""
   with _opened(path) as f:
-    return f.metadata() or {}
+    return json.loads((f.metadata() or {}).get(METADATA, '{}'))
 
 
 def write_safetensors(path, arrays: Mapping[str, np.ndarray],
@@ -42,7 +44,10 @@ def write_safetensors(path, arrays: Mapping[str, np.ndarray],
   # The serializer copies memory in order and looks at no strides: a transposed view would be scrambled.
   arrays = {k: np.asarray(v, order='C') for k, v in arrays.items()}
   try:
-    safetensors.numpy.save_file(arrays, part, {'format': 'pt', **(metadata or {})})
+    part.touch()
+    mode = part.stat().st_mode  # the serializer makes files that only their owner may read
+    safetensors.numpy.save_file(arrays, part, {METADATA: json.dumps(metadata or {}, sort_keys=True)})
+    part.chmod(mode)
     digest = sha256(part)
     # A kill between the next three steps leaves a file without a record, never one with a wrong record.
     record_path(path).unlink(missing_ok=True)

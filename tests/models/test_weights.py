@@ -1,0 +1,178 @@
+"""The port tables: exact both ways in every naming, and one clear error for everything that does not fit."""
+
+import json
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from zsad_jax.models import clip, weights
+
+GOLDEN = Path(__file__).parents[1] / 'golden'
+# Every size differs from every other, so that a transposed tensor cannot pass by its shape.
+MINI = clip.Arch('mini', 12, clip.Vision(24, 8, 20, 2, 4), clip.Text(9, 31, 18, 3, 3))
+
+
+@pytest.fixture(scope='module')
+def template():
+  return clip.template(MINI)
+
+
+@pytest.fixture(scope='module')
+def params(template):
+  rng = np.random.default_rng(0)
+  return jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32), template)
+
+
+def equal(a, b):
+  return jax.tree.structure(a) == jax.tree.structure(b) and jax.tree.all(jax.tree.map(np.array_equal, a, b))
+
+
+@pytest.mark.parametrize('naming', weights.NAMINGS)
+def test_round_trip_is_exact(params, template, naming):
+  arrays = weights.unport(params, naming)
+  ported = weights.port(arrays, template, MINI)
+  assert equal(ported, params)
+  assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(ported))
+  again = weights.unport(ported, naming)
+  assert again.keys() == arrays.keys()
+  assert all(np.array_equal(arrays[k], again[k]) and again[k].flags.c_contiguous for k in arrays)
+  assert weights.naming(arrays) == ('open_clip' if naming == 'openai' else naming)
+
+
+def test_names_and_shapes_are_open_clips():
+  record = json.loads((GOLDEN / 'open_clip_keys.json').read_text())['state_dict']
+  arrays = {k: np.broadcast_to(np.float32(0), shape) for k, shape in record.items()}
+  assert weights.fits(arrays) == ['vit_b16_plus_240']
+  prefixes = ('text_projection', 'positional_embedding', 'token_embedding', 'transformer', 'ln_final')
+  custom = {f'text.{k}' if k.startswith(prefixes) else k: v for k, v in arrays.items()}
+  assert weights.naming(custom) == 'custom_text'
+  assert weights.fits(custom) == ['vit_b16_plus_240']
+
+
+@pytest.mark.parametrize('name', ['vit_b32', 'vit_b16', 'vit_l14', 'vit_l14_336'])
+def test_names_and_shapes_are_hugging_faces(name):
+  torch = pytest.importorskip('torch')
+  import transformers
+  arch = clip.ARCHS[name]
+  vision, text = arch.vision, arch.text
+  with torch.device('meta'):
+    model = transformers.CLIPModel(transformers.CLIPConfig(
+        projection_dim=arch.embed_dim,
+        vision_config=dict(hidden_size=vision.width, intermediate_size=4 * vision.width,
+                           num_hidden_layers=vision.layers, num_attention_heads=vision.heads,
+                           image_size=vision.image_size, patch_size=vision.patch),
+        text_config=dict(hidden_size=text.width, intermediate_size=4 * text.width,
+                         num_hidden_layers=text.layers, num_attention_heads=text.heads)))
+  arrays = {k: np.broadcast_to(np.float32(0), tuple(v.shape)) for k, v in model.state_dict().items()}
+  assert weights.naming(arrays) == 'huggingface'
+  assert weights.fits(arrays) == [name]
+
+
+def test_packed_projection_splits_as_torch_splits_it(params, template):
+  arrays = weights.unport(params, 'open_clip')
+  qkv = arrays['visual.transformer.resblocks.1.attn.in_proj_weight']
+  assert qkv.shape == (60, 20)
+  ported = weights.port(arrays, template, MINI)['visual']['blocks']['attn']
+  np.testing.assert_array_equal(ported['qkv']['kernel'][1], qkv.reshape(3, 4, 5, 20).transpose(3, 0, 1, 2))
+  out = arrays['visual.transformer.resblocks.1.attn.out_proj.weight']
+  np.testing.assert_array_equal(ported['out']['kernel'][1], out.T.reshape(4, 5, 20))
+  separate = weights.unport(params, 'huggingface')
+  parts = [separate[f'vision_model.encoder.layers.1.self_attn.{x}_proj.weight'] for x in 'qkv']
+  np.testing.assert_array_equal(np.concatenate(parts), qkv)
+  np.testing.assert_array_equal(separate['text_projection.weight'], arrays['text_projection'].T)
+
+
+def test_one_attention_block_computes_what_torch_computes(params):
+  torch = pytest.importorskip('torch')
+  arrays = {k.removeprefix('transformer.resblocks.2.attn.'): torch.tensor(v)
+            for k, v in weights.unport(params).items() if k.startswith('transformer.resblocks.2.attn.')}
+  module = torch.nn.MultiheadAttention(18, 3, batch_first=True)
+  module.load_state_dict(arrays)
+  x = np.random.default_rng(1).standard_normal((1, 5, 18)).astype(np.float32)
+  expected = module(*[torch.tensor(x)] * 3)[0].detach().numpy()
+  attn = jax.tree.map(lambda leaf: leaf[2], params['text']['blocks']['attn'])
+  q, k, v = np.einsum('bnd,dchk->cbnhk', x, attn['qkv']['kernel']) + attn['qkv']['bias'][:, None, None]
+  weight = jax.nn.softmax(np.einsum('bnhk,bmhk->bhnm', q, k) / np.sqrt(6), axis=-1)
+  mixed = np.einsum('bhnm,bmhk->bnhk', weight, v)
+  result = np.einsum('bnhk,hkd->bnd', mixed, attn['out']['kernel']) + attn['out']['bias']
+  np.testing.assert_allclose(result, expected, atol=1e-4)
+
+
+def test_wrappings_and_named_buffers_come_off(params, template):
+  arrays = weights.unport(params)
+  extra = {'input_resolution': np.array(24), 'context_length': np.array(9), 'vocab_size': np.array(31)}
+  assert weights.naming(arrays | extra) == 'openai'
+  wrapped = {'epoch': 3, 'state_dict': {f'module.{k}': v for k, v in (arrays | extra).items()}}
+  assert equal(weights.port(wrapped, template, MINI), params)
+  hf = weights.unport(params, 'huggingface') | {'text_model.embeddings.position_ids': np.arange(9)[None]}
+  assert equal(weights.port(hf, template, MINI), params)
+
+
+@pytest.mark.parametrize('dtype', [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_is_widened_exactly(params, template, dtype):
+  arrays = {k: v.astype(dtype) for k, v in weights.unport(params).items()}
+  ported = weights.port(arrays, template, MINI)
+  expected = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(np.float32), params)
+  assert equal(ported, expected)
+
+
+def test_every_difference_is_in_one_error(params, template):
+  arrays = weights.unport(params)
+  del arrays['visual.proj'], arrays['ln_final.bias']
+  arrays['visual.attnpool.q_proj.weight'] = np.zeros((2, 3), np.float32)
+  arrays['transformer.resblocks.0.mlp.c_fc.weight'] = arrays['transformer.resblocks.0.mlp.c_fc.weight'].T
+  with pytest.raises(ValueError, match='do not fit mini') as error:
+    weights.port(arrays, template, MINI)
+  message = str(error.value)
+  assert '2 missing (ln_final.bias [18], visual.proj [20, 12])' in message
+  assert '1 extra (visual.attnpool.q_proj.weight [2, 3])' in message
+  assert '1 of another shape (transformer.resblocks.0.mlp.c_fc.weight is [18, 72], not [72, 18])' in message
+
+
+def test_another_architecture_is_named():
+  tiny = jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), clip.template('tiny'))
+  arrays = weights.unport(tiny, 'huggingface')
+  with pytest.raises(ValueError, match=r'do not fit vit_b16: \d+ missing .*These arrays fit tiny\.'):
+    weights.port(arrays, clip.template('vit_b16'), clip.ARCHS['vit_b16'])
+
+
+def test_long_lists_are_cut(params, template):
+  arrays = {k: v for k, v in weights.unport(params).items() if 'resblocks.1' not in k}
+  with pytest.raises(ValueError) as error:
+    weights.port(arrays, template, MINI)
+  message = str(error.value)
+  assert message.startswith('weights (open_clip names) do not fit mini: 24 missing (')
+  assert message.count('resblocks.1') == 10
+  assert message.endswith(', ...).')
+
+
+@pytest.mark.parametrize('value, message', [
+    (np.zeros((20, 12), np.int8), 'must be floating-point: visual.proj is int8'),
+    (np.full((20, 12), np.nan, np.float32), 'visual.proj holds values that are not finite'),
+])
+def test_bad_values(params, template, value, message):
+  with pytest.raises(ValueError, match=message):
+    weights.port(weights.unport(params) | {'visual.proj': value}, template, MINI)
+
+
+def test_unknown_namings(params, template):
+  with pytest.raises(ValueError, match=r'named as in no CLIP of .* encoder.weight'):
+    weights.port({'encoder.weight': np.zeros(3)}, template, MINI)
+  with pytest.raises(ValueError, match='there are none'):
+    weights.naming({})
+  with pytest.raises(ValueError, match=r"unknown naming 'hugingface'.*did you mean 'huggingface'"):
+    weights.unport(params, 'hugingface')
+
+
+def test_digest_sees_every_value_and_shape(params):
+  first = weights.digest(params)
+  assert first == weights.digest(jax.tree.map(jax.numpy.asarray, params))
+  assert len(first) == 64
+  changed = jax.tree.map(np.copy, params)
+  changed['text']['blocks']['ln_1']['bias'][2, 17] += 1e-6
+  assert weights.digest(changed) != first
+  reshaped = params | {'logit_scale': params['logit_scale'].reshape(1)}
+  assert weights.digest(reshaped) != first

@@ -11,7 +11,6 @@ import ml_collections as mlc
 
 def get_config():
   c = mlc.ConfigDict()
-  c.mode = 'pretrain'
   c.source = 'zsad_jax.data.synthetic.pretraining'  # draws and captions; its aux and target groups are never trained on
   c.seed = 0
   c.merges = 3072  # upper bound; the captions yield about 600

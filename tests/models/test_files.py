@@ -80,6 +80,14 @@ def test_first_use_records_and_every_flipped_bit_is_found(path):
     files.verify(path)
 
 
+def test_a_truncated_file_is_not_recorded(path):
+  files.record_path(path).unlink()
+  path.write_bytes(path.read_bytes()[:-1])
+  with pytest.raises(ValueError, match=r'is truncated or no safetensors file'):
+    files.verify(path)
+  assert not files.record_path(path).exists()
+
+
 def test_read_only_places_record_in_the_cache(path, tmp_path, monkeypatch):
   files.record_path(path).unlink()
   real = files.Path.write_text

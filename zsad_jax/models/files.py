@@ -87,7 +87,8 @@ def verify(path, cache_dir=None) -> str:
   would miss a flipped bit. The record lies beside the file, or under `cache_dir` if that place is read-only.
 
   Raises:
-    ValueError: the file is not the one recorded; the message names both digests and what to do.
+    ValueError: the file is not the one recorded; the message names both digests and what to do. Or it is
+      truncated or no safetensors file, and then nothing is recorded.
   """
   path = Path(path)
   digest = sha256(path)
@@ -102,6 +103,7 @@ def verify(path, cache_dir=None) -> str:
             f'{path} has sha256 {digest}, but {known} is recorded in {place}: the file is damaged or another '
             'one. Fetch it again, or, if you replaced it on purpose, delete the record')
       return digest
+  read_metadata(path)  # a truncated file is no first use
   for place in places:
     if _write_record(place, path.name, digest):
       return digest

@@ -55,7 +55,7 @@ place, me = runtime.place(), jax.process_index()
 rows = runtime.globalize(np.array([1. + me]), place.split)
 total = jax.jit(jnp.sum, out_shardings=place.copy)(rows)
 runtime.barrier('both')
-print(float(total), runtime.any_process(me == 1), runtime.device_summary(), sep=';')
+print('got', float(total), runtime.any_process(me == 1), runtime.device_summary(), sep=';')
 """
 
 
@@ -65,9 +65,9 @@ def test_two_processes_make_one_mesh():
     address = f'localhost:{probe.getsockname()[1]}'
   both = [subprocess.Popen([sys.executable, '-c', PROCESS, address, str(i)], stdout=subprocess.PIPE, text=True)
           for i in range(2)]
-  outputs = [process.communicate(timeout=60)[0].splitlines()[-1] for process in both]
-  for output in outputs:
-    total, asked, summary = output.split(';')
+  for process in both:
+    said = next(line for line in process.communicate(timeout=60)[0].splitlines() if line.startswith('got;'))
+    _, total, asked, summary = said.split(';')
     assert (float(total), asked) == (3., 'True')
     assert summary.startswith('2 x cpu (cpu), 2 processes')
 

@@ -119,7 +119,7 @@ class Writer:
   def board(self):
     """The TensorBoard writer, made at first use."""
     if self._board is None:
-      import tensorboardX  # two seconds of imports, not spent by a run that logs nothing
+      import tensorboardX  # it imports PyTorch where that is installed; a run without numbers need not wait
 
       # The suffix: event files are named by the second, and a second one of that name would replace the first.
       self._board = tensorboardX.SummaryWriter(str(self._workdir / 'tensorboard'), purge_step=self._purge,

@@ -65,6 +65,13 @@ def globalize(batch, sharding):
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
+def replicate(tree, place: Placement):
+  """Returns `tree` on every device of `place`; every process has to give the same values."""
+  if jax.process_count() == 1:
+    return jax.device_put(tree, place.copy)
+  return globalize(jax.device_get(tree), place.copy)
+
+
 def write_atomic(path: Path, *chunks):
   """Writes bytes-like chunks to `path`, through a temporary file: a kill leaves the old content or the new.
 

@@ -165,7 +165,7 @@ import json
 import test_features as t
 counted = t.Counted()
 store = t.features.fill(t.opened(sys.argv[1]), t.all_batches, counted, t.PARAMS)
-print(json.dumps([counted.images, store.complete, store.ids]))
+print("got", json.dumps([counted.images, store.complete, store.ids]))
 """
 
 
@@ -175,7 +175,9 @@ def test_two_processes_share_the_work(tmp_path):
     address = f'localhost:{probe.getsockname()[1]}'
   both = [subprocess.Popen([sys.executable, '-c', PROCESS, str(tmp_path), address, str(i)], stdout=subprocess.PIPE)
           for i in range(2)]
-  outputs = [json.loads(process.communicate(timeout=60)[0].splitlines()[-1]) for process in both]
+  said = [next(line for line in process.communicate(timeout=60)[0].splitlines() if line.startswith(b'got'))
+          for process in both]
+  outputs = [json.loads(line[3:]) for line in said]
   assert [process.returncode for process in both] == [0, 0]
   assert [output[0] for output in outputs] == [8, 8]  # shards 0, 2, 4: 7 images; shards 1, 3: 6; padded
   names = [f'bottle/{i:03d}' for i in range(COUNT)]

@@ -15,7 +15,7 @@ from zsad_jax import runtime
 from zsad_jax.features.store import Store
 from zsad_jax.spec import Features
 
-__all__ = ['Store', 'encode_batches', 'fields', 'fill', 'load', 'load_batches', 'padded']
+__all__ = ['STORAGE', 'Store', 'encode_batches', 'fields', 'fill', 'load', 'load_batches', 'padded']
 
 STORAGE = ('float32', 'bfloat16')
 LABELS = {'has_mask': 'bool', 'label': 'int32', 'category': 'int32'}

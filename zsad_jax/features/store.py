@@ -287,7 +287,7 @@ class Store:
            for name in (self.fields if names is None else names)}
     for shard in np.unique(indices // self.shard_rows).tolist():
       self._gather(shard, indices, out)
-    return {name: _widened(array) if self.fields[name].dtype == 'bfloat16' else array
+    return {name: array.view(ml_dtypes.bfloat16).astype(np.float32) if self.fields[name].dtype == 'bfloat16' else array
             for name, array in out.items()}
 
   def _gather(self, shard: int, indices: np.ndarray, out: dict[str, np.ndarray]):
@@ -320,8 +320,3 @@ class Store:
       for stray in self.path.glob('.*.tmp'):
         stray.unlink()
       yield
-
-
-def _widened(array: np.ndarray) -> np.ndarray:
-  """bfloat16 bits as float32."""
-  return (array.astype(np.uint32) << 16).view(np.float32)

@@ -1,0 +1,239 @@
+"""One training loop for every method: a pure step over two trees, over stored features, resumed exactly."""
+
+import contextlib
+import functools
+import json
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+from tqdm import tqdm
+
+from zsad_jax import checkpoint, logs, runtime
+from zsad_jax.features import padded
+
+
+class State(NamedTuple):
+  """Everything a step changes, and nothing a step only reads."""
+  step: jax.Array  # [] int32, updates done
+  learnable: Any
+  opt: Any
+  rng: jax.Array  # [] typed key, the run's; a step folds its number in
+
+
+class Preempted(Exception):
+  """The run was asked to stop and has saved; starting it again goes on from there."""
+
+
+def make_tx(optim: Mapping) -> optax.GradientTransformation:
+  """Returns Adam at a constant rate without weight decay (AnomalyCLIP's code: lr 1e-3, b1 0.5, b2 0.999).
+
+  Args:
+    optim: lr, b1, b2, and eps where it is not 1e-8.
+
+  Raises:
+    ValueError: a key is missing, unknown or out of range.
+  """
+  optim = dict(optim)
+  if not {'lr', 'b1', 'b2'} <= optim.keys() <= {'lr', 'b1', 'b2', 'eps'}:
+    raise ValueError(f'optim has {", ".join(sorted(optim))}; Adam takes lr, b1, b2 and, if need be, eps')
+  if not (optim['lr'] > 0 and 0 <= optim['b1'] < 1 and 0 <= optim['b2'] < 1 and optim.get('eps', 1) > 0):
+    raise ValueError(f'optim is out of range: {optim}; Adam needs lr > 0, eps > 0, and b1, b2 in [0, 1)')
+  return optax.adam(optim.pop('lr'), **optim)
+
+
+def initial(learnable, tx: optax.GradientTransformation, seed: int) -> State:
+  """Returns the State of a run before its first step, also the template that checkpoints are restored to."""
+  learnable = jax.tree.map(jnp.array, learnable)  # a copy: steps donate the state, and the caller keeps his
+  return State(jnp.zeros((), jnp.int32), learnable, tx.init(learnable), jax.random.key(seed))
+
+
+def make_step(loss_fn: Callable, tx: optax.GradientTransformation, out_shardings=None) -> Callable:
+  """Returns step(state, frozen, features, batch) -> (state, metrics), jitted; `state` is donated.
+
+  Args:
+    loss_fn: (learnable, frozen, features, batch, rng) -> (scalar, metrics); rows that batch['valid'] marks
+      False must weigh nothing.
+    tx: the optimizer.
+    out_shardings: where state and metrics stay, Placement.copy in a data-parallel run.
+  """
+  @functools.partial(jax.jit, donate_argnames='state', out_shardings=out_shardings)
+  def step(state, frozen, features, batch):
+    rng = jax.random.fold_in(state.rng, state.step)
+    (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+        state.learnable, frozen, features, batch, rng)
+    updates, opt = tx.update(grads, state.opt, state.learnable)
+    metrics = dict(metrics, loss=loss, grad_norm=optax.tree.norm(grads))
+    return State(state.step + 1, optax.apply_updates(state.learnable, updates), opt, state.rng), metrics
+
+  return step
+
+
+def order(seed: int, epoch: int, count: int) -> np.ndarray:
+  """Returns the order [count] in which `epoch` (from 0) visits the images; depends on nothing else."""
+  return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+def fit(loss_fn: Callable, tx: optax.GradientTransformation, learnable, frozen, read: Callable, count: int, *,
+        epochs: int, batch: int, seed: int, place: runtime.Placement | None = None, workdir=None,
+        writer: logs.Writer | None = None, keep: int | None = None, identity: Mapping | None = None,
+        stop: threading.Event | None = None):
+  """Returns the learnable tree after `epochs` over `count` images; goes on from the last checkpoint, if any.
+
+  A resumed run equals an uninterrupted one bit for bit on one device. The last batch of an epoch is padded to
+  full size and marked by batch['valid'], so that the step is traced once.
+
+  Args:
+    loss_fn: see `make_step`.
+    tx: see `make_tx`.
+    learnable, frozen: what is trained, and what the loss only reads.
+    read: indices [n] -> (features, batch), trees of arrays of n rows, such as partial(features.load, store);
+      batch['id'], a list, names images in errors.
+    count: number of images.
+    epochs, batch, seed: recipe; batch is over all devices.
+    place: the devices, by default all.
+    workdir: checkpoints go to <workdir>/checkpoints after every epoch; None keeps nothing.
+    writer: takes one line of means an epoch.
+    keep: how many checkpoints remain, the newest; None all.
+    identity: what must not change when a run resumes, JSON-able (config, fingerprints of weights and data).
+    stop: when set, the run saves after the step under way and raises Preempted.
+
+  Raises:
+    ValueError: the checkpoints are another run's.
+    FloatingPointError: a metric is NaN or infinite; it names epoch, step and images. Nothing of it is saved.
+    Preempted: see `stop`.
+  """
+  place, per_epoch = place or runtime.place(), math.ceil(count / batch)
+  total = epochs * per_epoch
+  directory = workdir and Path(workdir) / 'checkpoints'
+  identity = json.loads(json.dumps({**(identity or {}), 'seed': seed, 'batch': batch, 'count': count}))
+  state = jax.jit(functools.partial(initial, tx=tx, seed=seed), out_shardings=place.copy)(jax.device_get(learnable))
+  state, done, sums = _resumed(directory, state, identity)
+  if done > total:
+    raise ValueError(f'{directory} holds {done} steps, {epochs} epochs are {total}; choose another workdir')
+  if writer:
+    writer.rewind(done)
+  step, frozen = make_step(loss_fn, tx, place.copy), runtime.replicate(frozen, place)
+  meter = _Meter(per_epoch, sums)
+  feed = runtime.prefetch(functools.partial(_rows, read, place, place.rows(batch)),
+                          _plan(seed, count, batch, done, epochs))
+  bar = tqdm(total=total, initial=done, desc='fit', unit='step', disable=jax.process_index() > 0)
+  with bar, contextlib.closing(feed):
+    for now, (ids, rows, data) in enumerate(feed, done + 1):
+      with jax.transfer_guard('disallow'):
+        state, metrics = step(state, frozen, rows, data)
+      meter.push(now, ids, metrics)
+      bar.update()
+      halt = runtime.any_process(stop is not None and stop.is_set())
+      epoch, left = divmod(now, per_epoch)
+      if left and not halt:
+        continue
+      means, sums = meter.settle(), meter.sums if left else {}
+      if not left:
+        _report(writer, now, epoch, epochs, means)
+      if directory:
+        extra = {'identity': identity, 'epoch': epoch, 'sums': sums}
+        checkpoint.save(directory, now, state, extra, keep=keep)
+      if halt and now < total:
+        raise Preempted(f'asked to stop after step {now} of {total}')
+      meter = _Meter(per_epoch, sums)
+  return state.learnable
+
+
+def learned(workdir, learnable, tx: optax.GradientTransformation, step: int | None = None):
+  """Returns what `fit` had learned in `workdir` at its last checkpoint, or at `step`; None if there is none.
+
+  Args:
+    workdir: as given to fit.
+    learnable: the tree as initialised, or its shapes.
+    tx: the optimizer it was trained with.
+    step: number of updates.
+
+  Raises:
+    FileNotFoundError, ValueError: see checkpoint.restore.
+  """
+  template = jax.eval_shape(functools.partial(initial, tx=tx, seed=0), learnable)
+  found = checkpoint.restore(Path(workdir) / 'checkpoints', template, step)
+  return found and found[0].learnable
+
+
+def _resumed(directory: Path | None, state: State, identity: dict) -> tuple[State, int, dict]:
+  """(state, steps done, sums of the epoch under way) of the last checkpoint, or of a new run."""
+  found = checkpoint.restore(directory, state) if directory else None
+  if found is None:
+    return state, 0, {}
+  state, extra, done = found
+  there = extra['identity']
+  for key in sorted(there.keys() | identity.keys()):
+    if there.get(key) != identity.get(key):
+      raise ValueError(f'{directory} is of another run: {key} is {there.get(key)} there, {identity.get(key)} '
+                       'here; choose another workdir')
+  logging.info('going on after step %d of %s', done, directory)
+  return state, done, extra['sums']
+
+
+def _plan(seed: int, count: int, batch: int, done: int, epochs: int) -> Iterator[np.ndarray]:
+  """Yields the images of every step from `done` on."""
+  per_epoch = math.ceil(count / batch)
+  for epoch in range(done // per_epoch, epochs):
+    images = order(seed, epoch, count)
+    for at in range(max(0, done - epoch * per_epoch), per_epoch):
+      yield images[at * batch:(at + 1) * batch]
+
+
+def _rows(read: Callable, place: runtime.Placement, size: int, images: np.ndarray):
+  """(ids, features, batch) of one step on the devices; a process reads its share of `size` padded rows."""
+  share = size // jax.process_count()
+  mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+  images, valid = (x[mine] for x in padded(images, size))
+  features, batch = read(images)
+  batch = dict(batch, valid=valid)
+  ids = np.asarray(batch.pop('id', images), object)[valid]
+  return (ids, *runtime.globalize((features, batch), place.split))
+
+
+def _report(writer: logs.Writer | None, step: int, epoch: int, epochs: int, means: dict):
+  with tqdm.external_write_mode():
+    logging.info('epoch %d/%d  %s', epoch, epochs, logs.summary(means))
+  if writer:
+    writer.scalars(step, {'epoch': epoch, **{f'train/{name}': value for name, value in means.items()}})
+
+
+class _Meter:
+  """Sums over an epoch; fetches a step's metrics while the next one runs, so that the device never waits."""
+
+  def __init__(self, per_epoch: int, sums: dict[str, float]):
+    self.sums = dict(sums)  # of the epoch's steps, those before a resume included
+    self._per_epoch, self._ahead = per_epoch, None
+    self._images, self._start = 0, time.perf_counter()
+
+  def push(self, step: int, ids: Sequence[str], metrics: dict):
+    """Takes the metrics of step `step` and adds up those of the step before."""
+    if self._ahead:
+      self._add(*self._ahead)
+    self._ahead = step, ids, metrics
+
+  def settle(self) -> dict[str, float]:
+    """Returns the means over the epoch's steps so far, and the pace since this meter began."""
+    self._add(*self._ahead)
+    steps, seconds = (self._ahead[0] - 1) % self._per_epoch + 1, time.perf_counter() - self._start
+    means = {name: total / steps for name, total in self.sums.items()}
+    return means | {'seconds': seconds, 'images_per_s': self._images / seconds}
+
+  def _add(self, step: int, ids: Sequence[str], metrics: dict):
+    for name, value in jax.device_get(metrics).items():
+      if not np.isfinite(value):
+        epoch, at = divmod(step - 1, self._per_epoch)
+        raise FloatingPointError(
+            f'{name} is {value} in epoch {epoch + 1}, step {at + 1} of {self._per_epoch}, images '
+            f'{", ".join(map(str, ids))}; the last checkpoint was saved before it')
+      self.sums[name] = self.sums.get(name, 0.) + float(value)
+    self._images += len(ids)

@@ -1,7 +1,10 @@
 """AnomalyCLIP: its switches, its traps and what it refuses, on a small random CLIP."""
 
+import ast
+import contextlib
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -595,3 +598,57 @@ def test_released_checkpoint_of_another_shape_or_with_other_names_is_refused():
   for part in ('missing compound_prompts_text.3', 'unknown adapter.weight (2, 3)',
                'ctx_pos is (1, 1, 11, 768), not (1, 1, 12, 768)'):
     assert part in str(error.value)
+
+
+# At full size and on many devices
+
+
+def test_published_shapes_without_a_single_weight():
+  whole = dataclasses.replace(L14, tokenizer=tokenizer.load())
+  cfg = published()
+  frozen = clip_lib.template(L14.arch)
+  learnable = jax.eval_shape(lambda: method.init(jax.random.key(0), whole, cfg))
+  array = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)
+  features = Features(array(8, 768), {tap.name: array(8, 1369, 768) for tap in method.spec(whole, cfg).taps})
+  batch = dict(mask=array(8, 518, 518, dtype=jnp.uint8), label=array(8, dtype=jnp.int32),
+               category=array(8, dtype=jnp.int32), valid=array(8, dtype=bool))
+  bank = jax.eval_shape(functools.partial(method.bank, categories=(), clip=whole, cfg=cfg), learnable, frozen)
+  assert bank.shape == (1, 2, 768)
+  given = functools.partial(functools.partial, clip=whole, cfg=cfg)
+  total, _ = jax.eval_shape(given(method.loss), learnable, frozen, features, batch, None)
+  out = jax.eval_shape(given(method.predict), learnable, frozen, bank, None, features, batch)
+  assert total.shape == () and out['score'].shape == (8,) and out['map'].shape == (8, 518, 518)
+
+
+def test_eight_devices_give_the_loss_and_gradient_of_one(shallow, frozen):
+  features, batch = features_and_batch(configured(), shallow, rows=8)
+  batch['valid'] = jnp.array([1] * 6 + [0, 0], bool)
+  mesh = jax.make_mesh((8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+  split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
+  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  one = step(learned(), frozen, features, batch, None, clip=shallow, cfg=configured())
+  spread = step(jax.device_put(learned(), whole), jax.device_put(frozen, whole), jax.device_put(features, split),
+                jax.device_put(batch, split), None, clip=shallow, cfg=configured())
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-6), spread, one)
+
+
+def rows_of_the_docstring():
+  """Every row of ablations in the config's docstring, as (name, changes); a row may offer several settings."""
+  table = config.__doc__.split('as changes to this config:')[1]
+  rows = []
+  for name, text in re.findall(r'^  (\S.*?)  +(.*)$', table, re.M):
+    changes = {}
+    for key, value in re.findall(r'([\w.]+)=(\([\d,]+\)|[\w.]+)', text):
+      with contextlib.suppress(ValueError):  # a bare word is a string
+        value = ast.literal_eval(value)
+      changes[key.replace('.', '__')] = float(value) if key == 'loss.lambda_local' else value
+    rows.append(pytest.param(changes, id=name))
+  return rows
+
+
+@pytest.mark.parametrize('changes', rows_of_the_docstring())
+def test_ablation_rows_of_the_docstring_build(changes):
+  assert changes
+  cfg = published(**changes)
+  assert method.spec(L14, cfg).taps
+  jax.eval_shape(lambda: method.init(jax.random.key(0), L14, cfg))

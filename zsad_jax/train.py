@@ -101,7 +101,7 @@ def fit(loss_fn: Callable, tx: optax.GradientTransformation, learnable, frozen, 
     epochs, batch, seed: recipe; batch is over all devices.
     place: the devices, by default all.
     workdir: checkpoints go to <workdir>/checkpoints after every epoch; None keeps nothing.
-    writer: takes one line of means an epoch.
+    writer: takes one line of means an epoch; of several processes only the first has one.
     keep: how many checkpoints remain, the newest; None all.
     identity: what must not change when a run resumes, JSON-able (config, fingerprints of weights and data).
     stop: when set, the run saves after the step under way and raises Preempted.

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from zsad_jax import runtime
+
 
 def write_atomic(path, data: bytes | str):
   """Writes `data` (text as UTF-8) to `path`, making its folder; a kill leaves the old content or the new.
@@ -23,18 +25,7 @@ def write_atomic(path, data: bytes | str):
   """
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  temp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-  try:
-    with open(temp, 'wb') as file:
-      file.write(data.encode() if isinstance(data, str) else data)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temp, path)
-  except OSError as error:
-    raise OSError(error.errno, f'{error.strerror}; what was there is intact', str(path)) from error
-  finally:
-    with contextlib.suppress(OSError):
-      temp.unlink()
+  runtime.write_atomic(path, data.encode() if isinstance(data, str) else data)
 
 
 def write_json(path, obj):

@@ -5,6 +5,7 @@ r"""Trains and evaluates zero-shot anomaly detectors; the only reader of command
   python launch.py --config=configs/anomalyclip.py --workdir=runs/visa-to-mvtec --mode=evaluate
 """
 
+import contextlib
 import functools
 import json
 import logging as py_logging
@@ -38,6 +39,8 @@ MODE = flags.DEFINE_enum(
 
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: run the same command again
+# Keys that a resumed training need not agree on: the data and the weights are in the feature store's name.
+NOT_RECIPE = ('arch', 'checkpoint', 'clip', 'data', 'eval', 'features', 'map', 'published', 'train')
 
 
 def main(argv):
@@ -51,18 +54,19 @@ def main(argv):
   if not WORKDIR.value:
     raise app.UsageError('--workdir is missing; name a folder for this run, such as --workdir=runs/demo')
   workdir = Path(WORKDIR.value)
-  logs.probe(workdir)
-  with logs.lock(workdir):
-    try:
+  try:
+    logs.probe(workdir)
+    with logs.lock(workdir):
       runtime.compilation_cache(workdir.parent / '.compiled')
       run(cfg, workdir, MODE.value)
-    except train.Preempted as stopped:
-      print(f'{stopped}; the same command goes on from there', file=sys.stderr)
-      sys.exit(EXIT_PREEMPTED)
-    except (ValueError, OSError, FloatingPointError) as error:
-      # A wrong key, file or number is the user's to mend: the message first, the traceback in a file.
+  except train.Preempted as stopped:
+    print(f'{stopped}; the same command goes on from there', file=sys.stderr)
+    sys.exit(EXIT_PREEMPTED)
+  except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+    # A wrong key, file or number is the user's to mend: one message, and the traceback for those who want it.
+    with contextlib.suppress(OSError):
       runtime.write_atomic(workdir / 'error.txt', traceback.format_exc().encode())
-      sys.exit(f'error: {error}\n(traceback: {workdir / "error.txt"})')
+    sys.exit(f'error: {error}\n(traceback: {workdir / "error.txt"})')
 
 
 def run(cfg, workdir, mode):
@@ -148,8 +152,8 @@ def fit(cfg, workdir, method, clip, dataset):
   learnable = method.init(jax.random.key(cfg.seed), clip, cfg)
   print(f'fit: {cfg.train.epochs} epochs on {dataset.name} ({", ".join(dataset.categories)}), '
         f'{sum(x.size for x in jax.tree.leaves(learnable))} learned numbers', flush=True)
-  identity = {'method': cfg.method, 'weights': clip.fingerprint, 'data': dataset.fingerprint,
-              'features': str(store.path.name)}
+  recipe = {k: v for k, v in json.loads(cfg.to_json_best_effort()).items() if k not in NOT_RECIPE}
+  identity = {'features': store.path.name, **recipe}
   with logs.Writer(workdir) as writer, runtime.preemption() as stop:
     return train.fit(
       functools.partial(method.loss, clip=clip, cfg=cfg), train.make_tx(cfg.optim), learnable, clip.params,

@@ -12,7 +12,7 @@ import numpy as np
 
 
 def normalize(x, axis=-1):
-  """Returns x divided by its L2 norm along `axis`; a zero vector stays zero, in its gradient too."""
+  """Returns x divided by its L2 norm along `axis`; a zero vector stays zero, with a finite gradient."""
   y = x.astype(_wide(x.dtype))
   square = jnp.sum(y * y, axis=axis, keepdims=True)
   return (y * jax.lax.rsqrt(jnp.maximum(square, 1e-24))).astype(x.dtype)

@@ -450,6 +450,17 @@ def test_padded_rows_weigh_nothing_in_loss_and_gradient(shallow, frozen):
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-6), again, alone)
 
 
+def test_images_without_a_known_mask_count_in_the_global_term_only(shallow, frozen):
+  features, batch = features_and_batch(configured(), shallow)
+  known = {**batch, 'has_mask': jnp.array([True, False, True, True])}
+  _, parts = loss(learned(), frozen, features, known, None, clip=shallow, cfg=configured())
+  _, everything = loss(learned(), frozen, features, batch, None, clip=shallow, cfg=configured())
+  _, others = loss(learned(), frozen, features, {**batch, 'valid': known['has_mask']}, None, clip=shallow,
+                   cfg=configured())
+  assert float(parts['loss_global']) == pytest.approx(float(everything['loss_global']), rel=1e-6)
+  assert float(parts['loss_local']) == pytest.approx(float(others['loss_local']), rel=1e-6)
+
+
 def test_trap_29_the_batch_is_the_mean_of_its_images(shallow, frozen):
   features, batch = features_and_batch(configured(), shallow)
   total, _ = loss(learned(), frozen, features, batch, None, clip=shallow, cfg=configured())
@@ -525,6 +536,13 @@ def test_object_re_changes_evaluation_only(shallow, frozen):
   (dict(t2_off='none'), "t2_off 'none' is not one of object_aware, no_context"),
   (dict(prompt__depth=7), r'prompt\.depth \(M\) 7 is not in 1\.\.6: its text tower has 6 blocks'),
   (dict(prompt__n_ctx=3), r'prompt\.deep_len \(L\) 4 is not in 1\.\.3: they may overwrite only the 3 context vectors'),
+  (dict(prompt__n_ctx=0), r'prompt\.n_ctx \(E\) 0 is not in 1\.\.74'),
+  (dict(prompt__n_ctx=75), r'prompt\.n_ctx \(E\) 75 is not in 1\.\.74: its texts have 77 tokens'),
+  (dict(prompt__deep_mode='concat', prompt__deep_len=0), r'prompt\.deep_len \(L\) 0 is not in 1\.\.77'),
+  (dict(temperature=0.0), r'temperature 0\.0 is not positive'),
+  (dict(prompt__init_std=-1.0), r'prompt\.init_std -1\.0 is not positive'),
+  (dict(loss__lambda_local=-4.0), r'loss\.lambda_local -4\.0 is not 0 or more'),
+  (dict(map__sigma=float('nan')), r'map\.sigma nan is not 0 or more'),
   (dict(prompt__deep_len=0), r'prompt\.deep_len \(L\) 0 is not in 1\.\.12'),
   (dict(t2_object_agnostic=False, t2_off='no_context'), r'they may overwrite only the 0 context vectors'),
   (dict(t2_object_agnostic=False, prompt__object_re=True), r'prompt\.object_re renames the object of agnostic prompts'),

@@ -23,7 +23,7 @@ and, where its paper needs them,
 The weights are `frozen`, an argument like every other array: clip.params inside a traced function would be
 baked into the program. `cfg` is the whole config as a FrozenConfigDict, which hashes by value. `categories`
 are object names in the order of batch['category']. `batch` is a dict of arrays: mask [B, R, R] in {0, 1},
-label [B], category [B], valid [B].
+label [B], category [B], valid [B], and has_mask [B] where some masks are unknown.
 """
 
 import difflib

@@ -83,7 +83,8 @@ def bank(learnable, frozen, categories, *, clip, cfg):
 def loss(learnable, frozen, features, batch, rng, *, clip, cfg):
   """Returns L_global + lambda sum_l (Focal + Dice(S_a, M) + Dice(S_n, 1 - M)), and its parts (eq. 2).
 
-  The similarity maps are upsampled as probabilities to the masks' resolution, which is image_size.
+  The similarity maps are upsampled as probabilities to the masks' resolution, which is image_size. An image whose
+  mask is unknown counts in L_global only.
 
   Raises:
     ValueError: nothing to learn, no loss term, object-aware prompts without names, masks of another size.
@@ -184,12 +185,20 @@ def check(clip, cfg):
     _within('local_layers', layer, 1, vision.layers, depth)
   if cfg.t3_text_tuning:
     _within('prompt.depth (M)', p.depth, 1, text.layers, f'its text tower has {text.layers} blocks')
-  context = p.n_ctx if _has_context(cfg) else 0
-  if _deep_count(cfg) and p.deep_mode == 'overwrite':
-    _within('prompt.deep_len (L)', p.deep_len, 1, context,
+  if _has_context(cfg):
+    _within('prompt.n_ctx (E)', p.n_ctx, 1, text.context - 3, f'its texts have {text.context} tokens')
+  if _deep_count(cfg):
+    context = p.n_ctx if _has_context(cfg) else 0
+    _within('prompt.deep_len (L)', p.deep_len, 1, context if p.deep_mode == 'overwrite' else text.context,
             f'they may overwrite only the {context} context vectors (E); prompt.deep_mode=concat adds')
   if p.object_re and not cfg.t2_object_agnostic:
     raise ValueError('prompt.object_re renames the object of agnostic prompts; set t2_object_agnostic=True')
+  for key, value in (('temperature', cfg.temperature), ('prompt.init_std', p.init_std)):
+    if not value > 0:
+      raise ValueError(f'{key} {value} is not positive')
+  for key, value in (('loss.lambda_local', cfg.loss.lambda_local), ('map.sigma', cfg.map.sigma)):
+    if not value >= 0:
+      raise ValueError(f'{key} {value} is not 0 or more')
 
 
 def _one_of(key, value, allowed):
@@ -262,13 +271,14 @@ def _patch_probs(features, layer, pair, temperature, cfg):
 
 
 def _local_loss(probs, batch, size, terms):
-  mask, valid = batch['mask'], batch['valid']
+  mask = batch['mask']
+  known = batch['valid'] * batch['has_mask'] if 'has_mask' in batch else batch['valid']
   if mask.shape[1:] != (size, size):
     raise ValueError(f'masks are {mask.shape[1]}x{mask.shape[2]}; the loss needs them at image_size {size}')
   probs = maps.upsample(maps.square(probs), size)  # [B, R, R, 2]
   total = 0.0
   if terms.focal:
-    total += losses.focal(probs, mask, valid)
+    total += losses.focal(probs, mask, known)
   if terms.dice:
-    total += losses.dice(probs[..., 1], mask, valid) + losses.dice(probs[..., 0], 1 - mask, valid)
+    total += losses.dice(probs[..., 1], mask, known) + losses.dice(probs[..., 0], 1 - mask, known)
   return total

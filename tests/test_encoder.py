@@ -1,0 +1,111 @@
+"""The encoder: what it refuses, what it promises about sizes, and that nothing but rows decides a row."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from zsad_jax import encoder
+from zsad_jax.models import clip
+from zsad_jax.spec import Side, Spec, Tap
+
+ARCH = clip.Arch('small', 12, clip.Vision(32, 8, 16, 4, 2), clip.Text(8, 9, 8, 2, 2))
+SIDES = (Side('vv', 'vv', 2), Side('qq', 'qq', 3, residual_base=False))
+SPEC = Spec(48, taps=(Tap('vv', 4), Tap('qq', 3), Tap('clip', 2, 'attention')), sides=SIDES)
+
+
+@pytest.fixture(scope='module')
+def small():
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda s: 0.3 * rng.standard_normal(s.shape, np.float32), clip.template(ARCH))
+  return clip.build(ARCH, params, image_size=48)
+
+
+@pytest.fixture(scope='module')
+def images():
+  return np.random.default_rng(1).standard_normal((8, 48, 48, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize('spec', [
+    SPEC, SPEC._replace(cls=''), SPEC._replace(read='none'), SPEC._replace(taps=()),
+    SPEC._replace(cls='ln_post_proj', read='ln_post')])
+def test_promised_shapes_and_bytes(small, images, spec):
+  out = jax.eval_shape(encoder.encode(small, spec), small.params, images)
+  assert jax.tree.map(lambda x: x.shape[1:], out) == encoder.features_shape(small, spec)
+  stored = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(out)) // len(images)
+  assert encoder.predicted_bytes(small, spec) == stored
+  assert encoder.predicted_bytes(small, spec, jnp.bfloat16) == stored // 2
+
+
+def test_published_size_in_bytes():
+  """MVTec AD's 1725 images at one layer of ViT-L/14-336 take about 6.8 GiB."""
+  big = clip.Clip(clip.ARCHS['vit_l14_336'], 518, params=None)
+  spec = Spec(518, taps=(Tap('vv', 24),), sides=(Side('vv'),))
+  assert encoder.predicted_bytes(big, spec) == 4 * (768 + 1369 * 768)
+
+
+def test_batch_and_company_do_not_matter(small, images):
+  encode = encoder.encode(small, SPEC)
+  whole = encode(small.params, images)
+  for rows in ([0], [5, 2, 7]):
+    part = encode(small.params, images[rows])
+    for a, b in zip(jax.tree.leaves(part), jax.tree.leaves(whole)):
+      np.testing.assert_allclose(a, np.asarray(b)[rows], atol=1e-5)
+
+
+def test_one_device_or_eight(small, images):
+  mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
+  params = jax.device_put(small.params, NamedSharding(mesh, P()))
+  encode = encoder.encode(small, SPEC)
+  split = encode(params, jax.device_put(images, NamedSharding(mesh, P('data'))))
+  assert split.cls.sharding.spec[0] == 'data'
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), split, encode(small.params, images))
+
+
+def test_weights_are_arguments(small, images):
+  """A compiled encoder follows the weights it is given and holds none of its own."""
+  encode = encoder.encode(small, SPEC)
+  lines = encode.lower(small.params, images).as_text().splitlines()
+  assert max(map(len, lines)) < 5000, 'a captured array would be one long line'
+  none = encode(jax.tree.map(np.zeros_like, small.params), images)
+  assert not any(leaf.any() for leaf in jax.tree.leaves(none))
+
+
+def test_half_precision_weights_give_half_precision_features(small, images):
+  """Stated tolerance of bfloat16: cosine 0.995 with the float32 features."""
+  half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), small.params)
+  encode = encoder.encode(small, SPEC)
+  for a, b in zip(jax.tree.leaves(encode(half, images)), jax.tree.leaves(encode(small.params, images))):
+    assert a.dtype == jnp.bfloat16
+    a = np.asarray(a, np.float32)
+    cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+    assert cosine.min() > 0.995
+
+
+@pytest.mark.parametrize('spec, message', [
+    (SPEC._replace(image_size=50), r'spec\.image_size 50 is not a positive multiple of the patch size 8'),
+    (SPEC._replace(image_size=0), r'spec\.image_size 0 is not'),
+    (SPEC._replace(cls='mean'), r"spec\.cls 'mean' is not one of \('proj', 'ln_post_proj', ''\)"),
+    (SPEC._replace(read='pre'), r"spec\.read 'pre' is not one of"),
+    (SPEC._replace(positions='nearest'), r"spec\.positions 'nearest' is not one of"),
+    (SPEC._replace(taps=(Tap('vv', 5),)), r'spec\.taps\[0\]\.block 5 is not in 1\.\.4, the blocks of this tower'),
+    (SPEC._replace(taps=(Tap('clip', 1), Tap('clip', 0))), r'spec\.taps\[1\]\.block 0 is not in 1\.\.4'),
+    (SPEC._replace(taps=(Tap('kk', 3),)), r"spec\.taps\[0\]\.stream 'kk' is not one of \('clip', 'vv', 'qq'\)"),
+    (SPEC._replace(taps=(Tap('vv', 3, 'mlp'),)), r"spec\.taps\[0\]\.point 'mlp' is not one of"),
+    (SPEC._replace(taps=(Tap('vv', 3), Tap('vv', 3))), r'spec\.taps names a tap twice'),
+    (SPEC._replace(sides=(SIDES[0], SIDES[0])), r"spec\.sides\[0\]\.name 'vv' is taken"),
+    (SPEC._replace(sides=(Side('clip'),)), r"spec\.sides\[0\]\.name 'clip' is taken"),
+    (SPEC._replace(sides=(Side('vv', 'kq'),)), r"spec\.sides\[0\]\.mode 'kq' is not one of"),
+    (SPEC._replace(sides=(Side('vv'),)), r'spec\.sides\[0\]\.first_block 6 is not in 1\.\.4'),
+    (SPEC._replace(sides=(Side('vv', first_block=0),)), r'spec\.sides\[0\]\.first_block 0 is not in 1\.\.4'),
+    (SPEC._replace(sides=(Side('vv', first_block=1, reset_every=-1),)), r'spec\.sides\[0\]\.reset_every -1'),
+])
+def test_bad_specs_are_refused_before_anything_runs(small, spec, message):
+  shell = clip.Clip(ARCH, 48, params=None)
+  for refuse in (encoder.validate, encoder.encode, encoder.features_shape, encoder.predicted_bytes):
+    with pytest.raises(ValueError, match=message):
+      refuse(shell, spec)
+  with pytest.raises(ValueError, match=message):
+    small.image(small.params, np.zeros((1, spec.image_size, spec.image_size, 3), np.float32), spec)

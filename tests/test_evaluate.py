@@ -59,7 +59,7 @@ def test_equals_metrics_of_the_whole_category_at_once(batch, devices):
     want = metrics.evaluate_category(dataset.labels[members], maps[members].max((1, 2)), pixel)
     assert result.rows[category] == want
   np.testing.assert_array_equal(result.scores, maps.max((1, 2)))
-  assert result.counts['c1'] == {'normal': 4, 'anomalous': 5, 'vanished': 0}
+  assert result.counts['c1'] == {'normal': 4, 'anomalous': 5, 'vanished': 0, 'contradicted': 0}
 
 
 def test_mean_is_over_categories_not_images():
@@ -108,6 +108,17 @@ def test_finish_sees_a_whole_category():
   result = run(dataset, load, finish=finish)
   assert seen == [(5,), (9,)]
   assert result.rows['c0']['image_auroc'].value == 0.5
+
+
+def test_masks_that_vanished_or_contradict_the_label_are_counted_and_said(caplog):
+  dataset, load, maps, mask = toy()
+  mask[1] = 0
+  mask[2, 5, 5] = 1
+  with caplog.at_level('WARNING', logger='absl'):
+    result = run(dataset, load)
+  assert (result.counts['c0']['vanished'], result.counts['c0']['contradicted']) == (1, 1)
+  assert 'c0: the masks of 1 of 2 anomalous images are empty' in caplog.text
+  assert 'c0: 1 images labelled normal' in caplog.text
 
 
 def test_nan_in_a_map_names_the_image():

@@ -65,7 +65,7 @@ def test_writes_results_a_manifest_and_pictures(run):
   cfg, workdir, results = run
   metrics = json.loads((results / 'metrics.json').read_text())
   assert metrics['protocol']['auxiliary']['categories'] == ['bolt', 'tile']
-  assert metrics['counts']['wood'] == {'normal': 4, 'anomalous': 4, 'vanished': 0}
+  assert metrics['counts']['wood'] == {'normal': 4, 'anomalous': 4, 'vanished': 0, 'contradicted': 0}
   assert 0 <= metrics['mean']['aupro']['value'] <= 1
   rows = list(csv.DictReader((results / 'per_category.csv').open()))
   assert [row['category'] for row in rows] == ['metal_nut', 'wood']

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 from tqdm import tqdm
 
 from zsad_jax import features as features_lib
@@ -17,8 +18,8 @@ class Result(NamedTuple):
   Attributes:
     rows: {category: {metric: metrics.Value}}.
     summary: {metric: {'value', 'count', 'of', 'reason'}}, see metrics.summarise.
-    counts: {category: {'normal', 'anomalous', 'vanished'}}: images, and anomalous ones whose mask is empty at
-      the metric's resolution.
+    counts: {category: {'normal', 'anomalous', 'vanished', 'contradicted'}}: images, anomalous ones whose mask is
+      empty at the metric's resolution, and normal ones whose mask is not.
     scores: [n] float32 image scores, in the data set's order.
     maps: {index: [R, R] float32} for the images that were asked for.
   """
@@ -80,8 +81,19 @@ def run(predict: Callable, load: Callable, dataset, *, batch: int, place: runtim
       rows[category] = metrics.evaluate_category(labels, scores[members], pixel if usable else None,
                                                  ids=[dataset.ids[i] for i in members])
       counts[category] = {'normal': int(np.sum(labels == 0)), 'anomalous': int(np.sum(labels == 1)),
-                          'vanished': pixel.vanished}
+                          'vanished': pixel.vanished, 'contradicted': pixel.contradicted}
+  _warn(counts)
   return Result(rows, metrics.summarise(rows), counts, scores, maps)
+
+
+def _warn(counts):
+  for category, n in counts.items():
+    if n['vanished']:
+      logging.warning('%s: the masks of %d of %d anomalous images are empty at this resolution; they count as '
+                      'normal pixels and keep their image label', category, n['vanished'], n['anomalous'])
+    if n['contradicted']:
+      logging.warning('%s: %d images labelled normal have anomalous pixels in their masks', category,
+                      n['contradicted'])
 
 
 def _category(predict, load, members, size, place, finish):

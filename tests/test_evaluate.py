@@ -98,7 +98,7 @@ def test_anomalous_images_without_masks_have_no_pixel_metrics():
 
 
 def test_finish_sees_a_whole_category():
-  dataset, load, maps, _ = toy()
+  dataset, load, _maps, _ = toy()
   seen = []
 
   def finish(outputs):
@@ -111,7 +111,7 @@ def test_finish_sees_a_whole_category():
 
 
 def test_masks_that_vanished_or_contradict_the_label_are_counted_and_said(caplog):
-  dataset, load, maps, mask = toy()
+  dataset, load, _maps, mask = toy()
   mask[1] = 0
   mask[2, 5, 5] = 1
   with caplog.at_level('WARNING', logger='absl'):

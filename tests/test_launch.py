@@ -62,7 +62,7 @@ def run(tmp_path_factory):
 
 
 def test_writes_results_a_manifest_and_pictures(run):
-  cfg, workdir, results = run
+  _cfg, workdir, results = run
   metrics = json.loads((results / 'metrics.json').read_text())
   assert metrics['protocol']['auxiliary']['categories'] == ['bolt', 'tile']
   assert metrics['counts']['wood'] == {'normal': 4, 'anomalous': 4, 'vanished': 0, 'contradicted': 0}

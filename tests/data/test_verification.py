@@ -69,6 +69,11 @@ def test_the_text_shows_ten_problems_and_counts_the_rest(tmp_path):
   assert '... and 49 more' in str(verdict)
 
 
+def test_a_drawn_set_has_no_folder_to_verify():
+  verdict = data.verify('synthetic_aux')
+  assert verdict.ok and str(verdict) == 'synthetic_aux: complete'
+
+
 def test_arguments():
   with pytest.raises(ValueError, match='manual_dir'):
     data.verify('visa')

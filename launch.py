@@ -21,6 +21,7 @@ from pathlib import Path
 import jax
 import ml_collections as mlc
 import numpy as np
+import tensorflow_datasets as tfds
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -183,7 +184,7 @@ def evaluate_target(cfg, workdir, method, clip, learnable, aux, dataset):
     'auxiliary': None if aux is None else {'name': cfg.data.aux, 'split': cfg.data.split,
                                            'categories': aux.categories, 'fingerprint': aux.fingerprint},
     'target': {'name': cfg.data.target, 'split': cfg.data.split, 'categories': dataset.categories,
-               'fingerprint': dataset.fingerprint},
+               'fingerprint': dataset.fingerprint, 'notes': dataset.notes, 'skipped': dataset.skipped},
     'selection': f'last epoch ({cfg.train.epochs})' if aux is not None else 'none', 'seed': cfg.seed,
     'checkpoint': cfg.checkpoint or None}
   logs.write_json(folder / 'metrics.json', {
@@ -344,6 +345,7 @@ def _show_progress():
   handler.addFilter(lambda record: record.levelno >= py_logging.WARNING or record.pathname.startswith(ours))
   handler.setFormatter(_Plain())
   logging.set_verbosity(logging.INFO)
+  tfds.disable_progress_bar()  # the data room has bars of its own, with an ETA
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import io
 import pkgutil
 import re
 from pathlib import Path
@@ -94,8 +95,11 @@ def _key(source: Path, rules: images.Rules, on_bad: str) -> str:
 
 def _prepared(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
   """The builder with its records on disk, made by this process or by another that was faster."""
+  if not builder.is_prepared():
+    logging.info('preparing %s in %s', builder.name, builder.data_dir)
   try:
-    builder.download_and_prepare()
+    with contextlib.redirect_stdout(io.StringIO()):  # tfds prints of downloads; there are none
+      builder.download_and_prepare()
   except OSError:
     if not builder.is_prepared():
       raise

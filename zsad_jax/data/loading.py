@@ -1,5 +1,6 @@
 """From a name to a data set: resolve, prepare once, open."""
 
+import contextlib
 import difflib
 import hashlib
 import importlib
@@ -95,7 +96,7 @@ def _key(source: Path, rules: images.Rules, on_bad: str) -> str:
 
 def _prepared(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
   """The builder with its records on disk, made by this process or by another that was faster."""
-  if not builder.is_prepared():
+  if not Path(builder.data_dir).exists():
     logging.info('preparing %s in %s', builder.name, builder.data_dir)
   try:
     with contextlib.redirect_stdout(io.StringIO()):  # tfds prints of downloads; there are none

@@ -59,6 +59,11 @@ def _unit(x):
   return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
+def _normalise(images, clip):
+  mean, std = (jnp.array(x, jnp.float32)[None, None, None] for x in (clip.arch.mean, clip.arch.std))
+  return (jnp.asarray(images, jnp.float32) / 255 - mean) / std
+
+
 def _binary(logits, targets, weight):
   """Mean sigmoid cross-entropy over entries of weight > 0, anomalous and normal ones counted alike."""
   loss = optax.losses.sigmoid_binary_cross_entropy(logits, targets)
@@ -75,7 +80,7 @@ def loss(params, batch, *, clip, spec: Spec, cfg):
       its anomalous ones; true [B, B] bool; label [B] float; known [B] float (0 where the crop leaves the label open);
       cover [B, G, G] float share of damaged pixels.
   """
-  images = (batch['image'] / 255. - jnp.array(clip.arch.mean)) / jnp.array(clip.arch.std)
+  images = _normalise(batch['image'], clip)
   features = clip.image(params, images, spec)
   text = _unit(clip.text(params, clip.embed(params, batch['ids']), clip.eot(batch['ids'])))
   good, bad = (jnp.repeat(side, 2, axis=0) for side in jnp.split(text, 2))
@@ -131,7 +136,7 @@ def make_step(clip, tx, cfg):
 
 def init(clip, tx, seed: int) -> State:
   """A fresh State."""
-  params = clip_lib.init_params(clip.arch, jax.random.key(seed))
+  params = jax.jit(functools.partial(clip_lib.init_params, clip.arch))(jax.random.key(seed))
   return State(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), tx.init(params))
 
 
@@ -159,10 +164,6 @@ def probe(clip, read, params, chunk, nouns, tokenize) -> dict[str, float]:
       name = f'{spec.taps[-1].stream}_{which}'
       result.update({f'image_{name}': _image_auroc(image, chunk), f'pixel_{name}': _pixel_auroc(maps, chunk)})
   return result
-
-
-def _normalise(images, clip):
-  return jnp.asarray((images / np.float32(255) - np.float32(clip.arch.mean)) / np.float32(clip.arch.std), jnp.float32)
 
 
 def _scores(clip, params, cls, taps, category, nouns, templates, tokenize):
@@ -245,7 +246,7 @@ def fit(cfg, workdir, source) -> None:
   workdir = pathlib.Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   tokenizer = source.tokenizer(cfg.merges)
-  tokenize = functools.partial(source.encode, tokenizer)
+  tokenize = functools.partial(source.encode, tokenizer, length=cfg.arch.context)
   _keep(workdir / 'tokenizer.json', tokenizer.to_str(pretty=True) + '\n')
   arch = architecture(cfg, tokenizer.get_vocab_size())
   clip = clip_lib.Clip(arch, arch.vision.image_size, None)

@@ -94,13 +94,13 @@ def test_every_defect_is_used():
 
 
 def test_bad_input():
-  with pytest.raises(ValueError, match="no group 'tset'.*'target'"):
+  with pytest.raises(ValueError, match=r"no group 'tset'.*'target'"):
     synthetic.group('tset')
-  with pytest.raises(ValueError, match="no procedural category 'laef'.*leaf"):
+  with pytest.raises(ValueError, match=r"no procedural category 'laef'.*leaf"):
     synthetic.example('laef', 'test', 0, size=32)
-  with pytest.raises(ValueError, match="no split 'val'.*'train'"):
+  with pytest.raises(ValueError, match=r"no split 'val'.*'train'"):
     synthetic.example('leaf', 'val', 0, size=32)
-  with pytest.raises(ValueError, match="leaf has no defect 'crack'.*'hole'"):
+  with pytest.raises(ValueError, match=r"leaf has no defect 'crack'.*'hole'"):
     synthetic.example('leaf', 'test', 0, size=32, defect='crack')
 
 

@@ -161,9 +161,12 @@ def test_side_reads_clips_stream_never_its_own(small, blocks):
   assert np.abs(out - own_path[:, 1:]).max() > 0.1
 
 
-def test_sides_leave_the_class_feature_alone(small):
-  with_side = run(small, Spec(SIZE, taps=(Tap('vv', DIMS.layers),), sides=DPAM)).cls
-  np.testing.assert_allclose(with_side, run(small, Spec(SIZE)).cls, atol=2e-6)
+@pytest.mark.parametrize('stream', ['vv', 'qk', 'clip'])
+def test_class_feature_is_the_same_whatever_else_is_read(small, stream):
+  """Sides never feed back, and a last block that steps the class token alone steps it right."""
+  sides = (*DPAM, Side('qk', 'qk', FIRST))
+  with_tap = run(small, Spec(SIZE, taps=(Tap(stream, DIMS.layers),), sides=sides)).cls
+  np.testing.assert_allclose(with_tap, run(small, Spec(SIZE)).cls, atol=2e-6)
 
 
 def test_dpam_switches_blocks_6_to_24():

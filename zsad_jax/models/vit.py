@@ -100,16 +100,22 @@ class Layer(block.Block):
     sides: the side streams that ride along.
     kept: the (stream, point) pairs that have a buffer, with a slot for every block they are read at and a last
       one that takes all other blocks.
+    last_whole: whether anybody reads CLIP's own patches after the last block; if not, it steps the class token
+      alone there.
   """
   sides: tuple[spec_lib.Side, ...] = ()
   kept: tuple[tuple[str, str], ...] = ()
+  last_whole: bool = True
 
   def __call__(self, carry, index, slots):
     """carry: x [B, N, D], {side: [B, N, D]}, {kept: [slots, B, N, D]}; index: this block's number, from 1."""
     x, sides, buffers = carry
     q, k, v = self.qkv(x)
-    own = self.attn.out(attention.attend(q, k, v))
-    seen = {('clip', 'attention'): x + own, ('clip', 'block'): self.feed_forward(x + own)}
+    if self.last_whole:
+      own, after = self._step_clip(x, q, k, v)
+    else:
+      own, after = nn.cond(index < self.layers, Layer._step_clip, Layer._step_class, self, x, q, k, v)
+    seen = {('clip', 'attention'): x + own, ('clip', 'block'): after}
     if self.sides:
       first = min(side.first_block for side in self.sides)
       sides, middles = nn.cond(index >= first, Layer._step_sides, lambda _, sides, *rest: (sides, sides),
@@ -118,7 +124,17 @@ class Layer(block.Block):
       seen |= {(name, 'attention'): y for name, y in middles.items()}
     buffers = {key: jax.lax.dynamic_update_index_in_dim(buffers[key], seen[key], slots[key], 0)
                for key in self.kept}
-    return (seen['clip', 'block'], sides, buffers), None
+    return (after, sides, buffers), None
+
+  def _step_clip(self, x, q, k, v):
+    """Returns what attention adds to CLIP's own stream, and the stream after this block."""
+    own = self.attn.out(attention.attend(q, k, v))
+    return own, self.feed_forward(x + own)
+
+  def _step_class(self, x, q, k, v):
+    """Returns the same for the class token alone; the patches are left as they are."""
+    own, after = self._step_clip(x[:, :1], q[:, :1], k, v)
+    return jnp.zeros_like(x).at[:, :1].set(own), x.at[:, :1].set(after)
 
   def _step_sides(self, sides, x, own, qkv, index):
     """Returns every side stream after block `index`, and what it was before a feed-forward network."""
@@ -171,7 +187,8 @@ class VisionTower(nn.Module):
     self.patch_embed = PatchEmbed(self.patch, self.width)
     self.ln_pre = block.LayerNorm()
     self.blocks = block.stack(Layer, self.layers, in_axes=(0, 0))(
-        self.width, self.heads, self.layers, self.activation, self._sides(), tuple(self._kept()))
+        self.width, self.heads, self.layers, self.activation, self._sides(), tuple(self._kept()),
+        last_whole=self._last_whole())
     self.ln_post = block.LayerNorm()
     self.proj = nn.Dense(self.embed_dim, use_bias=False, kernel_init=normal)
 
@@ -185,6 +202,12 @@ class VisionTower(nn.Module):
   def _sides(self):
     read = {stream for stream, _ in self._kept()}
     return tuple(side for side in self.spec.sides if side.name in read)
+
+  def _last_whole(self):
+    """Returns whether CLIP's own patches are read at the last block, by a tap or by a side that adds them up."""
+    read = {source(self.spec, tap)[0] for tap in self.spec.taps if tap.block == self.layers}
+    modes = {side.mode for side in self._sides()}
+    return 'clip' in read or 'qk' in modes
 
   def embed(self, images):
     """Returns x^0 [B, N + 1, D], the normalised embeddings that enter block 1."""

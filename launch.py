@@ -122,23 +122,31 @@ def load_clip(cfg, method):
   return clip_lib.load(cfg.clip, arch=cfg.arch or None, image_size=cfg.image_size)
 
 
-def stored_features(cfg, clip, spec, dataset):
-  """The complete feature store of a data set: encodes what is not there yet."""
+def reader(cfg, method, clip, dataset):
+  """Returns (load, where): load(indices) -> (Features, batch), from the feature store or past it.
+
+  The store is bypassed where the config says so, or where the method augments or learns inside the image tower
+  and says so by `STORED = False`; every read then runs the image tower.
+  """
+  spec = method.spec(clip, cfg)
   encode = encoder.encode(clip, spec)
-  image = jax.ShapeDtypeStruct((1, clip.image_size, clip.image_size, 3), np.float32)
-  shapes = jax.eval_shape(encode, clip.params, image)
   transform = preprocess.image_transform(clip.arch, clip.image_size)
+
+  def batches(indices, size=cfg.features.batch):
+    return data.batches(dataset, transform=transform, mask_size=clip.image_size, batch_size=size, indices=indices)
+
+  if not (cfg.features.store and getattr(method, 'STORED', True)):
+    print(f'features of {dataset.name} are not stored: every read runs the image tower', flush=True)
+    return lambda indices: next(features.encode_batches(batches(indices, len(indices)), encode, clip.params)), None
+
+  image = jax.ShapeDtypeStruct((1, clip.image_size, clip.image_size, 3), np.float32)
   key = {'weights': clip.fingerprint, 'arch': repr(clip.arch), 'spec': repr(spec), 'data': dataset.fingerprint,
          'preprocessing': 'squash'}
   store = features.Store.open(
     cfg.features.dir or f'{cfg.data.root}/features', key=key, count=len(dataset), max_gb=cfg.features.max_gb,
-    fields=features.fields(shapes, clip.image_size, cfg.features.storage))
-
-  def batches(indices):
-    return data.batches(dataset, transform=transform, mask_size=clip.image_size,
-                        batch_size=cfg.features.batch, indices=indices)
-
-  return features.fill(store, batches, encode, clip.params)
+    fields=features.fields(jax.eval_shape(encode, clip.params, image), clip.image_size, cfg.features.storage))
+  features.fill(store, batches, encode, clip.params)
+  return functools.partial(features.load, store), store.path.name
 
 
 def open_data(cfg, which):
@@ -149,23 +157,23 @@ def open_data(cfg, which):
 
 def fit(cfg, workdir, method, clip, dataset):
   """Trains on the stored features of the auxiliary set; returns what was learned."""
-  store = stored_features(cfg, clip, method.spec(clip, cfg), dataset)
+  load, where = reader(cfg, method, clip, dataset)
   learnable = method.init(jax.random.key(cfg.seed), clip, cfg)
   print(f'fit: {cfg.train.epochs} epochs on {dataset.name} ({", ".join(dataset.categories)}), '
         f'{sum(x.size for x in jax.tree.leaves(learnable))} learned numbers', flush=True)
   recipe = {k: v for k, v in json.loads(cfg.to_json_best_effort()).items() if k not in NOT_RECIPE}
-  identity = {'features': store.path.name, **recipe}
+  identity = {'features': where or [clip.fingerprint, dataset.fingerprint], **recipe}
   with logs.Writer(workdir) as writer, runtime.preemption() as stop:
     return train.fit(
       functools.partial(method.loss, clip=clip, cfg=cfg), train.make_tx(cfg.optim), learnable, clip.params,
-      functools.partial(features.load, store), store.count, epochs=cfg.train.epochs, batch=cfg.train.batch,
-      seed=cfg.seed, workdir=workdir, writer=writer, identity=identity, stop=stop)
+      load, len(dataset), epochs=cfg.train.epochs, batch=cfg.train.batch, seed=cfg.seed, workdir=workdir,
+      writer=writer, identity=identity, stop=stop)
 
 
 def evaluate_target(cfg, workdir, method, clip, learnable, aux, dataset):
   """Evaluates on the target set; writes and prints results, tables and pictures."""
   start = time.time()
-  store = stored_features(cfg, clip, method.spec(clip, cfg), dataset)
+  load, _ = reader(cfg, method, clip, dataset)
   place = runtime.place()
   names = tuple(dataset.object_names[c] for c in dataset.categories)
   frozen, learnable = jax.device_put((clip.params, learnable), place.copy)
@@ -175,8 +183,8 @@ def evaluate_target(cfg, workdir, method, clip, learnable, aux, dataset):
   chosen = pictured(dataset, cfg.eval.pictures)
   result = evaluate.run(
     lambda values, batch: jitted(learnable, frozen, bank, None, values, batch),
-    lambda indices: features.load(store, indices), dataset, batch=cfg.eval.batch, place=place,
-    fpr_limit=cfg.eval.fpr_limit, finish=getattr(method, 'finish', None), keep=chosen)
+    load, dataset, batch=cfg.eval.batch, place=place, fpr_limit=cfg.eval.fpr_limit,
+    finish=getattr(method, 'finish', None), keep=chosen)
 
   pair = f'{_slug(cfg.data.aux) if aux else "nothing"}-to-{_slug(cfg.data.target)}'
   folder = workdir / 'results' / cfg.method / pair / f'seed{cfg.seed}'

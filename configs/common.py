@@ -27,6 +27,7 @@ def base():
   c.train.batch = 8
 
   c.features = mlc.ConfigDict()
+  c.features.store = True  # False runs the image tower at every read and keeps nothing on disk
   c.features.dir = ''  # the feature store; '' = <data.root>/features
   c.features.max_gb = 50.0  # refuse to write a larger store
   c.features.storage = 'float32'  # or bfloat16, half the size

@@ -127,6 +127,19 @@ def test_official_prompts_evaluate_without_training(run, tmp_path):
   assert found['protocol']['checkpoint'].endswith('prompts.safetensors')
 
 
+def test_without_the_store_the_numbers_are_the_same_and_the_disk_stays_empty(run, tmp_path):
+  cfg, _, results = run
+  changed = mlc.ConfigDict(cfg)
+  changed.features.store = False
+  changed.features.dir = str(tmp_path / 'features')
+  launch.run(mlc.FrozenConfigDict(changed), tmp_path / 'work', 'run')
+  assert not (tmp_path / 'features').exists()
+  again = json.loads((tmp_path / 'work/results/anomalyclip/aux-to-target/seed3/metrics.json').read_text())
+  before = json.loads((results / 'metrics.json').read_text())
+  for metric, mean in before['mean'].items():
+    assert again['mean'][metric]['value'] == pytest.approx(mean['value'], abs=2e-3), metric
+
+
 @pytest.mark.parametrize(('key', 'value', 'message'), [
   ('train.epochs', 0, 'train.epochs is 0; it must be at least 1'),
   ('train.batch', -1, 'train.batch is -1'),

@@ -18,6 +18,8 @@ and, where its paper needs them,
     where a score needs the whole category
   examples(rng, frozen, clip, cfg) -> batch
     training data that is not images
+  STORED = False
+    a method that augments images or learns inside the image tower; its features are not stored
 
 `clip` is a models.clip.Clip of which a method uses the pure functions, the tokenizer and the architecture.
 The weights are `frozen`, an argument like every other array: clip.params inside a traced function would be

@@ -29,7 +29,7 @@ def reference(q, k, v, mode, mask=None):
 def tiles(monkeypatch):
   """Makes attend loop over heads and cut the queries, however small the input."""
   def shrink(tile_bytes):
-    monkeypatch.setattr(attention, '_MAP_BYTES_CPU', 0)
+    monkeypatch.setattr(attention, '_BATCHED_TOKENS_CPU', 0)
     monkeypatch.setattr(attention, '_TILE_BYTES_CPU', tile_bytes)
     monkeypatch.setattr(attention, '_TILE_BYTES', tile_bytes)
   return shrink
@@ -52,7 +52,7 @@ def test_any_cut_is_exact(batch, n, heads, tile_bytes, mode, causal):
   mask = np.tril(np.ones((n, n), bool)) if causal else None
   want = reference(q, k, v, mode, mask)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(attention, '_MAP_BYTES_CPU', 0)
+    patch.setattr(attention, '_BATCHED_TOKENS_CPU', 0)
     patch.setattr(attention, '_TILE_BYTES_CPU', tile_bytes)
     np.testing.assert_allclose(jax.jit(lambda *x: attention.attend(*x, mode, mask))(q, k, v), want, atol=2e-6)
     patch.setattr(attention, '_TILE_BYTES', tile_bytes)
@@ -66,6 +66,11 @@ def test_published_size_agrees_with_the_plain_form():
   q, k, v = draw(1, 1370, 2, 64)
   out = jax.jit(attention.attend, static_argnames='mode')(q, k, v, mode='vv')
   np.testing.assert_allclose(out, reference(q, k, v, 'vv'), atol=1e-5)
+
+
+def test_fewer_queries_than_keys():
+  q, k, v = draw(2, 300, 2, 4)
+  np.testing.assert_allclose(attention.attend(q[:, :1], k, v), reference(q, k, v, 'qk')[:, :1], atol=1e-6)
 
 
 def test_large_scores_stay_finite():

@@ -366,7 +366,7 @@ def test_trap_25_the_map_is_the_sum_of_layers_and_not_rescaled(shallow, frozen):
   features, batch = features_and_batch(two, shallow)
   text = bank_of(learned(), frozen, (), clip=shallow, cfg=two)
   maps = [np.asarray(predict({}, frozen, text, None, features, batch, clip=shallow, cfg=cfg)['map'])
-          for cfg in (two, configured(local_layers=(4,)), configured(local_layers=(8,)), configured(local_layers=(8, 8)))]
+          for cfg in (two, *(configured(local_layers=chosen) for chosen in ((4,), (8,), (8, 8))))]
   np.testing.assert_allclose(maps[0], maps[1] + maps[2], atol=1e-6)
   np.testing.assert_allclose(maps[3], 2 * maps[2], atol=1e-6)  # a layer named twice counts twice
   spread = np.ptp(maps[0], axis=(1, 2))

@@ -80,7 +80,7 @@ def run(cfg, workdir, mode):
   print(f'zsad_jax {metadata_version()}: {cfg.method} on CLIP {cfg.clip} at {cfg.image_size} px; '
         f'{runtime.device_summary()}', flush=True)
   # Both sets are opened before the first step, so that a wrong name costs seconds and not a training.
-  aux = open_data(cfg, 'aux') if trains(cfg, method) else None
+  aux = open_data(cfg, 'aux') if trains(cfg, method, clip) else None
   target = open_data(cfg, 'target') if mode != 'fit' else None
   if aux is not None:
     cfg = with_aux_names(cfg, aux)
@@ -217,8 +217,8 @@ def trained(cfg, workdir, method, clip):
   """What an earlier run learned: config.checkpoint, or the newest checkpoint of the workdir."""
   if cfg.checkpoint:
     return method.load_official(files.read_safetensors(cfg.checkpoint), clip=clip, cfg=cfg)
-  template = jax.eval_shape(lambda: method.init(jax.random.key(cfg.seed), clip, cfg))
-  if not trains(cfg, method) or not jax.tree.leaves(template):
+  template = learned_shapes(cfg, method, clip)
+  if not trains(cfg, method, clip):
     return template
   found = train.learned(workdir, template, train.make_tx(cfg.optim))
   if found is None:
@@ -227,9 +227,14 @@ def trained(cfg, workdir, method, clip):
   return found
 
 
-def trains(cfg, method):
+def learned_shapes(cfg, method, clip):
+  """What the method learns under this config, as shapes; {} for nothing."""
+  return jax.eval_shape(lambda: method.init(jax.random.key(cfg.seed), clip, cfg))
+
+
+def trains(cfg, method, clip):
   """Whether this method learns from data.aux under this config."""
-  return hasattr(method, 'loss') and not cfg.checkpoint
+  return hasattr(method, 'loss') and not cfg.checkpoint and bool(jax.tree.leaves(learned_shapes(cfg, method, clip)))
 
 
 def with_aux_names(cfg, dataset):

@@ -127,6 +127,16 @@ def test_official_prompts_evaluate_without_training(run, tmp_path):
   assert found['protocol']['checkpoint'].endswith('prompts.safetensors')
 
 
+def test_switches_that_leave_nothing_to_learn_evaluate_untrained(run, tmp_path):
+  changed = mlc.ConfigDict(run[0])
+  changed.update_from_flattened_dict(
+    {'t2_object_agnostic': False, 't2_off': 'no_context', 't3_text_tuning': False, 'seed': 5})
+  launch.run(mlc.FrozenConfigDict(changed), tmp_path, 'run')
+  found = json.loads((tmp_path / 'results/anomalyclip/nothing-to-target/seed5/metrics.json').read_text())
+  assert found['protocol']['selection'] == 'none'
+  assert not (tmp_path / 'checkpoints').exists()
+
+
 def test_without_the_store_the_numbers_are_the_same_and_the_disk_stays_empty(run, tmp_path):
   cfg, _, results = run
   changed = mlc.ConfigDict(cfg)

@@ -10,7 +10,7 @@ import pytest
 from golden import record_clip
 from models.test_vit import arch_of
 
-from zsad_jax.models import clip, weights
+from zsad_jax.models import clip, config, weights
 from zsad_jax.spec import Spec
 
 DIMS = record_clip.Dims()
@@ -96,15 +96,26 @@ def test_every_naming_gives_the_same_features(params, naming):
   assert got.fingerprint == weights.digest(params) and want.fingerprint == ''
 
 
-def test_load_reads_a_folder(params, tmp_path):
+def write_folder(folder, arch, params):
+  weights.write_safetensors(folder / 'model.safetensors', weights.unport(params, 'open_clip'))
+  (folder / 'config.json').write_text(json.dumps(config.arch_to_json(arch)))
+
+
+def test_load_reads_a_folder(tmp_path):
   """A folder with weights and config.json, as a trained CLIP is written."""
-  from zsad_jax.models import config
-  weights.write_safetensors(tmp_path / 'model.safetensors', weights.unport(params, 'open_clip'))
-  (tmp_path / 'config.json').write_text(json.dumps(config.arch_to_json(ARCH)))
+  arch = dataclasses.replace(ARCH, text=dataclasses.replace(ARCH.text, vocab=49408))
+  params = clip.init_params(arch, jax.random.key(1))
+  write_folder(tmp_path, arch, params)
   loaded = clip.load(tmp_path, image_size=40, cache_dir=tmp_path / 'cache', offline=True)
-  assert loaded.arch == ARCH and loaded.image_size == 40 and loaded.grid == 5
+  assert loaded.arch == arch and loaded.image_size == 40 and loaded.grid == 5
   assert len(loaded.fingerprint) == 64
   assert jax.tree.all(jax.tree.map(np.array_equal, loaded.params, params))
+
+
+def test_a_tokenizer_with_more_tokens_than_the_tower_embeds_is_refused(params, tmp_path):
+  write_folder(tmp_path, ARCH, params)  # no tokenizer of its own, so CLIP's
+  with pytest.raises(ValueError, match=r'tokenizer has 49408 tokens.*do not belong together'):
+    clip.load(tmp_path, cache_dir=tmp_path / 'cache', offline=True)
 
 
 def test_clip_hashes_by_identity(params):
@@ -116,6 +127,8 @@ def test_clip_hashes_by_identity(params):
 
 def test_tokenize(params):
   class Letters:
+    size = 1
+
     def encode(self, texts, context):
       out = np.zeros((len(texts), context), np.int32)
       for row, text in zip(out, texts):

@@ -1,4 +1,4 @@
-"""CLIP as data and pure functions: architectures, parameter trees, the two towers."""
+"""A frozen CLIP: weights, tokenizer and pure functions, built from arrays or loaded by name."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -9,57 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from zsad_jax import spec as spec_lib
-from zsad_jax.models import text, vit
+from zsad_jax.models import tokenizer as tokenizer_lib
+from zsad_jax.models import weights
+from zsad_jax.models.archs import ARCHS, Arch, Text, Vision, find, init_params, template, text_tower, vision_tower
 
-
-@dataclasses.dataclass(frozen=True)
-class Vision:
-  """Shape of an image tower; image_size is the pretrained one, in pixels."""
-  image_size: int
-  patch: int
-  width: int
-  layers: int
-  heads: int
-  kind: str = 'vit'
-
-
-@dataclasses.dataclass(frozen=True)
-class Text:
-  """Shape of a text tower."""
-  context: int
-  vocab: int
-  width: int
-  layers: int
-  heads: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Arch:
-  """Everything but the weights that decides what a CLIP computes.
-
-  Attributes:
-    activation: 'quick_gelu' (OpenAI, LAION-400M ViT-B/32) or 'gelu' (exact erf; other LAION-400M weights).
-    mean, std: channel statistics that images are normalised with.
-    resize: filter of the image preprocessing.
-  """
-  name: str
-  embed_dim: int
-  vision: Vision
-  text: Text
-  activation: str = 'quick_gelu'
-  mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-  std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-  resize: str = 'bicubic'
-
-
-ARCHS = {arch.name: arch for arch in (
-    Arch('vit_b32', 512, Vision(224, 32, 768, 12, 12), Text(77, 49408, 512, 12, 8)),
-    Arch('vit_b16', 512, Vision(224, 16, 768, 12, 12), Text(77, 49408, 512, 12, 8)),
-    Arch('vit_b16_plus_240', 640, Vision(240, 16, 896, 12, 14), Text(77, 49408, 640, 12, 10), 'gelu'),
-    Arch('vit_l14', 768, Vision(224, 14, 1024, 24, 16), Text(77, 49408, 768, 12, 12)),
-    Arch('vit_l14_336', 768, Vision(336, 14, 1024, 24, 16), Text(77, 49408, 768, 12, 12)),
-    Arch('tiny', 128, Vision(112, 8, 128, 6, 4), Text(77, 4096, 128, 4, 4)),
-)}
+__all__ = [
+  'ARCHS', 'Arch', 'Clip', 'Text', 'Vision', 'build', 'find', 'from_state_dict', 'init_params', 'load', 'template',
+]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,7 +51,7 @@ class Clip:
     Raises:
       ValueError: a spec that this tower cannot give, or images of another size.
     """
-    return _vision(self.arch, spec).apply({'params': params['visual']}, images)
+    return vision_tower(self.arch, spec).apply({'params': params['visual']}, images)
 
   def text(self, params, embeddings, eot, *, deep=None, deep_mode='overwrite'):
     """Returns text features [B, E], unnormalised.
@@ -114,7 +70,7 @@ class Clip:
       ValueError: a text beyond the context, an unknown mode, more deep blocks than the tower has, or deep
         tokens that do not fit.
     """
-    return _text(self.arch).apply({'params': params['text']}, embeddings, eot, deep, deep_mode)
+    return text_tower(self.arch).apply({'params': params['text']}, embeddings, eot, deep, deep_mode)
 
   def embed(self, params, ids):
     """Returns token embeddings [B, L, W] of ids [B, L], positions not added."""
@@ -135,8 +91,8 @@ def build(arch: Arch | str, params, *, image_size=None, tokenizer=None, fingerpr
   """Returns a Clip around `params`.
 
   Raises:
-    ValueError: an unknown architecture, an image size that is not a multiple of the patch, or a parameter
-      tree of other names or shapes than the architecture's.
+    ValueError: an unknown architecture, an image size that is not a multiple of the patch, a parameter tree of
+      other names or shapes than the architecture's, or a tokenizer with more tokens than it embeds.
   """
   arch = find(arch)
   size = arch.vision.image_size if image_size is None else image_size
@@ -144,34 +100,10 @@ def build(arch: Arch | str, params, *, image_size=None, tokenizer=None, fingerpr
     raise ValueError(f'image_size {size} is not a positive multiple of {arch.vision.patch}, the patch size of '
                      f'{arch.name}')
   _check(params, template(arch), arch.name)
+  if tokenizer is not None and tokenizer.size > arch.text.vocab:
+    raise ValueError(f'the tokenizer has {tokenizer.size} tokens, the text tower of {arch.name} embeds '
+                     f'{arch.text.vocab}; they do not belong together')
   return Clip(arch, size, params, tokenizer, fingerprint)
-
-
-def find(arch: Arch | str) -> Arch:
-  """Returns the architecture of that name, or `arch` itself; raises ValueError for an unknown name."""
-  if isinstance(arch, Arch):
-    return arch
-  if arch not in ARCHS:
-    raise ValueError(f'unknown architecture {arch!r}; known: {", ".join(ARCHS)}')
-  return ARCHS[arch]
-
-
-def init_params(arch: Arch | str, rng):
-  """Returns fresh float32 parameters, initialised as OpenAI's CLIP initialises its transformers."""
-  arch = find(arch)
-  keys = jax.random.split(rng)
-  size, tokens = arch.vision.patch, jnp.zeros((1, 1), jnp.int32)
-  every = spec_lib.Spec(size, cls='ln_post_proj')  # reads through every parameter, on an image of one patch
-  return {
-      'visual': _vision(arch, every).init(keys[0], jnp.zeros((1, size, size, 3)))['params'],
-      'text': _text(arch).init(keys[1], tokens, method='everything')['params'],
-      'logit_scale': jnp.log(jnp.float32(1 / 0.07)),
-  }
-
-
-def template(arch: Arch | str):
-  """Returns the parameter tree as jax.ShapeDtypeStruct leaves, allocating nothing."""
-  return jax.eval_shape(lambda rng: init_params(arch, rng), jax.random.key(0))
 
 
 def from_state_dict(arch: Arch | str, arrays: Mapping[str, np.ndarray], *, image_size=None,
@@ -180,7 +112,6 @@ def from_state_dict(arch: Arch | str, arrays: Mapping[str, np.ndarray], *, image
 
   Its fingerprint is a sha256 of the values. Raises ValueError as weights.port and build do.
   """
-  from zsad_jax.models import weights  # weights reads ARCHS
   arch = find(arch)
   params = weights.port(arrays, template(arch), arch)
   return build(arch, params, image_size=image_size, tokenizer=tokenizer, fingerprint=weights.digest(params))
@@ -196,23 +127,10 @@ def load(name_or_path, *, image_size=None, arch=None, cache_dir=None, offline=No
   Raises:
     FileNotFoundError, ValueError: as weights.resolve, weights.port and build do.
   """
-  from zsad_jax.models import tokenizer, weights  # weights reads ARCHS
   found = weights.resolve(name_or_path, arch=arch, cache_dir=cache_dir, offline=offline)
   params = weights.port(weights.read_safetensors(found.path), template(found.arch), found.arch)
-  return build(found.arch, params, image_size=image_size, tokenizer=tokenizer.load(found.tokenizer_path),
+  return build(found.arch, params, image_size=image_size, tokenizer=tokenizer_lib.load(found.tokenizer_path),
                fingerprint=found.sha256)
-
-
-def _vision(arch, spec):
-  if arch.vision.kind != 'vit':
-    raise ValueError(f'vision.kind {arch.vision.kind!r} of {arch.name} is not one of: vit')
-  v = arch.vision
-  return vit.VisionTower(v.image_size, v.patch, v.width, v.layers, v.heads, arch.embed_dim, arch.activation, spec)
-
-
-def _text(arch):
-  t = arch.text
-  return text.TextTower(t.context, t.vocab, t.width, t.layers, t.heads, arch.embed_dim, arch.activation)
 
 
 def _check(params, want, name):

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zsad_jax.models import clip
+from zsad_jax.models import archs
 
 
-def arch_to_json(arch: clip.Arch) -> dict[str, Any]:
+def arch_to_json(arch: archs.Arch) -> dict[str, Any]:
   """Returns an architecture as plain JSON values; arch_from_json reads it back."""
   return json.loads(json.dumps(dataclasses.asdict(arch)))
 
 
-def arch_from_json(record: Mapping[str, Any], name: str = '') -> clip.Arch:
+def arch_from_json(record: Mapping[str, Any], name: str = '') -> archs.Arch:
   """Returns the architecture that a model's JSON describes.
 
   Args:
@@ -36,7 +36,7 @@ def arch_from_json(record: Mapping[str, Any], name: str = '') -> clip.Arch:
                    f'clip, but {", ".join(list(record)[:10]) or "nothing"}')
 
 
-def read_arch(path) -> clip.Arch:
+def read_arch(path) -> archs.Arch:
   """Returns the architecture in a JSON file, named after its folder; raises ValueError naming the file."""
   path = Path(path)
   try:
@@ -47,12 +47,12 @@ def read_arch(path) -> clip.Arch:
 
 def _ours(record):
   record = dict(record)
-  record['vision'] = _checked(clip.Vision, record['vision'], 'vision')
-  record['text'] = _checked(clip.Text, record['text'], 'text')
+  record['vision'] = _checked(archs.Vision, record['vision'], 'vision')
+  record['text'] = _checked(archs.Text, record['text'], 'text')
   for key in ('mean', 'std'):
     if key in record:
       record[key] = tuple(record[key])
-  return _checked(clip.Arch, record, 'the record')
+  return _checked(archs.Arch, record, 'the record')
 
 
 def _checked(kind, values, where):
@@ -76,11 +76,11 @@ def _open_clip(record, name):
         mode='RGB')
   extra = {k: tuple(pre[k]) for k in ('mean', 'std') if k in pre}
   extra |= {'resize': pre['interpolation']} if 'interpolation' in pre else {}
-  return clip.Arch(
+  return archs.Arch(
       name, model['embed_dim'],
-      clip.Vision(vision['image_size'], vision['patch_size'], vision['width'], vision['layers'],
+      archs.Vision(vision['image_size'], vision['patch_size'], vision['width'], vision['layers'],
                   vision['width'] // vision.get('head_width', 64)),
-      clip.Text(text.get('context_length', 77), text.get('vocab_size', 49408), text['width'], text['layers'],
+      archs.Text(text.get('context_length', 77), text.get('vocab_size', 49408), text['width'], text['layers'],
                 text['heads']),
       'quick_gelu' if model.get('quick_gelu') else 'gelu', **extra)
 
@@ -96,11 +96,11 @@ def _huggingface(record, name):
           hidden_act=vision['hidden_act'])
   if vision['hidden_act'] not in ('quick_gelu', 'gelu'):
     raise ValueError(f'vision_config: hidden_act is {vision["hidden_act"]!r}, not quick_gelu or gelu')
-  return clip.Arch(
+  return archs.Arch(
       name, record.get('projection_dim', 512),
-      clip.Vision(vision['image_size'], vision['patch_size'], vision['hidden_size'],
+      archs.Vision(vision['image_size'], vision['patch_size'], vision['hidden_size'],
                   vision['num_hidden_layers'], vision['num_attention_heads']),
-      clip.Text(text['max_position_embeddings'], text['vocab_size'], text['hidden_size'],
+      archs.Text(text['max_position_embeddings'], text['vocab_size'], text['hidden_size'],
                 text['num_hidden_layers'], text['num_attention_heads']),
       vision['hidden_act'])
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from absl import logging
 
-from zsad_jax.models import clip, config, files, published
+from zsad_jax.models import archs, config, files, published
 
 NAMES = (published.FILE, 'model.safetensors')
 TOKENIZERS = ('tokenizer.json', 'vocab.json', 'bpe_simple_vocab_16e6.txt.gz')
@@ -22,14 +22,14 @@ class Resolved(NamedTuple):
     sha256: digest of the file.
     source: what was asked for and where it came from, for a manifest.
   """
-  arch: clip.Arch
+  arch: archs.Arch
   path: Path
   tokenizer_path: Path | None
   sha256: str
   source: str
 
 
-def resolve(name_or_path, *, arch: clip.Arch | str | None = None, cache_dir=None,
+def resolve(name_or_path, *, arch: archs.Arch | str | None = None, cache_dir=None,
             offline: bool | None = None) -> Resolved:
   """Returns where the weights of a name or a path are, after checking them against their sha256.
 
@@ -59,7 +59,7 @@ def resolve(name_or_path, *, arch: clip.Arch | str | None = None, cache_dir=None
   return _published(str(name_or_path), wanted, cache_dir, offline)
 
 
-def architecture(name_or_path, *, arch: clip.Arch | str | None = None) -> clip.Arch:
+def architecture(name_or_path, *, arch: archs.Arch | str | None = None) -> archs.Arch:
   """Returns the architecture that `resolve` would give, from a name or a folder's config alone: no weights are read.
 
   Raises:
@@ -118,8 +118,8 @@ def fetch(repo: str, name: str, folder: Path, *, offline: bool | None = None, in
 
 
 def _arch(arch):
-  return arch if isinstance(arch, clip.Arch) else \
-      clip.ARCHS[arch] if arch == 'tiny' else published.find(arch)[2]
+  return arch if isinstance(arch, archs.Arch) else \
+      archs.ARCHS[arch] if arch == 'tiny' else published.find(arch)[2]
 
 
 def _tiny():

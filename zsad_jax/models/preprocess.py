@@ -6,13 +6,13 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from zsad_jax.models import clip
+from zsad_jax.models import archs
 
 FILTERS = {'bicubic': Image.Resampling.BICUBIC, 'bilinear': Image.Resampling.BILINEAR}
 MODES = ('squash', 'clip')
 
 
-def image_transform(arch: clip.Arch | str, image_size: int | None = None,
+def image_transform(arch: archs.Arch | str, image_size: int | None = None,
                     mode: str = 'squash') -> Callable[[Image.Image], np.ndarray]:
   """Returns a function from a PIL image (mode RGB or L) to [R, R, 3] float32, normalised as in training.
 
@@ -20,7 +20,7 @@ def image_transform(arch: clip.Arch | str, image_size: int | None = None,
   code's is. The function can be pickled.
 
   Args:
-    arch: a record or a name of clip.ARCHS; gives the mean, std and resize filter.
+    arch: a record or a name of archs.ARCHS; gives the mean, std and resize filter.
     image_size: R; None takes the pretrained size.
     mode: 'squash' resizes both axes to R, the aspect ratio is lost and nothing is cut off (AnomalyCLIP, arXiv
       2310.18961, official code); 'clip' resizes the shorter side to R and crops the centre (CLIP, arXiv
@@ -29,7 +29,7 @@ def image_transform(arch: clip.Arch | str, image_size: int | None = None,
   Raises:
     ValueError: an unknown mode or filter, or a size below 1; later, an image of another mode.
   """
-  arch = clip.find(arch)
+  arch = archs.find(arch)
   size = arch.vision.image_size if image_size is None else image_size
   if size < 1:
     raise ValueError(f'image_size must be at least 1, not {size}')

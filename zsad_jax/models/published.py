@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 from typing import NamedTuple
 
-from zsad_jax.models import clip
+from zsad_jax.models import archs
 
 
 class Weights(NamedTuple):
@@ -80,7 +80,7 @@ def names() -> list[str]:
   return [*PUBLISHED] + [f'{name}:{tag}' for name, tags in PUBLISHED.items() for tag in tags]
 
 
-def find(name: str) -> tuple[str, Weights, clip.Arch]:
+def find(name: str) -> tuple[str, Weights, archs.Arch]:
   """Returns ('model:tag', the weights, the architecture with their activation) of 'model' or 'model:tag'.
 
   Raises:
@@ -95,7 +95,7 @@ def find(name: str) -> tuple[str, Weights, clip.Arch]:
         f'no weights {name!r}: not a .safetensors file, not a folder with config.json, and no published name'
         + (f'; did you mean {" or ".join(near)}?' if near else '') + f' Known: tiny, {", ".join(names())}')
   weights = tags[tag]
-  return f'{model}:{tag}', weights, dataclasses.replace(clip.ARCHS[model], activation=weights.activation)
+  return f'{model}:{tag}', weights, dataclasses.replace(archs.ARCHS[model], activation=weights.activation)
 
 
 def of_digest(sha256: str) -> str:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from zsad_jax.models import hub
+
 VOCABULARY = Path(__file__).with_name('bpe_simple_vocab_16e6.txt.gz')  # OpenAI's, as open_clip ships it (MIT)
 MERGES = slice(1, 49152 - 256 - 2 + 1)  # of its lines: the first is a comment, and not every merge was used
 START, END = '<|startoftext|>', '<|endoftext|>'
@@ -123,7 +125,6 @@ def _in_folder(folder):
 
 
 def _from_hub(path):
-  from zsad_jax.models import hub
   return hub.fetch(path.as_posix(), 'tokenizer.json', hub.default_cache() / '--'.join(path.parts))
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsad_jax.models import clip
+from zsad_jax.models import archs
 from zsad_jax.models.files import read_safetensors, write_safetensors
 from zsad_jax.models.hub import Resolved, resolve
 
@@ -112,7 +112,7 @@ def plain(arrays: Mapping) -> Mapping:
   return arrays
 
 
-def port(arrays: Mapping[str, np.ndarray], template, arch: clip.Arch):
+def port(arrays: Mapping[str, np.ndarray], template, arch: archs.Arch):
   """Returns `template`'s tree filled from a state dict in any of NAMINGS: numpy float32, blocks stacked.
 
   Every key must belong to exactly one tensor of the architecture (or be one of a few named buffers), and
@@ -120,7 +120,7 @@ def port(arrays: Mapping[str, np.ndarray], template, arch: clip.Arch):
 
   Args:
     arrays: names to arrays; a 'state_dict' wrapping and a 'module.' prefix are taken off.
-    template: shapes to fill, from clip.template(arch).
+    template: shapes to fill, from archs.template(arch).
     arch: the architecture that the arrays are for.
 
   Raises:
@@ -160,11 +160,11 @@ def unport(params, naming: str = 'open_clip') -> dict[str, np.ndarray]:
 
 
 def fits(arrays: Mapping[str, np.ndarray]) -> list[str]:
-  """Returns the names in clip.ARCHS whose tensors are exactly these arrays in names and shapes."""
+  """Returns the names in archs.ARCHS whose tensors are exactly these arrays in names and shapes."""
   arrays = {k: v for k, v in plain(arrays).items() if not DROPPED.fullmatch(k)}
   kind = naming(arrays)
-  return [name for name, arch in clip.ARCHS.items()
-          if not _differences(arrays, _expected(_flat(clip.template(arch)), kind))]
+  return [name for name, arch in archs.ARCHS.items()
+          if not _differences(arrays, _expected(_flat(archs.template(arch)), kind))]
 
 
 def digest(params) -> str:

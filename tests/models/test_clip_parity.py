@@ -14,7 +14,7 @@ from models.test_vit import arch_of
 
 torch = pytest.importorskip('torch')
 
-from zsad_jax.models import clip, weights  # noqa: E402
+from zsad_jax.models import archs, clip, weights  # noqa: E402
 from zsad_jax.spec import Side, Spec, Tap  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures('highest_precision')
@@ -67,7 +67,7 @@ def test_image_tower_block_by_block(pair):
     pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     seen = model.vision_model(pixels, output_hidden_states=True)
     feature = model.visual_projection(seen.pooler_output)
-  embedded = jax.jit(lambda p, x: clip._vision(ours.arch, spec).apply({'params': p}, x, method='embed'))
+  embedded = jax.jit(lambda p, x: archs.vision_tower(ours.arch, spec).apply({'params': p}, x, method='embed'))
   np.testing.assert_allclose(embedded(ours.params['visual'], images), seen.hidden_states[0], atol=1e-4)
   for block, want in enumerate(seen.hidden_states[1:], 1):
     np.testing.assert_allclose(out.taps[f'clip/{block}/block'], want[:, 1:], atol=1e-4, err_msg=f'block {block}')

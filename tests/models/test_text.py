@@ -74,7 +74,7 @@ def test_deep_tokens_overwrite_positions_1_to_k_from_block_2_on(small, golden, m
 
 def by_hand(clip_, ids, deep):
   """The concat mode as the paper writes it: slots really inserted before a block and taken out after it."""
-  t, tree = clip_.arch.text, clip_.params['text']
+  t, tree = clip_.arch.text, jax.tree.map(np.asarray, clip_.params['text'])
   x = tree['token_embedding']['embedding'][ids] + tree['positional_embedding'][None, :ids.shape[1]]
   for i in range(t.layers):
     b = block.Block(t.width, t.heads, t.layers, clip_.arch.activation).bind(

@@ -8,7 +8,7 @@ from golden import record_clip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zsad_jax.models import attention, clip, vit
+from zsad_jax.models import archs, attention, clip, vit
 from zsad_jax.spec import Features, Side, Spec, Tap
 
 pytestmark = pytest.mark.usefixtures('highest_precision')
@@ -49,8 +49,7 @@ def blocks(small):
   clip_, images = small
   arch, visual = clip_.arch, clip_.params['visual']
   v = arch.vision
-  tower = vit.VisionTower(v.image_size, v.patch, v.width, v.layers, v.heads, arch.embed_dim, arch.activation,
-                          Spec(SIZE))
+  tower = archs.vision_tower(arch, Spec(SIZE))
   block = vit.block.Block(v.width, v.heads, v.layers, arch.activation)
 
   @jax.jit
@@ -138,7 +137,7 @@ def test_released_encoder_with_exact_gelu():
 
 
 def test_class_feature_skips_ln_post_unless_asked(small, golden):
-  visual = small[0].params['visual']
+  visual = jax.tree.map(np.asarray, small[0].params['visual'])
   last = golden['original'][-1][:, 0]
   out = run(small, Spec(SIZE, cls='proj')).cls
   np.testing.assert_allclose(out, last @ visual['proj']['kernel'], atol=1e-4)
@@ -193,8 +192,7 @@ def test_patches_are_row_major_and_the_class_token_dropped(small):
   grid, p = SIZE // DIMS.patch, DIMS.patch
   marked = np.zeros((2, SIZE, SIZE, 3), np.float32)
   marked[1, p:2 * p, :p] = np.random.default_rng(0).standard_normal((p, p, 3))
-  v = clip_.arch.vision
-  tower = vit.VisionTower(v.image_size, p, v.width, v.layers, v.heads, DIMS.embed, 'quick_gelu', Spec(SIZE))
+  tower = archs.vision_tower(clip_.arch, Spec(SIZE))
   plain, other = tower.apply({'params': clip_.params['visual']}, marked, method='embed')
   assert np.flatnonzero(np.abs(other - plain).max(-1) > 1e-6).tolist() == [1 + grid]
   out = run((clip_, marked), Spec(SIZE, taps=(Tap('clip', 1),), read='none')).taps['clip/1/block']
@@ -272,7 +270,7 @@ def test_published_size_has_the_right_shapes():
 
 @pytest.mark.parametrize('read, width', [('none', 64), ('ln_post', 64), ('proj', 24), ('ln_post_proj', 24)])
 def test_read_rules(small, read, width):
-  visual = small[0].params['visual']
+  visual = jax.tree.map(np.asarray, small[0].params['visual'])
   raw = np.asarray(run(small, Spec(SIZE, taps=(Tap('clip', 2),), read='none')).taps['clip/2/block'])
   if read.startswith('ln_post'):
     raw = (raw - raw.mean(-1, keepdims=True)) / np.sqrt(raw.var(-1, keepdims=True) + 1e-5)

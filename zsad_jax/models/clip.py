@@ -88,7 +88,7 @@ class Clip:
 
 
 def build(arch: Arch | str, params, *, image_size=None, tokenizer=None, fingerprint='') -> Clip:
-  """Returns a Clip around `params`.
+  """Returns a Clip around `params`, put on the default device: numpy arrays would cross over at every call.
 
   Raises:
     ValueError: an unknown architecture, an image size that is not a multiple of the patch, a parameter tree of
@@ -103,7 +103,7 @@ def build(arch: Arch | str, params, *, image_size=None, tokenizer=None, fingerpr
   if tokenizer is not None and tokenizer.size > arch.text.vocab:
     raise ValueError(f'the tokenizer has {tokenizer.size} tokens, the text tower of {arch.name} embeds '
                      f'{arch.text.vocab}; they do not belong together')
-  return Clip(arch, size, params, tokenizer, fingerprint)
+  return Clip(arch, size, jax.tree.map(jnp.asarray, params), tokenizer, fingerprint)
 
 
 def from_state_dict(arch: Arch | str, arrays: Mapping[str, np.ndarray], *, image_size=None,

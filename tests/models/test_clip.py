@@ -114,7 +114,7 @@ def test_load_reads_a_folder(tmp_path):
 
 def test_a_tokenizer_with_more_tokens_than_the_tower_embeds_is_refused(params, tmp_path):
   write_folder(tmp_path, ARCH, params)  # no tokenizer of its own, so CLIP's
-  with pytest.raises(ValueError, match=r'tokenizer has 49408 tokens.*do not belong together'):
+  with pytest.raises(ValueError, match=r'tokenizer of .* has 49408 tokens.*do not belong together'):
     clip.load(tmp_path, cache_dir=tmp_path / 'cache', offline=True)
 
 
@@ -132,8 +132,6 @@ def test_clip_hashes_by_identity(params):
 
 def test_tokenize(params):
   class Letters:
-    size = 1
-
     def encode(self, texts, context):
       out = np.zeros((len(texts), context), np.int32)
       for row, text in zip(out, texts):

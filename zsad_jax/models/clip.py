@@ -91,8 +91,8 @@ def build(arch: Arch | str, params, *, image_size=None, tokenizer=None, fingerpr
   """Returns a Clip around `params`, put on the default device: numpy arrays would cross over at every call.
 
   Raises:
-    ValueError: an unknown architecture, an image size that is not a multiple of the patch, a parameter tree of
-      other names or shapes than the architecture's, or a tokenizer with more tokens than it embeds.
+    ValueError: an unknown architecture, an image size that is not a multiple of the patch, or a parameter tree
+      of other names or shapes than the architecture's.
   """
   arch = find(arch)
   size = arch.vision.image_size if image_size is None else image_size
@@ -100,9 +100,6 @@ def build(arch: Arch | str, params, *, image_size=None, tokenizer=None, fingerpr
     raise ValueError(f'image_size {size} is not a positive multiple of {arch.vision.patch}, the patch size of '
                      f'{arch.name}')
   _check(params, template(arch), arch.name)
-  if tokenizer is not None and tokenizer.size > arch.text.vocab:
-    raise ValueError(f'the tokenizer has {tokenizer.size} tokens, the text tower of {arch.name} embeds '
-                     f'{arch.text.vocab}; they do not belong together')
   return Clip(arch, size, jax.tree.map(jnp.asarray, params), tokenizer, fingerprint)
 
 
@@ -125,12 +122,16 @@ def load(name_or_path, *, image_size=None, arch=None, cache_dir=None, offline=No
     image_size: pixels a side; None takes the pretrained size.
 
   Raises:
-    FileNotFoundError, ValueError: as weights.resolve, weights.port and build do.
+    FileNotFoundError, ValueError: as weights.resolve, weights.port and build do; a tokenizer with more tokens than
+      the text tower embeds.
   """
   found = weights.resolve(name_or_path, arch=arch, cache_dir=cache_dir, offline=offline)
+  tokenizer, embedded = tokenizer_lib.load(found.tokenizer_path), found.arch.text.vocab
+  if tokenizer.size > embedded:
+    raise ValueError(f'the tokenizer of {found.path} has {tokenizer.size} tokens, its text tower embeds {embedded}; '
+                     'they do not belong together')
   params = weights.port(weights.read_safetensors(found.path), template(found.arch), found.arch)
-  return build(found.arch, params, image_size=image_size, tokenizer=tokenizer_lib.load(found.tokenizer_path),
-               fingerprint=found.sha256)
+  return build(found.arch, params, image_size=image_size, tokenizer=tokenizer, fingerprint=found.sha256)
 
 
 def _check(params, want, name):

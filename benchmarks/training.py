@@ -19,10 +19,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from configs import anomalyclip as config  # noqa: E402
-from zsad_jax import encoder, methods, runtime, train  # noqa: E402
-from zsad_jax.models import clip as clip_lib  # noqa: E402
-from zsad_jax.models import tokenizer  # noqa: E402
+from configs import anomalyclip as config
+from zsad_jax import encoder, methods, runtime, train
+from zsad_jax.models import clip as clip_lib
+from zsad_jax.models import tokenizer
 
 
 def timed(function, runs):
@@ -83,7 +83,7 @@ def main():
   cached, again = per_image + args.epochs * train_image, args.epochs * (per_image + train_image)
   print(f'{args.clip} at {args.size} px, batch {args.batch}, {runtime.device_summary()}')
   print(f'encoder, one image                       {per_image:9.3f} s   (mean of {args.images})')
-  print(f'training step, one image                 {train_image:9.3f} s   (median of {args.steps} steps of {args.batch})')
+  print(f'training step, one image                 {train_image:9.3f} s   (median of {args.steps} steps)')
   print(f'{args.epochs} epochs of training / one encoder pass {args.epochs * train_image / per_image:9.3f}')
   print(f'encode once and train, / one encoder pass {cached / per_image:8.3f}')
   print(f're-encoding each epoch / encoding once    {again / cached:8.2f}')

@@ -142,9 +142,6 @@ def test_tokenize(params):
   assert ids.shape == (2, 16) and ids.dtype == np.int32 and ids[0, :3].tolist() == [97, 98, 0]
   with pytest.raises(ValueError, match=r'CLIP \(small\) was built without a tokenizer'):
     clip.build(ARCH, params).tokenize(['a'])
-  Letters.size = DIMS.vocab + 1
-  with pytest.raises(ValueError, match='the tokenizer has 41 tokens, the text tower of small embeds 40'):
-    clip.build(ARCH, params, tokenizer=Letters())
 
 
 def test_embed_adds_no_positions(params):

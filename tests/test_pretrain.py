@@ -40,7 +40,7 @@ def cfg():
   c.clip_taps, c.side_taps = (2,), (1, 2)
   c.optim.update(lr=3e-3, warmup=1)
   c.pool.update(count=19, size=32)
-  c.probe.update(count=6, every=2)
+  c.probe.update(count=6, every=4)
   c.save_seconds = 0.
   return mlc.FrozenConfigDict(c)
 
@@ -55,8 +55,8 @@ def world(cfg):
       yield pretraining.batch_of(chunk, words, tokenizer, np.random.default_rng([seed, step]), batch=phases.batch[0],
                                  image_size=phases.image_size[0], patch=patch, crop=phases.crop[0])
 
-  names = ('draw', 'encode', 'tokenizer', 'vocabulary')
-  return SimpleNamespace(batches=batches, **{n: getattr(pretraining, n) for n in names})
+  return SimpleNamespace(batches=batches, draw=pretraining.draw, encode=pretraining.encode,
+                         tokenizer=functools.cache(pretraining.tokenizer), vocabulary=pretraining.vocabulary)
 
 
 @pytest.fixture(scope='module')
@@ -127,11 +127,16 @@ def test_a_killed_run_resumes_exactly(cfg, world, tmp_path):
   pretrain.fit(cfg, tmp_path / 'straight', world)
   with pytest.raises(Killed):
     pretrain.fit(cfg, tmp_path / 'broken', until(3))
+  stale = {'step': 4, 'images': 0}
+  with (tmp_path / 'broken' / 'curve.jsonl').open('a') as file:
+    file.write(json.dumps(stale) + '\n')
   pretrain.fit(cfg, tmp_path / 'broken', world)
   name = 'state.safetensors'
   assert (tmp_path / 'straight' / name).read_bytes() == (tmp_path / 'broken' / name).read_bytes()
   curve = [json.loads(line) for line in (tmp_path / 'straight' / 'curve.jsonl').read_text().splitlines()]
-  assert [(line['step'], line['images']) for line in curve] == [(2, 16), (4, 32)]
+  assert [(line['step'], line['images']) for line in curve] == [(4, 32)]
+  again = [json.loads(line) for line in (tmp_path / 'broken' / 'curve.jsonl').read_text().splitlines()]
+  assert [line['image_vv_noun'] for line in again] == [line['image_vv_noun'] for line in curve]
   assert 0 <= curve[0]['image_clip_object'] <= 100 and 0 <= curve[0]['pixel_vv_noun'] <= 100
   _check_export(tmp_path / 'straight' / 'export', world)
 
@@ -143,7 +148,7 @@ def _check_export(folder, world):
   np.testing.assert_array_equal(clip.tokenize(texts), world.encode(world.tokenizer(3072), texts, 77))
 
 
-def test_refuses_another_run(cfg, parts, tmp_path):
+def test_refuses_another_run(cfg, parts, world, tmp_path):
   clip = parts[0]
   tx = pretrain.optimizer(cfg)
   state = pretrain.init(clip, tx, 0)
@@ -153,7 +158,7 @@ def test_refuses_another_run(cfg, parts, tmp_path):
     pretrain.restore(tmp_path / 'state.safetensors', pretrain.init(wider, tx, 0))
   (tmp_path / 'tokenizer.json').write_text('{}')
   with pytest.raises(ValueError, match=r'tokenizer\.json is not the tokenizer that these captions give'):
-    pretrain.fit(cfg, tmp_path, pretraining)
+    pretrain.fit(cfg, tmp_path, world)
 
 
 def test_the_embedded_clip_loads():

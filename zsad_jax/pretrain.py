@@ -254,6 +254,7 @@ def fit(cfg, workdir, source) -> None:
   step_fn, path, state = make_step(clip, tx, cfg), workdir / 'state.safetensors', init(clip, tx, cfg.seed)
   if path.exists():
     state = restore(path, state)
+  _cut(workdir / 'curve.jsonl', int(state.step))
   held_out = source.draw(cfg.probe.group, 0, cfg.probe.count, cfg.pool.size, cfg.seed, 'probe')
   nouns, read = source.vocabulary(cfg.probe.group).nouns, encoders(clip, cfg)
   step, sums, began = int(state.step), [], time.monotonic()
@@ -278,6 +279,15 @@ def fit(cfg, workdir, source) -> None:
       saved = time.monotonic()
   save(path, state)
   export(workdir / 'export', clip, state.mean, tokenizer)
+
+
+def _cut(path, step: int) -> None:
+  """Drops the lines of a curve that lie beyond `step`: they were written after the state that is gone on from."""
+  if path.exists():
+    lines = [line for line in path.read_text().splitlines(True) if json.loads(line)['step'] <= step]
+    part = path.with_name(f'{path.name}.part')
+    part.write_text(''.join(lines))
+    os.replace(part, path)
 
 
 def _keep(path, text: str) -> None:

@@ -12,7 +12,8 @@ from zsad_jax.models import vit
 def encode(clip, spec: spec_lib.Spec):
   """Returns jitted f(params, images [B, R, R, 3]) -> Features, one compilation per batch size.
 
-  Weights are an argument, so f holds none; place params and images, and f runs where they are.
+  Weights are an argument, so f holds none; place params and images, and f runs where they are. On a CPU about
+  1000 tokens a call are fastest: four images of ViT-B/16-plus at 240 px, one of ViT-L/14 at 336 px or more.
 
   Raises:
     ValueError: what validate raises, before anything is traced.

@@ -1,5 +1,7 @@
 """attend against a float64 softmax, in every mode and on every way the maps are cut."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,14 +27,16 @@ def reference(q, k, v, mode, mask=None):
   return np.einsum('bhnm,bmhd->bnhd', weights / weights.sum(-1, keepdims=True), read['v'])
 
 
-@pytest.fixture
-def tiles(monkeypatch):
-  """Makes attend loop over heads and cut the queries, however small the input."""
-  def shrink(tile_bytes):
-    monkeypatch.setattr(attention, '_BATCHED_TOKENS_CPU', 0)
-    monkeypatch.setattr(attention, '_TILE_BYTES_CPU', tile_bytes)
-    monkeypatch.setattr(attention, '_TILE_BYTES', tile_bytes)
-  return shrink
+@contextlib.contextmanager
+def tiles(tile_bytes):
+  """Makes attend loop over heads and cut the queries, however small the input; traces from before are dropped."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(attention, '_BATCHED_TOKENS_CPU', 0)
+    patch.setattr(attention, '_TILE_BYTES_CPU', tile_bytes)
+    patch.setattr(attention, '_TILE_BYTES', tile_bytes)
+    jax.clear_caches()
+    yield
+  jax.clear_caches()
 
 
 @pytest.mark.parametrize('mode', attention.MODES)
@@ -51,11 +55,8 @@ def test_any_cut_is_exact(batch, n, heads, tile_bytes, mode, causal):
   q, k, v = draw(batch, n, heads, 4, seed=n)
   mask = np.tril(np.ones((n, n), bool)) if causal else None
   want = reference(q, k, v, mode, mask)
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(attention, '_BATCHED_TOKENS_CPU', 0)
-    patch.setattr(attention, '_TILE_BYTES_CPU', tile_bytes)
+  with tiles(tile_bytes):
     np.testing.assert_allclose(jax.jit(lambda *x: attention.attend(*x, mode, mask))(q, k, v), want, atol=2e-6)
-    patch.setattr(attention, '_TILE_BYTES', tile_bytes)
     swapped = [jnp.swapaxes(x, 1, 2) for x in (q, k, v)]
     a, b = (dict(zip('qkv', swapped))[name] for name in mode)
     out = jax.jit(attention._by_rows)(a * 0.5, b, swapped[2], mask)  # what accelerators run
@@ -78,23 +79,25 @@ def test_large_scores_stay_finite():
   np.testing.assert_allclose(attention.attend(q, k, v), reference(q, k, v, 'qk'), rtol=1e-4)
 
 
-def test_gradients_do_not_see_the_cut(tiles):
+def test_gradients_do_not_see_the_cut():
   q, k, v = draw(2, 11, 2, 4)
   mask = np.tril(np.ones((11, 11), bool))
-  loss = lambda qkv: jnp.square(attention.attend(*qkv, mask=mask)).sum()
-  plain = jax.jit(jax.grad(loss))((q, k, v))
-  tiles(4 * 2 * 11 * 3)  # three rows a run, so that the last run is filled up
-  for a, b in zip(plain, jax.jit(jax.grad(lambda qkv: loss(qkv)))((q, k, v))):
+  grad = jax.grad(lambda qkv: jnp.square(attention.attend(*qkv, mask=mask)).sum())
+  plain = jax.jit(grad)((q, k, v))
+  with tiles(4 * 2 * 11 * 3):  # three rows a run, so that the last run is filled up
+    assert str(jax.make_jaxpr(attention.attend)(q, k, v)).count('scan') > 1
+    cut = jax.jit(grad)((q, k, v))
+  for a, b in zip(plain, cut):
     assert np.isfinite(b).all()
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_a_split_batch_stays_split(tiles):
-  tiles(256)
+def test_a_split_batch_stays_split():
   mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
   qkv = draw(8, 12, 2, 4)
   placed = jax.device_put(qkv, NamedSharding(mesh, P('data')))
-  compiled = jax.jit(attention.attend).lower(*placed).compile()
+  with tiles(256):
+    compiled = jax.jit(attention.attend).lower(*placed).compile()
   assert 'while' in compiled.as_text()
   assert not any(op in compiled.as_text() for op in ('all-gather', 'all-reduce', 'all-to-all', 'collective'))
   np.testing.assert_allclose(compiled(*placed), reference(*qkv, 'qk'), atol=1e-6)

@@ -25,6 +25,7 @@ import tensorflow_datasets as tfds
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+import zsad_jax
 from zsad_jax import data, encoder, evaluate, features, logs, methods, pretrain, runtime, train
 from zsad_jax.models import clip as clip_lib
 from zsad_jax.models import files, hub, preprocess
@@ -40,8 +41,8 @@ MODE = flags.DEFINE_enum(
 
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: run the same command again
-# Keys that a resumed training need not agree on: the data and the weights are in the feature store's name.
-NOT_RECIPE = ('arch', 'checkpoint', 'clip', 'data', 'eval', 'features', 'map', 'published', 'train')
+# Keys that a checkpoint need not agree on; its data and weights are known by their digests, not by their names.
+NOT_RECIPE = ('arch', 'checkpoint', 'clip', 'data', 'eval', 'features', 'published', 'train')
 
 
 def main(argv):
@@ -77,7 +78,7 @@ def run(cfg, workdir, mode):
   check(cfg)
   method = methods.get(cfg.method)
   clip = load_clip(cfg, method)
-  print(f'zsad_jax {metadata_version()}: {cfg.method} on CLIP {cfg.clip} at {cfg.image_size} px; '
+  print(f'zsad_jax {zsad_jax.__version__}: {cfg.method} on CLIP {cfg.clip} at {cfg.image_size} px; '
         f'{runtime.device_summary()}', flush=True)
   # Both sets are opened before the first step, so that a wrong name costs seconds and not a training.
   aux = open_data(cfg, 'aux') if trains(cfg, method, clip) else None
@@ -86,7 +87,7 @@ def run(cfg, workdir, mode):
     cfg = with_aux_names(cfg, aux)
   learnable = fit(cfg, workdir, method, clip, aux) if aux is not None and mode != 'evaluate' else None
   if target is not None:
-    learnable = trained(cfg, workdir, method, clip) if learnable is None else learnable
+    learnable = trained(cfg, workdir, method, clip, aux) if learnable is None else learnable
     evaluate_target(cfg, workdir, method, clip, learnable, aux, target)
   return None
 
@@ -123,7 +124,7 @@ def load_clip(cfg, method):
 
 
 def reader(cfg, method, clip, dataset):
-  """Returns (load, where): load(indices) -> (Features, batch), from the feature store or past it.
+  """Returns load(indices) -> (Features, batch), from the feature store, which is filled first, or past it.
 
   The store is bypassed where the config says so, or where the method augments or learns inside the image tower
   and says so by `STORED = False`; every read then runs the image tower.
@@ -137,7 +138,7 @@ def reader(cfg, method, clip, dataset):
 
   if not (cfg.features.store and getattr(method, 'STORED', True)):
     print(f'features of {dataset.name} are not stored: every read runs the image tower', flush=True)
-    return lambda indices: next(features.encode_batches(batches(indices, len(indices)), encode, clip.params)), None
+    return lambda indices: next(features.encode_batches(batches(indices, len(indices)), encode, clip.params))
 
   image = jax.ShapeDtypeStruct((1, clip.image_size, clip.image_size, 3), np.float32)
   key = {'weights': clip.fingerprint, 'arch': repr(clip.arch), 'spec': repr(spec), 'data': dataset.fingerprint,
@@ -146,7 +147,7 @@ def reader(cfg, method, clip, dataset):
     cfg.features.dir or f'{cfg.data.root}/features', key=key, count=len(dataset), max_gb=cfg.features.max_gb,
     fields=features.fields(jax.eval_shape(encode, clip.params, image), clip.image_size, cfg.features.storage))
   features.fill(store, batches, encode, clip.params)
-  return functools.partial(features.load, store), store.path.name
+  return functools.partial(features.load, store)
 
 
 def open_data(cfg, which):
@@ -157,23 +158,31 @@ def open_data(cfg, which):
 
 def fit(cfg, workdir, method, clip, dataset):
   """Trains on the stored features of the auxiliary set; returns what was learned."""
-  load, where = reader(cfg, method, clip, dataset)
+  load = reader(cfg, method, clip, dataset)
   learnable = method.init(jax.random.key(cfg.seed), clip, cfg)
   print(f'fit: {cfg.train.epochs} epochs on {dataset.name} ({", ".join(dataset.categories)}), '
         f'{sum(x.size for x in jax.tree.leaves(learnable))} learned numbers', flush=True)
-  recipe = {k: v for k, v in json.loads(cfg.to_json_best_effort()).items() if k not in NOT_RECIPE}
-  identity = {'features': where or [clip.fingerprint, dataset.fingerprint], **recipe}
   with logs.Writer(workdir) as writer, runtime.preemption() as stop:
     return train.fit(
       functools.partial(method.loss, clip=clip, cfg=cfg), train.make_tx(cfg.optim), learnable, clip.params,
       load, len(dataset), epochs=cfg.train.epochs, batch=cfg.train.batch, seed=cfg.seed, workdir=workdir,
-      writer=writer, identity=identity, stop=stop)
+      writer=writer, identity=identity(cfg, method, clip, dataset), stop=stop)
+
+
+def identity(cfg, method, clip, dataset):
+  """What decides the learned numbers: weights, auxiliary data, what is read of it, and the recipe."""
+  recipe = {k: v for k, v in json.loads(cfg.to_json_best_effort()).items() if k not in NOT_RECIPE}
+  for dotted in getattr(method, 'EVALUATION_KEYS', ()):
+    *path, last = dotted.split('.')
+    del functools.reduce(dict.__getitem__, path, recipe)[last]
+  return {'weights': clip.fingerprint, 'auxiliary data': dataset.fingerprint, 'spec': repr(method.spec(clip, cfg)),
+          'features.storage': cfg.features.storage, **recipe}
 
 
 def evaluate_target(cfg, workdir, method, clip, learnable, aux, dataset):
   """Evaluates on the target set; writes and prints results, tables and pictures."""
   start = time.time()
-  load, _ = reader(cfg, method, clip, dataset)
+  load = reader(cfg, method, clip, dataset)
   place = runtime.place()
   names = tuple(dataset.object_names[c] for c in dataset.categories)
   frozen, learnable = jax.device_put((clip.params, learnable), place.copy)
@@ -186,7 +195,7 @@ def evaluate_target(cfg, workdir, method, clip, learnable, aux, dataset):
     load, dataset, batch=cfg.eval.batch, place=place, fpr_limit=cfg.eval.fpr_limit,
     finish=getattr(method, 'finish', None), keep=chosen)
 
-  pair = f'{_slug(cfg.data.aux) if aux else "nothing"}-to-{_slug(cfg.data.target)}'
+  pair = f'{_slug(cfg.data.aux) if aux is not None else "nothing"}-to-{_slug(cfg.data.target)}'
   folder = workdir / 'results' / cfg.method / pair / f'seed{cfg.seed}'
   protocol = {
     'auxiliary': None if aux is None else {'name': cfg.data.aux, 'split': cfg.data.split,
@@ -213,14 +222,14 @@ def evaluate_target(cfg, workdir, method, clip, learnable, aux, dataset):
           'machinery works, not how AnomalyCLIP performs. For that use --config.clip=vit_l14_336 and real data.')
 
 
-def trained(cfg, workdir, method, clip):
-  """What an earlier run learned: config.checkpoint, or the newest checkpoint of the workdir."""
+def trained(cfg, workdir, method, clip, aux):
+  """What an earlier run learned: config.checkpoint, or the workdir's newest checkpoint, held against the config."""
   if cfg.checkpoint:
     return method.load_official(files.read_safetensors(cfg.checkpoint), clip=clip, cfg=cfg)
   template = learned_shapes(cfg, method, clip)
-  if not trains(cfg, method, clip):
+  if aux is None:
     return template
-  found = train.learned(workdir, template, train.make_tx(cfg.optim))
+  found = train.learned(workdir, template, train.make_tx(cfg.optim), identity=identity(cfg, method, clip, aux))
   if found is None:
     raise FileNotFoundError(f'no checkpoint in {workdir / "checkpoints"}; train first, with --mode=fit or '
                             '--mode=run')
@@ -241,7 +250,7 @@ def with_aux_names(cfg, dataset):
   """The config with the auxiliary set's object names, for methods that train prompts per category."""
   if 'prompt' not in cfg or 'categories' not in cfg.prompt or cfg.prompt.categories:
     return cfg
-  changed = mlc.ConfigDict(cfg)
+  changed = mlc.ConfigDict(cfg.to_dict())  # a ConfigDict made from cfg itself would share its nested nodes
   changed.prompt.categories = tuple(dataset.object_names[c] for c in dataset.categories)
   return mlc.FrozenConfigDict(changed)
 
@@ -280,7 +289,7 @@ def manifest(cfg, clip, protocol, seconds):
   versions = {p: metadata.version(p) for p in ('jax', 'flax', 'optax', 'numpy', 'pillow', 'scipy')}
   return {
     'config': json.loads(cfg.to_json_best_effort()), 'protocol': protocol, 'weights_sha256': clip.fingerprint,
-    'image_size': clip.image_size, 'metric_resolution': clip.image_size, 'zsad_jax': metadata_version(),
+    'image_size': clip.image_size, 'metric_resolution': clip.image_size, 'zsad_jax': zsad_jax.__version__,
     'git': git_revision(), 'versions': versions, 'python': platform.python_version(),
     'device': runtime.device_summary(), 'evaluation_seconds': round(seconds, 1),
     'peak_rss_bytes': runtime.peak_rss_bytes()}
@@ -294,11 +303,6 @@ def git_revision():
   except (OSError, subprocess.CalledProcessError):
     return None
   return said.stdout.strip()
-
-
-def metadata_version():
-  from zsad_jax import __version__
-  return __version__
 
 
 def published(cfg):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -102,10 +103,28 @@ def test_a_finished_run_is_not_trained_again(run, capfd):
 
 def test_another_recipe_in_the_same_workdir_is_refused(run):
   cfg, workdir, _ = run
-  changed = mlc.ConfigDict(cfg)
+  changed = mlc.ConfigDict(cfg.to_dict())
   changed.seed = 4
   with pytest.raises(ValueError, match='another run'):
     launch.run(mlc.FrozenConfigDict(changed), workdir, 'fit')
+
+
+@pytest.mark.parametrize(('key', 'value'), [
+  ('optim.lr', 0.5), ('prompt.state_word', 'broken'), ('data.aux_categories', 'tile')])
+def test_prompts_of_another_recipe_are_not_evaluated_under_this_one(run, key, value):
+  cfg, workdir, _ = run
+  changed = mlc.ConfigDict(cfg.to_dict())
+  changed.update_from_flattened_dict({key: value})
+  with pytest.raises(ValueError, match='another run'):
+    launch.run(mlc.FrozenConfigDict(changed), workdir, 'evaluate')
+
+
+def test_one_training_serves_every_value_of_the_evaluation_keys(run, tmp_path):
+  cfg, workdir, _ = run
+  shutil.copytree(workdir, tmp_path / 'work')
+  changed = mlc.ConfigDict(cfg.to_dict())
+  changed.update_from_flattened_dict({'map.sigma': 2.0, 'prompt.object_re': True, 'eval.pictures': 0})
+  launch.run(mlc.FrozenConfigDict(changed), tmp_path / 'work', 'evaluate')
 
 
 def test_evaluate_without_a_checkpoint_says_how_to_get_one(run, tmp_path):
@@ -119,7 +138,7 @@ def test_official_prompts_evaluate_without_training(run, tmp_path):
   arrays = {name: rng.normal(0, 0.02, (1, 1, 12, 128)).astype(np.float32) for name in ('ctx_pos', 'ctx_neg')}
   arrays |= {f'compound_prompts_text.{i}': rng.normal(0, 0.02, (4, 128)).astype(np.float32) for i in range(3)}
   files.write_safetensors(tmp_path / 'prompts.safetensors', arrays)
-  changed = mlc.ConfigDict(cfg)
+  changed = mlc.ConfigDict(cfg.to_dict())
   changed.checkpoint = str(tmp_path / 'prompts.safetensors')
   launch.run(mlc.FrozenConfigDict(changed), tmp_path, 'run')
   found = json.loads((tmp_path / 'results/anomalyclip/nothing-to-target/seed3/metrics.json').read_text())
@@ -128,7 +147,7 @@ def test_official_prompts_evaluate_without_training(run, tmp_path):
 
 
 def test_switches_that_leave_nothing_to_learn_evaluate_untrained(run, tmp_path):
-  changed = mlc.ConfigDict(run[0])
+  changed = mlc.ConfigDict(run[0].to_dict())
   changed.update_from_flattened_dict(
     {'t2_object_agnostic': False, 't2_off': 'no_context', 't3_text_tuning': False, 'seed': 5})
   launch.run(mlc.FrozenConfigDict(changed), tmp_path, 'run')
@@ -139,7 +158,7 @@ def test_switches_that_leave_nothing_to_learn_evaluate_untrained(run, tmp_path):
 
 def test_without_the_store_the_numbers_are_the_same_and_the_disk_stays_empty(run, tmp_path):
   cfg, _, results = run
-  changed = mlc.ConfigDict(cfg)
+  changed = mlc.ConfigDict(cfg.to_dict())
   changed.features.store = False
   changed.features.dir = str(tmp_path / 'features')
   launch.run(mlc.FrozenConfigDict(changed), tmp_path / 'work', 'run')

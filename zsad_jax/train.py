@@ -148,7 +148,8 @@ def fit(loss_fn: Callable, tx: optax.GradientTransformation, learnable, frozen, 
   return state.learnable
 
 
-def learned(workdir, learnable, tx: optax.GradientTransformation, step: int | None = None):
+def learned(workdir, learnable, tx: optax.GradientTransformation, step: int | None = None, *,
+            identity: Mapping | None = None):
   """Returns what `fit` had learned in `workdir` at its last checkpoint, or at `step`; None if there is none.
 
   Args:
@@ -156,12 +157,17 @@ def learned(workdir, learnable, tx: optax.GradientTransformation, step: int | No
     learnable: the tree as initialised, or its shapes.
     tx: the optimizer it was trained with.
     step: number of updates.
+    identity: what it must have been trained with, as given to fit; None takes anything.
 
   Raises:
-    FileNotFoundError, ValueError: see checkpoint.restore.
+    FileNotFoundError, ValueError: see checkpoint.restore; the checkpoints are another run's.
   """
+  directory = Path(workdir) / 'checkpoints'
   template = jax.eval_shape(functools.partial(initial, tx=tx, seed=0), learnable)
-  found = checkpoint.restore(Path(workdir) / 'checkpoints', template, step)
+  found = checkpoint.restore(directory, template, step)
+  if found and identity is not None:
+    there = found[1]['identity']
+    _require_same(directory, {key: there.get(key) for key in identity}, json.loads(json.dumps(identity)))
   return found and found[0].learnable
 
 
@@ -171,13 +177,16 @@ def _resumed(directory: Path | None, state: State, identity: dict) -> tuple[Stat
   if found is None:
     return state, 0, {}
   state, extra, done = found
-  there = extra['identity']
-  for key in sorted(there.keys() | identity.keys()):
-    if there.get(key) != identity.get(key):
-      raise ValueError(f'{directory} is of another run: {key} is {there.get(key)} there, {identity.get(key)} '
-                       'here; choose another workdir')
+  _require_same(directory, extra['identity'], identity)
   logging.info('going on after step %d of %s', done, directory)
   return state, done, extra['sums']
+
+
+def _require_same(directory: Path, there: dict, here: dict):
+  for key in sorted(there.keys() | here.keys()):
+    if there.get(key) != here.get(key):
+      raise ValueError(f'{directory} is of another run: {key} is {there.get(key)} there, {here.get(key)} here; '
+                       'choose another workdir')
 
 
 def _plan(seed: int, count: int, batch: int, done: int, epochs: int) -> Iterator[np.ndarray]:

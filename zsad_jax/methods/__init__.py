@@ -18,6 +18,8 @@ and, where its paper needs them,
     where a score needs the whole category
   examples(rng, frozen, clip, cfg) -> batch
     training data that is not images
+  EVALUATION_KEYS
+    config keys that training does not read, such as 'map.sigma': one training serves all their values
   STORED = False
     a method that augments images or learns inside the image tower; its features are not stored
 

@@ -25,6 +25,8 @@ DPAM_MODES = {
   'ens1': ('qq', 'kk', 'vv'), 'ens2': ('qk', 'qq', 'kk', 'vv'),
 }
 
+EVALUATION_KEYS = ('map.sigma', 'prompt.object_re')
+
 
 def spec(clip, cfg):
   """Returns the Spec: the class token, released without ln_post, and one tap per layer and stream."""

@@ -31,7 +31,7 @@ def base():
   c.features.dir = ''  # the feature store; '' = <data.root>/features
   c.features.max_gb = 50.0  # refuse to write a larger store
   c.features.storage = 'float32'  # or bfloat16, half the size
-  c.features.batch = 8  # images encoded at once
+  c.features.batch = 8  # images encoded at once; on a CPU at 518 px, 1 is fastest
 
   c.eval = mlc.ConfigDict()
   c.eval.batch = 8

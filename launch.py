@@ -271,7 +271,7 @@ def write_sheets(folder, dataset, result, chosen):
   """Writes one PNG sheet a category and yields its path; all share one colour scale."""
   if not chosen:
     return
-  low, high = figures.colour_range([result.maps[i] for i in chosen])
+  scale = figures.colour_scale([result.maps[i] for i in chosen])
   for number, category in enumerate(dataset.categories):
     shown = []
     for i in (i for i in chosen if dataset.category_index[i] == number):
@@ -280,7 +280,7 @@ def write_sheets(folder, dataset, result, chosen):
       shown.append(figures.Shown(record['image'], record['mask'], result.maps[i], float(result.scores[i]),
                                  record['label'], caption))
     path = folder / f'{category}.png'
-    logs.write_atomic(path, figures.sheet(f'{dataset.name}: {category}', shown, low, high))
+    logs.write_atomic(path, figures.sheet(f'{dataset.name}: {category}', shown, scale))
     yield path
 
 

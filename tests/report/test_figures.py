@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from zsad_jax.report import figures
@@ -26,7 +27,7 @@ def test_overlay_has_the_images_own_size_and_marks_high_values():
   image = Image.new('RGB', (40, 30), (128, 128, 128))
   hot = np.zeros((16, 16), np.float32)
   hot[:, 8:] = 1
-  out = figures.overlay(image, hot, 0.0, 1.0)
+  out = figures.overlay(image, hot, figures.Scale(np.linspace(0, 1, len(figures.LEVELS))))
   assert out.shape == (30, 40, 3)
   assert out.dtype == np.uint8
   red, blue = out[15, 35].astype(int), out[15, 4].astype(int)
@@ -34,16 +35,26 @@ def test_overlay_has_the_images_own_size_and_marks_high_values():
   assert blue[2] > blue[0]
 
 
-def test_one_range_for_all_maps():
-  low, high = figures.colour_range([np.zeros((64, 64)), np.full((64, 64), 0.5)])
-  assert (low, high) == (0.0, 0.5)
-  assert figures.colour_range([np.ones((8, 8))])[1] > 1  # a constant map still has a scale
+def test_one_scale_for_all_maps_gives_skewed_values_their_colours():
+  rng = np.random.default_rng(0)
+  maps = np.exp(8 * rng.standard_normal((4, 64, 64)))  # over many orders of magnitude
+  scale = figures.colour_scale(list(maps))
+  levels = scale.levels(maps)
+  assert np.mean(levels < 0.2) == pytest.approx(0.5, abs=0.03)
+  assert np.mean(levels > 0.5) == pytest.approx(0.1, abs=0.02)
+  order = np.argsort(maps.ravel())
+  assert np.all(np.diff(levels.ravel()[order]) >= 0)
+
+
+def test_a_constant_map_still_has_a_scale():
+  levels = figures.colour_scale([np.full((8, 8), 0.3)]).levels(np.array([0.1, 0.5]))
+  assert levels.tolist() == [0, 1]
 
 
 def test_sheet_is_a_png_with_every_image():
   noise = np.random.default_rng(0).random((16, 16))
   item = figures.Shown(Image.new('RGB', (32, 32)), blob(), noise, 0.7, 1, 'a/b')
-  png = figures.sheet('bolt', [item] * 3, 0.0, 1.0)
+  png = figures.sheet('bolt', [item] * 3, figures.colour_scale([noise]))
   picture = Image.open(io.BytesIO(png))
   assert picture.format == 'PNG'
   assert picture.width > 1000

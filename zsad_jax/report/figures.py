@@ -10,6 +10,8 @@ import numpy as np
 from PIL import Image
 
 COLOURS = 'turbo'
+# A level of the colour bar for each percentile: half of it for the upper tenth of all pixels.
+PERCENTILES, LEVELS = (1, 50, 90, 95, 98, 99, 99.8), (0, 0.2, 0.5, 0.6, 0.75, 0.85, 1)
 OUTLINE = (255, 0, 255)  # rare in photographs of parts, leaves and tissue
 
 
@@ -23,21 +25,32 @@ class Shown(NamedTuple):
   caption: str
 
 
-def colour_range(maps: Sequence[np.ndarray]) -> tuple[float, float]:
-  """The (low, high) of one colour scale for all maps of a run: their 1st and 99.8th percentile.
+class Scale(NamedTuple):
+  """One colour scale for all maps of a run: `values` at the PERCENTILES of their pixels, ascending.
 
-  One scale for the run keeps a normal image blue beside a defective one; a scale per image would paint its
-  most ordinary noise red.
+  A colour says how rare a value is in this run. Maps are far from uniform, so a scale that is linear in the value
+  would spend its colours on a few extreme pixels; a scale per image would paint its most ordinary noise red.
   """
-  values = np.concatenate([np.asarray(m, np.float32)[::2, ::2].ravel() for m in maps])
-  low, high = np.percentile(values, (1, 99.8))
-  return float(low), float(max(high, low + 1e-6))
+  values: np.ndarray
+
+  def levels(self, anomaly_map: np.ndarray) -> np.ndarray:
+    """Position on the colour bar in [0, 1] of every pixel, linear between the percentiles."""
+    return np.interp(anomaly_map, self.values, LEVELS)
 
 
-def overlay(image: Image.Image, anomaly_map: np.ndarray, low: float, high: float, *, opacity=0.55):
+def colour_scale(maps: Sequence[np.ndarray]) -> Scale:
+  """The Scale of a run's maps [R, R]."""
+  pixels = np.concatenate([np.asarray(m, np.float32)[::2, ::2].ravel() for m in maps])
+  values = np.percentile(pixels, PERCENTILES).astype(np.float64)
+  for i in range(1, len(values)):  # np.interp wants them distinct, also where many pixels are equal
+    values[i] = max(values[i], np.nextafter(values[i - 1], np.inf))
+  return Scale(values)
+
+
+def overlay(image: Image.Image, anomaly_map: np.ndarray, scale: Scale, *, opacity=0.6):
   """The image [h, w, 3] uint8 with the map [R, R] over it at its own size, more opaque where it is higher."""
   heat = Image.fromarray(np.asarray(anomaly_map, np.float32)).resize(image.size, Image.Resampling.BILINEAR)
-  level = np.clip((np.asarray(heat) - low) / (high - low), 0, 1)[..., None]
+  level = scale.levels(np.asarray(heat))[..., None]
   colour = matplotlib.colormaps[COLOURS](level[..., 0])[..., :3] * 255
   alpha = opacity * (0.35 + 0.65 * level)
   return (np.asarray(image, np.float32) * (1 - alpha) + colour * alpha).round().astype(np.uint8)
@@ -50,7 +63,7 @@ def outline(mask: np.ndarray) -> np.ndarray:
   return inside[1:-1, 1:-1] & ~core
 
 
-def sheet(title: str, shown: Sequence[Shown], low: float, high: float, *, columns=2) -> bytes:
+def sheet(title: str, shown: Sequence[Shown], scale: Scale, *, columns=2) -> bytes:
   """PNG bytes of a contact sheet: per image the input with the true outline, the mask, the map over it."""
   rows = -(-len(shown) // columns)
   tallest = max(item.image.height / item.image.width for item in shown)
@@ -64,15 +77,16 @@ def sheet(title: str, shown: Sequence[Shown], low: float, high: float, *, column
     trio = axes[k // columns, 3 * (k % columns):3 * (k % columns) + 3]
     marked = np.array(item.image)
     marked[outline(item.mask)] = OUTLINE
-    for axis, picture in zip(trio, (marked, item.mask, overlay(item.image, item.map, low, high))):
+    for axis, picture in zip(trio, (marked, item.mask, overlay(item.image, item.map, scale))):
       axis.imshow(picture, cmap='gray', vmin=0, vmax=255)
     kind = 'anomalous' if item.label else 'normal'
     trio[0].set_title(item.caption, fontsize=8, loc='left')
     trio[1].set_title(f'truth: {kind}', fontsize=8)
     trio[2].set_title(f'score {item.score:.3f}', fontsize=8)
-  scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(low, high), COLOURS)
-  figure.colorbar(scale, ax=axes, orientation='horizontal', fraction=0.03, aspect=60, pad=0.02,
-                  label='anomaly map, one scale for the whole run')
+  bar = figure.colorbar(matplotlib.cm.ScalarMappable(cmap=COLOURS), ax=axes, orientation='horizontal',
+                        fraction=0.03, aspect=60, pad=0.02)
+  bar.set_ticks(LEVELS, labels=[f'{v:.2g}\n{p:g} %' for v, p in zip(scale.values, PERCENTILES)], fontsize=8)
+  bar.set_label('anomaly map, and the share of the run\'s pixels below it: one scale for the whole run')
   out = io.BytesIO()
   figure.savefig(out, format='png')
   return out.getvalue()

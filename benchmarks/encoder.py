@@ -29,11 +29,11 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / 'tests')]
 
-from golden import record_clip  # noqa: E402
+from golden import record_clip
 
-from zsad_jax import encoder  # noqa: E402
-from zsad_jax.models import clip as clip_lib  # noqa: E402
-from zsad_jax.spec import Side, Spec, Tap  # noqa: E402
+from zsad_jax import encoder
+from zsad_jax.models import clip as clip_lib
+from zsad_jax.spec import Side, Spec, Tap
 
 MATMUL, FIRST_BLOCK = 4096, 6
 

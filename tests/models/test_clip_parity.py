@@ -14,8 +14,8 @@ from models.test_vit import arch_of
 
 torch = pytest.importorskip('torch')
 
-from zsad_jax.models import archs, clip, weights  # noqa: E402
-from zsad_jax.spec import Side, Spec, Tap  # noqa: E402
+from zsad_jax.models import archs, clip, weights
+from zsad_jax.spec import Side, Spec, Tap
 
 pytestmark = pytest.mark.usefixtures('highest_precision')
 FULL = [name for name in clip.ARCHS if name != 'tiny']

@@ -27,6 +27,7 @@ from ml_collections import config_flags
 
 import zsad_jax
 from zsad_jax import data, encoder, evaluate, features, logs, methods, pretrain, runtime, train
+from zsad_jax.data import images
 from zsad_jax.models import clip as clip_lib
 from zsad_jax.models import files, hub, preprocess
 from zsad_jax.report import figures, tables
@@ -40,6 +41,7 @@ MODE = flags.DEFINE_enum(
   'config.checkpoint) on data.target. verify: what is missing from the unpacked data.aux and data.target.')
 
 
+TRANSPARENCY = {'white': images.BACKGROUND, 'drop': None}
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: run the same command again
 # Keys that a checkpoint need not agree on; its data and weights are known by their digests, not by their names.
 NOT_RECIPE = ('arch', 'checkpoint', 'clip', 'data', 'eval', 'features', 'published', 'train')
@@ -103,9 +105,10 @@ def check(cfg):
     raise ValueError(f'eval.fpr_limit is {cfg.eval.fpr_limit}; it must lie in (0, 1]')
   if cfg.features.max_gb <= 0:
     raise ValueError(f'features.max_gb is {cfg.features.max_gb}; it must be positive')
-  if cfg.features.storage not in features.STORAGE:
-    raise ValueError(f'features.storage is {cfg.features.storage!r}; it must be one of '
-                     f'{", ".join(features.STORAGE)}')
+  for key, allowed in (('features.storage', features.STORAGE), ('data.transparency', tuple(TRANSPARENCY)),
+                       ('data.exif', ('ignore', 'apply'))):
+    if _get(cfg, key) not in allowed:
+      raise ValueError(f'{key} is {_get(cfg, key)!r}; it must be one of {", ".join(allowed)}')
   shared = set(_names(cfg.data.aux_categories)) & set(_names(cfg.data.target_categories))
   every = not (cfg.data.aux_categories and cfg.data.target_categories)
   if cfg.data.aux == cfg.data.target and (shared or every) and not cfg.data.allow_seen:
@@ -153,7 +156,8 @@ def reader(cfg, method, clip, dataset):
 def open_data(cfg, which):
   """The data set `which` ('aux' or 'target') of the config."""
   return data.load(cfg.data[which], root=cfg.data.root, split=cfg.data.split,
-                   categories=_names(cfg.data[f'{which}_categories']), manual_dir=cfg.data.manual_dir or None)
+                   categories=_names(cfg.data[f'{which}_categories']), manual_dir=cfg.data.manual_dir or None,
+                   rules=images.Rules(cfg.data.exif, TRANSPARENCY[cfg.data.transparency]))
 
 
 def fit(cfg, workdir, method, clip, dataset):

@@ -20,6 +20,8 @@ def base():
   c.data.split = 'test'  # the split with anomalies, of both sets
   c.data.aux_categories = ''  # comma-separated; '' = all
   c.data.target_categories = ''
+  c.data.transparency = 'white'  # laid behind transparent pixels; 'drop' shows what they hide, as the official code
+  c.data.exif = 'ignore'  # as the official code; 'apply' turns images and masks upright by their tags
   c.data.allow_seen = False  # evaluate categories that were trained on
 
   c.train = mlc.ConfigDict()

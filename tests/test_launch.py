@@ -146,6 +146,15 @@ def test_official_prompts_evaluate_without_training(run, tmp_path):
   assert found['protocol']['checkpoint'].endswith('prompts.safetensors')
 
 
+@pytest.mark.parametrize(('transparency', 'pixel'), [('white', (255, 255, 255)), ('drop', (10, 20, 30))])
+def test_transparency_is_a_switch_of_the_config(tmp_path, transparency, pixel):
+  draw(tmp_path / 'target', {'wood': (90, 60, 30)})
+  clear = Image.new('RGBA', (72, 72), (10, 20, 30, 0))
+  clear.save(tmp_path / 'target' / 'wood' / 'test' / 'good' / '000.png')
+  dataset = launch.open_data(config(tmp_path, **{'data.transparency': transparency}), 'target')
+  assert dataset[dataset.ids.index('wood/test/good/000')]['image'].getpixel((0, 0)) == pixel
+
+
 def test_switches_that_leave_nothing_to_learn_evaluate_untrained(run, tmp_path):
   changed = mlc.ConfigDict(run[0].to_dict())
   changed.update_from_flattened_dict(
@@ -175,6 +184,8 @@ def test_without_the_store_the_numbers_are_the_same_and_the_disk_stays_empty(run
   ('eval.fpr_limit', 1.5, r'eval.fpr_limit is 1.5; it must lie in \(0, 1\]'),
   ('features.max_gb', 0.0, 'features.max_gb is 0'),
   ('features.storage', 'fp8', "features.storage is 'fp8'.*float32, bfloat16"),
+  ('data.transparency', 'black', "data.transparency is 'black'.*white, drop"),
+  ('data.exif', 'turn', "data.exif is 'turn'.*ignore, apply"),
   ('image_size', 57, 'image_size 57 .*multiple of the patch size 8'),
   ('local_layers', (7,), r'local_layers 7 is not in 1\.\.6'),
   ('dpam.first_block', 0, r'dpam.first_block 0 is not in 1\.\.6'),

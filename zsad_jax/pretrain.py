@@ -10,7 +10,6 @@ Three terms, all through the towers' ordinary read-outs:
 import functools
 import importlib
 import json
-import os
 import pathlib
 import time
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from absl import logging
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from zsad_jax import maps, runtime
 from zsad_jax.models import clip as clip_lib
 from zsad_jax.models import config, weights
 from zsad_jax.spec import Side, Spec, Tap
@@ -55,10 +55,6 @@ def architecture(cfg, vocab: int) -> clip_lib.Arch:
                        clip_lib.Text(a.context, vocab, a.text_width, a.text_layers, a.text_heads))
 
 
-def _unit(x):
-  return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
-
-
 def _normalise(images, clip):
   mean, std = (jnp.array(x, jnp.float32)[None, None, None] for x in (clip.arch.mean, clip.arch.std))
   return (jnp.asarray(images, jnp.float32) / 255 - mean) / std
@@ -82,9 +78,9 @@ def loss(params, batch, *, clip, spec: Spec, cfg):
   """
   images = _normalise(batch['image'], clip)
   features = clip.image(params, images, spec)
-  text = _unit(clip.text(params, clip.embed(params, batch['ids']), clip.eot(batch['ids'])))
+  text = maps.normalize(clip.text(params, clip.embed(params, batch['ids']), clip.eot(batch['ids'])))
   good, bad = (jnp.repeat(side, 2, axis=0) for side in jnp.split(text, 2))
-  image = _unit(features.cls)
+  image = maps.normalize(features.cls)
   scale = jnp.exp(jnp.minimum(params['logit_scale'], np.log(100.)))
 
   logits, true = scale * image @ text.T, batch['true'] * batch['known'][:, None]     # [B, B]
@@ -95,7 +91,7 @@ def loss(params, batch, *, clip, spec: Spec, cfg):
   sure = ((cover > .1) | (cover == 0)) * 1.
   patch = 0.
   for tokens in features.taps.values():
-    score = jnp.einsum('bne,be->bn', _unit(tokens), bad - good) / cfg.temperature
+    score = jnp.einsum('bne,be->bn', maps.normalize(tokens), bad - good) / cfg.temperature
     patch += _binary(score, (cover > .1) * 1., sure) / len(features.taps)
   total = cfg.weight.contrast * contrast + cfg.weight.state * state + cfg.weight.patch * patch
   return total, dict(loss=total, contrast=contrast, state=state, patch=patch)
@@ -160,9 +156,9 @@ def probe(clip, read, params, chunk, nouns, tokenize) -> dict[str, float]:
     taps = np.concatenate([f.taps[spec.taps[-1].name] for f in found])
     for which in ('object', 'noun'):
       words = nouns if which == 'noun' else None
-      image, maps = _scores(clip, params, cls, taps, chunk.category, words, templates, tokenize)
+      image, patch = _scores(clip, params, cls, taps, chunk.category, words, templates, tokenize)
       name = f'{spec.taps[-1].stream}_{which}'
-      result.update({f'image_{name}': _image_auroc(image, chunk), f'pixel_{name}': _pixel_auroc(maps, chunk)})
+      result.update({f'image_{name}': _image_auroc(image, chunk), f'pixel_{name}': _pixel_auroc(patch, chunk)})
   return result
 
 
@@ -174,8 +170,8 @@ def _scores(clip, params, cls, taps, category, nouns, templates, tokenize):
     sides = []
     for form in ('{}', 'damaged {}'):
       ids = tokenize([t.format(form.format(noun)) for t in templates])
-      text = _unit(clip.text(params, clip.embed(params, ids), clip.eot(ids)))
-      sides.append(np.asarray(_unit(text.mean(0))))
+      text = maps.normalize(clip.text(params, clip.embed(params, ids), clip.eot(ids)))
+      sides.append(np.asarray(maps.normalize(text.mean(0))))
     direction.append(sides[1] - sides[0])
   direction = np.stack(direction)[category if nouns else np.zeros_like(category)]
   unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
@@ -190,13 +186,13 @@ def _image_auroc(scores, chunk) -> float:
   return float(np.mean([100 * roc_auc_score(np.tile([0, 1], len(of(k))), of(k).reshape(-1)) for k in kinds]))
 
 
-def _pixel_auroc(maps, chunk) -> float:
-  """Over spoiled and flawless images; maps are enlarged bilinearly."""
+def _pixel_auroc(scores, chunk) -> float:
+  """Over spoiled and flawless images; patch scores are enlarged bilinearly."""
   side, found = chunk.mask.shape[1], []
   for k in np.unique(chunk.category):
     rows = np.flatnonzero(chunk.category == k)
     large = [[np.asarray(Image.fromarray(m.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR))
-              for m in maps[r]] for r in rows]
+              for m in scores[r]] for r in rows]
     truth = np.stack([np.zeros_like(chunk.mask[rows]), chunk.mask[rows]], 1)
     found.append(100 * roc_auc_score(truth.reshape(-1), np.stack(large).reshape(-1)))
   return float(np.mean(found))
@@ -205,10 +201,8 @@ def _pixel_auroc(maps, chunk) -> float:
 def save(path, state: State):
   """Writes a State to a safetensors file, whole or not at all."""
   path = pathlib.Path(path)
-  part = path.with_name(f'{path.name}.{os.getpid()}.part')
   leaves = {f'{i:04d}': np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
-  safetensors.numpy.save_file(leaves, part)
-  os.replace(part, path)
+  runtime.write_atomic(path, safetensors.numpy.save(leaves))
 
 
 def restore(path, template: State) -> State:
@@ -227,9 +221,7 @@ def export(folder, clip, params, tokenizer):
   weights.write_safetensors(folder / 'model.safetensors', weights.unport(jax.device_get(params), 'open_clip'))
   for name, text in (('config.json', json.dumps(config.arch_to_json(clip.arch), indent=2) + '\n'),
                      ('tokenizer.json', tokenizer.to_str(pretty=True) + '\n')):
-    part = folder / f'{name}.part'
-    part.write_text(text)
-    os.replace(part, folder / name)
+    runtime.write_atomic(folder / name, text.encode())
 
 
 def fit(cfg, workdir, source) -> None:
@@ -285,17 +277,13 @@ def _cut(path, step: int) -> None:
   """Drops the lines of a curve that lie beyond `step`: they were written after the state that is gone on from."""
   if path.exists():
     lines = [line for line in path.read_text().splitlines(True) if json.loads(line)['step'] <= step]
-    part = path.with_name(f'{path.name}.part')
-    part.write_text(''.join(lines))
-    os.replace(part, path)
+    runtime.write_atomic(path, ''.join(lines).encode())
 
 
 def _keep(path, text: str) -> None:
   """Writes `text` to a new file; raises ValueError where the file holds something else."""
   if not path.exists():
-    part = path.with_name(f'{path.name}.part')
-    part.write_text(text)
-    os.replace(part, path)
+    runtime.write_atomic(path, text.encode())
   elif path.read_text() != text:
     raise ValueError(f'{path} is not the tokenizer that these captions give: this run belongs to another version. '
                      'Use a new workdir')

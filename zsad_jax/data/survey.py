@@ -131,32 +131,37 @@ def find(name: str, manual_dir) -> Path:
   """Returns the folder that holds the data set `name`: manual_dir/<name>, or manual_dir itself.
 
   Raises:
-    FileNotFoundError: neither holds a category folder; the message says what was found instead (another
-      letter case, one level too high or too low) and how to get the data.
+    FileNotFoundError: neither holds a marker of the data set (a category folder, where it has no others); the
+      message says what was found instead (another letter case, one level too high or too low) and how to get the data.
   """
-  manual = Path(manual_dir).expanduser().absolute()
-  known = set(catalog.CATALOG[name].categories)
+  manual, entry = Path(manual_dir).expanduser().absolute(), catalog.CATALOG[name]
+  known = set(entry.markers or entry.categories)
   for folder in (manual / name, manual):
-    if known & set(folders(folder)):
+    if known & _names(folder):
       return folder
   raise FileNotFoundError(
-      f'{name}: no category folder such as {min(known)!r} in {manual / name} or in {manual}. '
+      f'{name}: no {"file or folder" if entry.markers else "category folder"} such as {min(known)!r} in '
+      f'{manual / name} or in {manual}. '
       f'{_hint(name, manual, known)}\n{catalog.instructions(name)}')
+
+
+def _names(folder: Path) -> set[str]:
+  return {p.name for p in _visible(folder)}
 
 
 def _hint(name: str, manual: Path, known: set[str]) -> str:
   """What a wrong root most likely is."""
   if not manual.is_dir():
     return f'{manual} does not exist.'
-  if manual.name in known or known & set(folders(manual.parent)):
+  if manual.name in known or known & _names(manual.parent):
     return f'That is one level too low: the data set is {manual.parent}.'
+  lower = {n.lower(): n for n in known}
   for folder in (manual / name, manual):
-    inside = folders(folder)
-    for child, path in inside.items():
-      if known & set(folders(path)):
+    for child, path in folders(folder).items():
+      if known & _names(path):
         case = f' (another letter case than {name!r})' if child.lower() == name else ''
         return f'The data set seems to be {path}{case}: pass that folder.'
-    other = [n for n in inside if n.lower() in known]
+    other = sorted(n for n in _names(folder) if n.lower() in lower)
     if other:
-      return f'{folder} holds {other[0]!r}, expected {other[0].lower()!r}: the names are case-sensitive.'
+      return f'{folder} holds {other[0]!r}, expected {lower[other[0].lower()]!r}: the names are case-sensitive.'
   return f'Found there: {", ".join(shorten([p.name for p in _visible(manual)])) or "nothing"}.'

@@ -1,46 +1,8 @@
-"""The published data sets: classes, object names, counts, licences and mask rules, declared once each.
+"""Industrial data sets."""
 
-Counts are of the released archives; `normal` and `anomalous` are those of the test split, as in AnomalyCLIP
-(arXiv 2310.18961), Table 6.
-"""
+from zsad_jax.data.catalog.entry import Category, Entry
 
-from typing import NamedTuple
-
-
-class Category(NamedTuple):
-  """One class of a data set: its name in prompts, image counts, and whether it is a texture."""
-  object_name: str
-  train: int
-  normal: int
-  anomalous: int
-  texture: bool = False
-
-
-class Entry(NamedTuple):
-  """One published data set.
-
-  Attributes:
-    title: the name papers use.
-    homepage: where to get it.
-    archive, sha256: the archive's file name and digest ('' where none is published).
-    unpack: the command that unpacks it inside the data set's folder.
-    tree: what the folder then holds.
-    licence: of the images.
-    mask_threshold: a mask pixel is anomalous when its 8-bit grey value exceeds this.
-    categories: {folder name: Category}, in alphabetical order.
-  """
-  title: str
-  homepage: str
-  archive: str
-  sha256: str
-  unpack: str
-  tree: str
-  licence: str
-  mask_threshold: int
-  categories: dict[str, Category]
-
-
-CATALOG = {
+ENTRIES = {
     'mvtec_ad': Entry(
         title='MVTec AD',
         homepage='https://www.mvtec.com/company/research/datasets/mvtec-ad',
@@ -94,19 +56,3 @@ CATALOG = {
             'pipe_fryum': Category('pipe fryum', 450, 50, 100),
         }),
 }
-
-
-def object_name(category: str) -> str:
-  """Returns the readable name of a category no data set has named: underscores become spaces."""
-  return category.replace('_', ' ')
-
-
-def instructions(name: str) -> str:
-  """Returns how to get the data set `name` and where to unpack it."""
-  entry = CATALOG[name]
-  tree = '\n'.join(f'  {line}' for line in entry.tree.splitlines())
-  digest = f' (sha256 {entry.sha256})' if entry.sha256 else ''
-  return (f'{entry.title} must be downloaded by hand; its licence is {entry.licence}.\n'
-          f'1. Get {entry.archive}{digest}\n   from {entry.homepage}.\n'
-          f"2. Make a folder '{name}' in the manual folder and unpack the archive inside it: {entry.unpack}\n"
-          f'The manual folder then holds\n{tree}')

@@ -1,0 +1,60 @@
+"""The records that describe a published data set."""
+
+from typing import NamedTuple
+
+
+class Category(NamedTuple):
+  """One class of a data set: its name in prompts, image counts, and whether it is a texture."""
+  object_name: str
+  train: int
+  normal: int
+  anomalous: int
+  texture: bool = False
+
+
+class Entry(NamedTuple):
+  """One published data set.
+
+  Attributes:
+    title: the name papers use.
+    homepage: where to get it.
+    archive, sha256: the archive's file name and digest ('' where none is published).
+    unpack: the command that unpacks it inside the data set's folder.
+    tree: what the folder then holds.
+    licence: of the images.
+    mask_threshold: a mask pixel is anomalous when its 8-bit grey value exceeds this.
+    categories: {folder name: Category}, in alphabetical order.
+    domain: 'industrial', 'medical' or 'infrastructure'.
+    masks: 'pixel', 'weak' (generous outlines, so that pixel metrics reward blobs) or 'none' (labels alone).
+    markers: names directly inside the raw folder, any of which tells that it is this data set; () = its categories.
+    remark: one sentence on what is peculiar about it, for lists.
+  """
+  title: str
+  homepage: str
+  archive: str
+  sha256: str
+  unpack: str
+  tree: str
+  licence: str
+  mask_threshold: int
+  categories: dict[str, Category]
+  domain: str = 'industrial'
+  masks: str = 'pixel'
+  markers: tuple[str, ...] = ()
+  remark: str = ''
+
+  @property
+  def normal(self) -> int:
+    """Normal test images."""
+    return sum(c.normal for c in self.categories.values())
+
+  @property
+  def anomalous(self) -> int:
+    """Anomalous test images."""
+    return sum(c.anomalous for c in self.categories.values())
+
+  @property
+  def metrics(self) -> tuple[str, ...]:
+    """Levels at which metrics are defined: 'image' needs both kinds of images, 'pixel' needs masks."""
+    return tuple(level for level, here in (('image', self.normal and self.anomalous), ('pixel', self.masks != 'none'))
+                 if here)

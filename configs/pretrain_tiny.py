@@ -19,17 +19,17 @@ def get_config():
                                text_width=128, text_layers=4, text_heads=4))
   # Small pictures first: 64 tokens cost a third of 196.  `crop`: least side of the random crop, as a share.
   # As run for checkpoints/tiny: small pictures up to the step where an hour of shared processors called for large ones.
-  c.phases = mlc.ConfigDict(dict(steps=(1898, 800), image_size=(64, 112), batch=(32, 16), crop=(.5, .7)))
+  c.phases = mlc.ConfigDict(dict(steps=(13800, 6000), image_size=(64, 112), batch=(32, 16), crop=(.5, .7)))
   # Blocks read by the patch term, in turn from step to step: CLIP's own stream, the V-V stream of AnomalyCLIP.
   c.clip_taps = (6,)
   c.side_taps = (3, 4, 5, 6)
   c.side_first_block = 2
   c.temperature = .07  # of the patch term, as in AnomalyCLIP's local loss
-  c.weight = mlc.ConfigDict(dict(contrast=1., state=1., patch=2.))
+  c.weight = mlc.ConfigDict(dict(contrast=1., state=2., patch=2.))
   c.optim = mlc.ConfigDict(dict(lr=1e-3, warmup=200, fall=.3, decay=.05, mean=.998))
 
   # Scenes are drawn 2052 at a time by a process of its own; a chunk serves `reuse` steps.
   c.pool = mlc.ConfigDict(dict(count=2052, size=112, reuse=256, workers=1))
-  c.probe = mlc.ConfigDict(dict(group='aux', count=96, every=100))
+  c.probe = mlc.ConfigDict(dict(group='aux', count=96, every=300))
   c.save_seconds = 180.
   return c

@@ -5,6 +5,7 @@ teaches the tiny CLIP, 'aux' trains prompts, 'target' evaluates them; no target 
 thread, swap and glue, is drawn for the other two.
 """
 
+import functools
 import zlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
-from zsad_jax.data.synthetic import canvas, defects, objects, surfaces
+from zsad_jax.data.synthetic import canvas, defects, families, objects, surfaces
 
 SPLITS = ('train', 'test', 'probe', 'pretrain')
 VISIBLE = 14 / 255
@@ -66,13 +67,24 @@ BRIGHT = ('red', 'orange', 'yellow', 'green', 'cyan', 'blue', 'purple', 'pink', 
 METALS = ('silver', 'gray', 'yellow', 'orange', 'black')
 EARTH = ('brown', 'beige', 'gray', 'red', 'orange', 'white')
 ANY = tuple(canvas.COLOURS)
-_RIGID = ('crack', 'scratch', 'hole', 'stain', 'chip', 'discolour', 'particle', 'dent')
-_SOFT = ('hole', 'stain', 'discolour', 'particle', 'bend', 'scratch', 'chip')
-_METAL = ('scratch', 'stain', 'chip', 'bend', 'discolour', 'particle', 'dent', 'crack')
+_SPREAD = ('corrosion', 'smear', 'wear', 'growth')
+_RIGID = ('crack', 'scratch', 'hole', 'stain', 'chip', 'discolour', 'particle', 'dent', *_SPREAD)
+_SOFT = ('hole', 'stain', 'discolour', 'particle', 'bend', 'scratch', 'chip', *_SPREAD)
+_METAL = ('scratch', 'stain', 'chip', 'bend', 'discolour', 'particle', 'dent', 'crack', *_SPREAD)
 
 
 def _pretrain(table, rows):
   return tuple(Category(name, 'pretrain', getattr(table, name), table is surfaces, *rest) for name, *rest in rows)
+
+
+def _families(nouns, draw, surface):
+  """One made-up category for each noun: its look, colours and material follow from its number."""
+  for seed, name in enumerate(nouns):
+    rng = np.random.default_rng([seed, surface, 3])
+    colours = tuple(str(c) for c in rng.choice(ANY, rng.integers(3, 9), replace=False))
+    kinds = tuple(dict.fromkeys(_RIGID + _SOFT))
+    yield Category(name, 'pretrain', functools.partial(draw, seed), surface, str(rng.choice(families.MATERIALS)),
+                   colours, kinds)
 
 
 CATEGORIES = _pretrain(surfaces, (
@@ -96,7 +108,8 @@ CATEGORIES = _pretrain(surfaces, (
     ('toy', 'plastic', BRIGHT + ('black', 'brown'), _RIGID + ('bend',)),
     ('plate', 'ceramic', BRIGHT + ('beige', 'gray'), _RIGID),
     ('domino', 'plastic', ANY, _RIGID + ('bend',)),
-)) + (
+)) + tuple(_families(families.SURFACES, families.draw_surface, True)) + tuple(
+    _families(families.OBJECTS, families.draw_object, False)) + (
     Category('leather', 'aux', surfaces.leather, True, 'leather', ('brown', 'black', 'red', 'beige', 'green'),
              ('crack', 'scratch', 'hole', 'stain', 'burn', 'blister')),
     Category('carpet', 'aux', surfaces.carpet, True, 'wool', BRIGHT + ('gray', 'beige', 'brown'),

@@ -29,7 +29,9 @@ KINDS = {
     'hole': ('punctured {}', '{} with hole'), 'stain': ('stained {}', '{} with stain', '{} with contamination'),
     'chip': ('chipped {}', '{} with missing part'), 'bend': ('bent {}', '{} with deformation', 'deformed {}'),
     'discolour': ('discoloured {}', '{} with discolouration'), 'particle': ('contaminated {}', '{} with particle'),
-    'dent': ('dented {}', '{} with dent'),
+    'dent': ('dented {}', '{} with dent'), 'corrosion': ('corroded {}', '{} with corrosion', '{} with rust'),
+    'smear': ('smeared {}', '{} with smear'), 'wear': ('worn {}', '{} with wear'),
+    'growth': ('dirty {}', '{} with mould', '{} with foreign matter'),
 }
 WITHOUT = ('{} without scratch', '{} without crack', '{} without contamination', '{} without hole', '{} without stain')
 ANYTHING = ('object', 'object', 'object', 'object', 'item', 'thing')

@@ -1,7 +1,7 @@
 """Defects: each function spoils a flawless scene, Scene(rng, scene, strength), `strength` in about 0.4..1.
 
-Pretraining: crack, scratch, hole, stain, chip, bend, discolour, particle, dent. Auxiliary: crack, scratch, hole, stain,
-chip, bend, burn, blister, particle. Target: crack, scratch, hole, stain, chip, bend, discolour, thread, swap, glue.
+Pretraining: crack, scratch, hole, stain, chip, bend, discolour, particle, dent, corrosion, smear, wear, growth.
+Auxiliary: crack, scratch, hole, stain, chip, bend, burn, blister, particle. Target: crack, scratch, hole, stain, chip, bend, discolour, thread, swap, glue.
 Only thread, swap and glue are drawn for the target alone.
 """
 
@@ -17,7 +17,7 @@ def _spot(rng, scene: Scene, edge=False) -> np.ndarray:
   """A random point (x, y) on the object; with `edge`, on its outline."""
   cover = np.asarray(Image.fromarray(scene.cover).resize((28, 28), Image.Resampling.BOX))
   where = (cover > .25) & (cover < .75) if edge else cover > .8
-  where = where if where.any() else cover > .3
+  where = where if where.any() else cover >= min(.3, cover.max())
   rows, columns = np.nonzero(where)
   k = rng.integers(len(rows))
   at = (np.array([columns[k], rows[k]]) + .5) / 14 - 1
@@ -168,6 +168,53 @@ def dent(rng, scene, strength):
   sign = rng.choice([-1, 1])
   albedo = scene.albedo * (1 - np.float32(.3 * strength) * bowl)[..., None]
   return scene._replace(albedo=albedo, height=scene.height + np.float32(sign * (1.2 + 1.8 * strength)) * bowl)
+
+
+def corrosion(rng, scene, strength):
+  """Speckles that crowd together about a point."""
+  size, at = scene.cover.shape[0], _spot(rng, scene)
+  distance = blob(rng, pose(size), at, rng.uniform(.18, .35), .4)
+  crowd = np.clip(.3 - distance / np.float32(.2), 0, 1.3)
+  speckle = noise(rng, size, rng.uniform(14, 40), 2)
+  tone = colour(rng, rng.choice(['brown', 'orange', 'green', 'black', 'white']))
+  inside = step(np.float32(1.1) - speckle - crowd * np.float32(1.6), .5) * (crowd > 0)
+  tone = tone * (1 + speckle * np.float32(.15))[..., None]
+  return _overlay(scene, tone, inside * np.float32(.5 + .5 * strength), -.15)
+
+
+def smear(rng, scene, strength):
+  """Everything within a patch blurred along one direction, and a little tinted."""
+  size, at = scene.cover.shape[0], _spot(rng, scene)
+  inside = step(blob(rng, pose(size), at, rng.uniform(.16, .3), .4), .06) * (scene.cover > .5)
+  turn, reach = rng.uniform(0, np.pi), size * rng.uniform(.04, .08)
+  along = np.array([np.sin(turn), np.cos(turn), 0]) * reach
+  copies = [ndimage.shift(scene.albedo, along * t, order=1, mode='nearest') for t in (-1, -.5, 0, .5, 1)]
+  tint = 1 + rng.normal(0, .12, 3).astype(np.float32) * np.float32(strength)
+  soft = np.clip(np.mean(copies, 0) * tint, 0, 1)
+  scene = _overlay(scene, soft, inside)
+  return scene._replace(height=scene.height * (1 - inside * np.float32(.8)))
+
+
+def wear(rng, scene, strength):
+  """A patch rubbed flat: its colours fade into one, its relief goes."""
+  size, at = scene.cover.shape[0], _spot(rng, scene)
+  distance = blob(rng, pose(size), at, rng.uniform(.16, .34), .4) + noise(rng, size, 12, 2) * np.float32(.04)
+  inside = step(distance, .1) * (scene.cover > .5)
+  local = (scene.albedo * inside[..., None]).sum((0, 1)) / max(float(inside.sum()), 1.)
+  pale = np.clip(local * np.float32(rng.choice([.75, 1., 1.25])), .03, .97)
+  scene = _overlay(scene, pale, inside * np.float32(.5 + .5 * strength))
+  return scene._replace(height=scene.height * (1 - inside))
+
+
+def growth(rng, scene, strength):
+  """Something foreign that has spread: an irregular patch with a texture of its own."""
+  size, at = scene.cover.shape[0], _spot(rng, scene)
+  distance = blob(rng, pose(size), at, rng.uniform(.12, .26), .5) + noise(rng, size, 7, 3) * np.float32(.06)
+  texture = noise(rng, size, rng.uniform(6, 50), int(rng.integers(1, 3)))
+  one, other = colour(rng, rng.choice(list(canvas.COLOURS))), _contrast(rng, scene, at, strength)
+  tone = one + (other - one) * np.clip(texture * np.float32(.35) + .5, 0, 1)[..., None]
+  inside = step(distance, rng.choice([.02, .06]))
+  return _overlay(scene, tone, inside * np.float32(.55 + .45 * strength), rng.choice([0., .4]))
 
 
 def burn(rng, scene, strength):

@@ -11,7 +11,7 @@ from zsad_jax.data.synthetic.canvas import Grid, Scene, box, circle, colour, ler
 PLAIN = ('white', 'gray', 'black', 'beige', 'blue', 'green', 'brown')
 
 
-def _start(rng, size, tilt=np.pi, low=.62, high=.95, reach=.14) -> tuple[Scene, Grid]:
+def start(rng, size, tilt=np.pi, low=.62, high=.95, reach=.14) -> tuple[Scene, Grid]:
   """An empty table and a random pose on it."""
   base = colour(rng, rng.choice(PLAIN), .08)
   field = np.zeros((size, size), np.float32)
@@ -23,7 +23,7 @@ def _start(rng, size, tilt=np.pi, low=.62, high=.95, reach=.14) -> tuple[Scene, 
   return Scene(np.broadcast_to(base, (size, size, 3)), blank, blank, ground, rng.choice([0., .3, .8])), grid
 
 
-def _apart(rng, paint, choices=None) -> np.ndarray:
+def apart(rng, paint, choices=None) -> np.ndarray:
   """A second colour that stands out from `paint`."""
   names = list(choices or ('red', 'orange', 'yellow', 'green', 'blue', 'purple', 'white', 'black', 'silver', 'brown'))
   for name in rng.permutation(names):
@@ -33,12 +33,12 @@ def _apart(rng, paint, choices=None) -> np.ndarray:
   return np.float32(1) - paint
 
 
-def _rough(rng, scene: Scene, cells, strength) -> Scene:
+def rough(rng, scene: Scene, cells, strength) -> Scene:
   field = noise(rng, scene.height.shape[0], cells, 2)
   return scene._replace(albedo=scene.albedo * (1 + np.float32(strength) * field)[..., None])
 
 
-def _radial(grid: Grid, count: int, phase: float):
+def radial(grid: Grid, count: int, phase: float):
   """Coordinates folded into one of `count` equal sectors: along the sector's axis, across it."""
   r, sector = np.hypot(grid.u, grid.v), np.float32(2 * np.pi / count)
   angle = (np.arctan2(grid.v, grid.u) + np.float32(phase)) % sector - sector / 2
@@ -46,7 +46,7 @@ def _radial(grid: Grid, count: int, phase: float):
 
 
 def washer(rng, size, paint):
-  scene, grid = _start(rng, size)
+  scene, grid = start(rng, size)
   r = np.hypot(grid.u, grid.v)
   inner, outer = rng.uniform(.25, .45), rng.uniform(.7, .85)
   ring = np.maximum(r - np.float32(outer), np.float32(inner) - r)
@@ -54,40 +54,40 @@ def washer(rng, size, paint):
   if rng.random() < .5:
     groove = np.abs(r - np.float32((inner + outer) / 2)) - np.float32(.03)
     scene = part(scene, grid, groove, paint * np.float32(.7), -.2)
-  return _rough(rng, scene, 12, .03)
+  return rough(rng, scene, 12, .03)
 
 
 def gear(rng, size, paint):
-  scene, grid = _start(rng, size)
+  scene, grid = start(rng, size)
   teeth, depth = int(rng.integers(8, 15)), rng.uniform(.08, .14)
-  a, b = _radial(grid, teeth, 0.)
+  a, b = radial(grid, teeth, 0.)
   pitch = .72 * np.pi / teeth * rng.uniform(.45, .6)
   tooth = np.maximum(a - np.float32(.75 + depth), np.abs(b) - np.float32(pitch))
   body = np.maximum(np.minimum(circle(grid.u, grid.v, .72), np.maximum(tooth, -a)), -circle(grid.u, grid.v, .2))
   scene = part(scene, grid, body, paint, .5, .05, cover=True)
   holes = int(rng.integers(0, 6))
   if holes > 2:
-    a, b = _radial(grid, holes, rng.uniform(0, 6))
+    a, b = radial(grid, holes, rng.uniform(0, 6))
     disc = circle(a - np.float32(.46), b, rng.uniform(.08, .12))
     scene = part(scene, grid, disc, paint * np.float32(.35), -.3, .05)
-  return _rough(rng, scene, 15, .03)
+  return rough(rng, scene, 15, .03)
 
 
 def button(rng, size, paint):
-  scene, grid = _start(rng, size)
+  scene, grid = start(rng, size)
   scene = part(scene, grid, circle(grid.u, grid.v, .8), paint, .5, .12, cover=True)
   dish = circle(grid.u, grid.v, rng.uniform(.5, .64))
   scene = part(scene, grid, dish, paint * np.float32(rng.uniform(.8, 1.)), -.3, .08)
   holes, away = int(rng.choice([2, 4])), rng.uniform(.18, .26)
-  a, b = _radial(grid, holes, 0.)
+  a, b = radial(grid, holes, 0.)
   return part(scene, grid, circle(a - np.float32(away), b, rng.uniform(.07, .1)), paint * np.float32(.2), -.3, .05)
 
 
 def biscuit(rng, size, paint):
-  scene, grid = _start(rng, size)
+  scene, grid = start(rng, size)
   edge = box(grid.u, grid.v, .8, rng.uniform(.55, .8), .15) if rng.random() < .5 else circle(grid.u, grid.v, .8)
   edge = edge + np.float32(.03) * np.cos(np.arctan2(grid.v, grid.u) * int(rng.integers(16, 30)))
-  scene = _rough(rng, part(scene, grid, edge, paint, .5, .15, cover=True), 14, .07)
+  scene = rough(rng, part(scene, grid, edge, paint, .5, .15, cover=True), 14, .07)
   pitch = np.float32(rng.uniform(.22, .34))
   x, y = (grid.u + pitch / 2) % pitch - pitch / 2, (grid.v + pitch / 2) % pitch - pitch / 2
   dots = np.maximum(circle(x, y, .04), edge + np.float32(.15))
@@ -95,7 +95,7 @@ def biscuit(rng, size, paint):
 
 
 def microchip(rng, size, paint):
-  scene, grid = _start(rng, size, .5)
+  scene, grid = start(rng, size, .5)
   half, pins = rng.uniform(.4, .6), int(rng.integers(5, 9))
   pitch = np.float32(1.5 / pins)
   x = (grid.u + (0 if pins % 2 else pitch / 2) + pitch / 2) % pitch - pitch / 2
@@ -106,12 +106,12 @@ def microchip(rng, size, paint):
   for row in range(int(rng.integers(0, 3))):
     text = np.maximum(box(grid.u, grid.v - np.float32(.16 * row - .1), .4, .045),
                       np.sin(grid.u * np.float32(rng.uniform(25, 45))) * np.float32(.05))
-    scene = part(scene, grid, text, _apart(rng, paint, ('white', 'silver', 'yellow')))
-  return _rough(rng, scene, 20, .02)
+    scene = part(scene, grid, text, apart(rng, paint, ('white', 'silver', 'yellow')))
+  return rough(rng, scene, 20, .02)
 
 
 def key(rng, size, paint):
-  scene, grid = _start(rng, size)
+  scene, grid = start(rng, size)
   bow = np.maximum(circle(grid.u + np.float32(.5), grid.v, .33), -circle(grid.u + np.float32(.6), grid.v, .12))
   teeth = np.float32(.05) * np.sign(np.sin(grid.u * np.float32(rng.uniform(14, 26)) + np.float32(rng.uniform(0, 6))))
   blade = box(grid.u - np.float32(.3), grid.v, .55, .12, .02)
@@ -119,11 +119,11 @@ def key(rng, size, paint):
   blade = np.where(grid.u > .15, np.maximum(blade, bite), blade)
   scene = part(scene, grid, np.minimum(bow, blade), paint, .5, .05, cover=True)
   scene = part(scene, grid, segment(grid.u, grid.v, (-.1, -.05), (.8, -.05), .02), paint * np.float32(.6), -.2, .02)
-  return _rough(rng, scene, 14, .03)
+  return rough(rng, scene, 14, .03)
 
 
 def bolt(rng, size, paint):
-  scene, grid = _start(rng, size)
+  scene, grid = start(rng, size)
   thick, f = rng.uniform(.13, .2), np.float32(rng.uniform(28, 44))
   wave = np.sin(grid.u * f + grid.v * np.float32(4))
   shank = box(grid.u - np.float32(.22), grid.v, .62, thick) + np.float32(.015) * wave
@@ -133,12 +133,12 @@ def bolt(rng, size, paint):
                          height=scene.height + np.float32(.12) * wave * thread)
   head = box(grid.u + np.float32(.55), grid.v, .2, rng.uniform(.33, .45), .05)
   scene = part(scene, grid, head, paint, .3, .06, cover=True)
-  return _rough(rng, scene, 14, .03)
+  return rough(rng, scene, 14, .03)
 
 
 def toy(rng, size, paint):
   """Two to five simple shapes in several colours: no two alike, so that only damage is odd."""
-  scene, grid = _start(rng, size)
+  scene, grid = start(rng, size)
   for i in range(int(rng.integers(2, 6))):
     turn, reach = rng.uniform(0, 6.3), rng.uniform(.1, .45) * (i > 0)
     c, s = np.float32(np.cos(turn)), np.float32(np.sin(turn))
@@ -150,27 +150,27 @@ def toy(rng, size, paint):
              else np.maximum(circle(u, v, width), -circle(u, v, width * .5)))
     tone = paint if i == 0 else colour(rng, rng.choice(['red', 'yellow', 'blue', 'green', 'white', 'orange']))
     scene = part(scene, grid, shape, tone, .4, rng.uniform(.04, .15), cover=True)
-  return _rough(rng, scene, rng.choice([6, 20]), rng.uniform(0, .06))
+  return rough(rng, scene, rng.choice([6, 20]), rng.uniform(0, .06))
 
 
 def plate(rng, size, paint):
-  scene, grid = _start(rng, size, low=.7)
+  scene, grid = start(rng, size, low=.7)
   r = np.hypot(grid.u, grid.v)
   scene = part(scene, grid, r - np.float32(.85), paint, .4, .08, cover=True)
   scene = part(scene, grid, r - np.float32(rng.uniform(.5, .62)), paint * np.float32(.95), -.35, .08)
   if rng.random() < .7:
     count = int(rng.integers(8, 28))
-    a, b = _radial(grid, count, 0.)
-    scene = part(scene, grid, circle(a - np.float32(.72), b, .05), _apart(rng, paint))
+    a, b = radial(grid, count, 0.)
+    scene = part(scene, grid, circle(a - np.float32(.72), b, .05), apart(rng, paint))
   if rng.random() < .5:
     ring = np.abs(r - np.float32(.8)) - np.float32(.02)
-    scene = part(scene, grid, ring, _apart(rng, paint))
+    scene = part(scene, grid, ring, apart(rng, paint))
   return scene
 
 
 def domino(rng, size, paint):
-  scene, grid = _start(rng, size, low=.75)
-  dots = _apart(rng, paint)
+  scene, grid = start(rng, size, low=.75)
+  dots = apart(rng, paint)
   scene = part(scene, grid, box(grid.u, grid.v, .82, .44, rng.uniform(.02, .12)), paint, .5, .06, cover=True)
   scene = part(scene, grid, box(grid.u, grid.v, .015, .36), dots)
   for side in (-1, 1):
@@ -184,38 +184,38 @@ def domino(rng, size, paint):
 
 
 def capsule(rng, size, paint):
-  scene, grid = _start(rng, size)
+  scene, grid = start(rng, size)
   long, thick = rng.uniform(.4, .55), rng.uniform(.24, .34)
   body = segment(grid.u, grid.v, (-long, 0), (long, 0), thick)
   scene = part(scene, grid, body, paint, 1.2, thick, cover=True)
   half = np.maximum(body, np.float32(rng.uniform(-.15, .15)) - grid.u)
-  tone = _apart(rng, paint)
+  tone = apart(rng, paint)
   scene = scene._replace(albedo=lerp(scene.albedo, np.broadcast_to(tone, scene.albedo.shape),
                                      step(half, grid.pixel * 1.5)))
   if rng.random() < .6:
     text = np.sin(grid.u * np.float32(50)) * np.float32(.05)
     text = np.maximum(text, box(grid.u + np.float32(.25), grid.v, .16, .06))
-    scene = part(scene, grid, text, _apart(rng, paint, ('white', 'black', 'red')))
+    scene = part(scene, grid, text, apart(rng, paint, ('white', 'black', 'red')))
   return scene
 
 
 def battery(rng, size, paint):
-  scene, grid = _start(rng, size)
+  scene, grid = start(rng, size)
   thick = rng.uniform(.24, .34)
   nub = box(grid.u - np.float32(.82), grid.v, .07, thick * .4, .02)
   scene = part(scene, grid, nub, colour(rng, 'silver'), .3, .05, cover=True)
   body = box(grid.u, grid.v, .78, thick, .04)
   scene = part(scene, grid, body, paint, 1.1, thick, cover=True)
   band = np.maximum(body, np.float32(rng.uniform(.2, .45)) - grid.u)
-  scene = part(scene, grid, band, _apart(rng, paint))
+  scene = part(scene, grid, band, apart(rng, paint))
   for offset in rng.uniform(-.6, .1, int(rng.integers(1, 3))):
     mark = np.maximum(box(grid.u - np.float32(offset), grid.v, .1, .1, .02), body)
-    scene = part(scene, grid, mark, _apart(rng, paint, ('white', 'black', 'yellow')))
+    scene = part(scene, grid, mark, apart(rng, paint, ('white', 'black', 'yellow')))
   return scene
 
 
 def plug(rng, size, paint):
-  scene, grid = _start(rng, size, .6)
+  scene, grid = start(rng, size, .6)
   pins, wide = int(rng.integers(2, 5)), rng.uniform(.45, .7)
   for x in np.linspace(-wide * .7, wide * .7, pins):
     pin = box(grid.u - np.float32(x), grid.v + np.float32(.6), .055, .28, .03)
@@ -230,7 +230,7 @@ def plug(rng, size, paint):
 
 def cable(rng, size, paint):
   """Cross-section: a jacket around a few insulated wires with stranded cores."""
-  scene, grid = _start(rng, size, low=.7)
+  scene, grid = start(rng, size, low=.7)
   scene = part(scene, grid, circle(grid.u, grid.v, .85), paint, .3, .05, cover=True)
   scene = part(scene, grid, circle(grid.u, grid.v, .74), paint * np.float32(.55), -.2, .05)
   copper = colour(rng, rng.choice(['orange', 'silver']))
@@ -247,7 +247,7 @@ def cable(rng, size, paint):
 
 
 def leaf(rng, size, paint):
-  scene, grid = _start(rng, size, low=.75)
+  scene, grid = start(rng, size, low=.75)
   fat, wave = rng.uniform(.4, .6), rng.uniform(0, .04)
   span = np.maximum(1 - (grid.u / np.float32(.88)) ** 2, 0)
   rim = np.float32(fat) * span * (1 + np.float32(.25) * grid.u)
@@ -258,11 +258,11 @@ def leaf(rng, size, paint):
   ribs = np.abs((grid.u - np.abs(grid.v) * np.float32(.8)) % np.float32(.22) - np.float32(.11)) - np.float32(.012)
   veins = np.maximum(np.minimum(ribs, np.abs(grid.v) - np.float32(.02)), edge + np.float32(.03))
   scene = part(scene, grid, veins, np.minimum(paint * np.float32(1.3), 1), .1, .02)
-  return _rough(rng, scene, 9, .07)
+  return rough(rng, scene, 9, .07)
 
 
 def jar_lid(rng, size, paint):
-  scene, grid = _start(rng, size, low=.72)
+  scene, grid = start(rng, size, low=.72)
   ridges = int(rng.integers(30, 50))
   angle = np.arctan2(grid.v, grid.u)
   r = np.hypot(grid.u, grid.v)
@@ -270,7 +270,7 @@ def jar_lid(rng, size, paint):
   scene = part(scene, grid, rim, paint * np.float32(.8), .5, .1, cover=True)
   scene = part(scene, grid, r - np.float32(.74), paint, .3, .06)
   scene = part(scene, grid, np.abs(r - np.float32(rng.uniform(.55, .64))) - np.float32(.03), paint, .2, .03)
-  tone, kind = _apart(rng, paint), rng.integers(3)
+  tone, kind = apart(rng, paint), rng.integers(3)
   logo = (box(grid.u, grid.v, .3, .12, .03) if kind == 0 else np.abs(r - np.float32(.3)) - np.float32(.06) if kind == 1
           else np.maximum(np.abs(grid.u), np.abs(grid.v)) - np.float32(.24))
   return part(scene, grid, logo, tone)

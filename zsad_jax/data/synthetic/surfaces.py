@@ -9,28 +9,28 @@ import numpy as np
 from zsad_jax.data.synthetic.canvas import Grid, Scene, colour, lerp, noise, pose, step
 
 
-def _scene(albedo, height, gloss=0.) -> Scene:
+def scene(albedo, height, gloss=0.) -> Scene:
   size = albedo.shape[0]
   return Scene(np.clip(albedo, 0, 1).astype(np.float32), height.astype(np.float32),
                np.ones((size, size), np.float32), np.zeros((size, size, 3), np.float32), gloss)
 
 
-def _tone(paint, field) -> np.ndarray:
+def tone(paint, field) -> np.ndarray:
   """`paint` made lighter and darker by a field [R, R]."""
   return paint[None, None] * (1 + field)[..., None]
 
 
-def _view(rng, size, tilt=np.pi, low=.8, high=1.3) -> Grid:
+def view(rng, size, tilt=np.pi, low=.8, high=1.3) -> Grid:
   return pose(size, rng.uniform(-tilt, tilt) if tilt else 0., rng.uniform(low, high), rng.uniform(-.5, .5, 2))
 
 
-def _hash(i, j, salt: int) -> np.ndarray:
+def hashed(i, j, salt: int) -> np.ndarray:
   """Uniform [0, 1) float32, a fixed function of integer cell coordinates."""
   mixed = (i.astype(np.int64) * 73856093) ^ (j.astype(np.int64) * 19349663) ^ (salt * 83492791)
   return ((mixed * 2654435761 >> 7) & 0xffff).astype(np.float32) / np.float32(65536)
 
 
-def _cells(u, v, pitch, shape=1., stagger=0.):
+def cells(u, v, pitch, shape=1., stagger=0.):
   """Cell numbers (i, j) and place within the cell in -1..1, of a wall of pitch x pitch * shape bricks."""
   row = v / np.float32(pitch * shape)
   j = np.floor(row)
@@ -40,7 +40,7 @@ def _cells(u, v, pitch, shape=1., stagger=0.):
 
 
 def wood(rng, size, paint):
-  grid = _view(rng, size, .25)
+  grid = view(rng, size, .25)
   warp = noise(rng, size, 2.5, 2) * np.float32(.12)
   rings = np.sin((grid.u * np.float32(rng.uniform(5, 10)) + grid.v * np.float32(.4) + warp * 8)
                  * np.float32(rng.uniform(1, 2.2)))
@@ -49,62 +49,62 @@ def wood(rng, size, paint):
   if rng.random() < .4:
     plank = np.abs(((grid.u + np.float32(rng.uniform(0, 1))) % np.float32(.9)) - np.float32(.45))
     field -= np.float32(.35) * step(plank - np.float32(.012), grid.pixel * 2)
-  return _scene(_tone(paint, field), fibre * np.float32(.06), .1)
+  return scene(tone(paint, field), fibre * np.float32(.06), .1)
 
 
 def brick(rng, size, paint):
-  grid = _view(rng, size, .15)
-  i, j, x, y = _cells(grid.u, grid.v, rng.uniform(.5, .8), rng.uniform(.4, .55), .5)
+  grid = view(rng, size, .15)
+  i, j, x, y = cells(grid.u, grid.v, rng.uniform(.5, .8), rng.uniform(.4, .55), .5)
   joint = rng.uniform(.04, .08)
   inside = step(np.maximum(np.abs(x) - (1 - joint), np.abs(y) - (1 - joint * 2.2)), grid.pixel * 4)
   salt = int(rng.integers(1 << 16))
   rough = noise(rng, size, size / 4, 2)
-  stone = _tone(paint, (_hash(i, j, salt) - .5) * np.float32(.35) + rough * np.float32(.06))
-  mortar = _tone(colour(rng, rng.choice(['gray', 'beige', 'white'])), rough * np.float32(.05))
-  return _scene(lerp(mortar, stone, inside), inside * np.float32(.35) + rough * np.float32(.07))
+  stone = tone(paint, (hashed(i, j, salt) - .5) * np.float32(.35) + rough * np.float32(.06))
+  mortar = tone(colour(rng, rng.choice(['gray', 'beige', 'white'])), rough * np.float32(.05))
+  return scene(lerp(mortar, stone, inside), inside * np.float32(.35) + rough * np.float32(.07))
 
 
 def fabric(rng, size, paint):
-  grid = _view(rng, size)
+  grid = view(rng, size)
   f = np.float32(rng.uniform(22, 38))
   warp = noise(rng, size, 3) * np.float32(.25)
   a, b = np.sin(grid.u * f + warp), np.sin(grid.v * f + warp)
   over = a * b
   field = over * np.float32(rng.uniform(.06, .14)) + noise(rng, size, 5, 2) * np.float32(.03)
-  albedo = _tone(paint, field)
+  albedo = tone(paint, field)
   if rng.random() < .35:
     stripe = step(np.cos(grid.u * np.float32(rng.uniform(4, 8))) - np.float32(.3), .2)
     albedo = lerp(albedo, albedo * colour(rng, 'gray') * 1.4, 1 - stripe)
-  return _scene(albedo, over * np.float32(.2))
+  return scene(albedo, over * np.float32(.2))
 
 
 def concrete(rng, size, paint):
   coarse, fine = noise(rng, size, 4, 3), noise(rng, size, size / 2.2)
   pores = np.clip(noise(rng, size, rng.uniform(22, 34)) - np.float32(rng.uniform(2., 2.5)), 0, .6)
   field = coarse * np.float32(rng.uniform(.04, .1)) + fine * np.float32(.05) - pores * np.float32(.5)
-  return _scene(_tone(paint, field), fine * np.float32(.1) - pores)
+  return scene(tone(paint, field), fine * np.float32(.1) - pores)
 
 
 def tile(rng, size, paint):
-  grid = _view(rng, size, .3)
-  i, j, x, y = _cells(grid.u, grid.v, rng.uniform(.4, .8))
+  grid = view(rng, size, .3)
+  i, j, x, y = cells(grid.u, grid.v, rng.uniform(.4, .8))
   inside = step(np.maximum(np.abs(x), np.abs(y)) - np.float32(rng.uniform(.9, .95)), grid.pixel * 4)
   second = colour(rng, rng.choice(['white', 'beige', 'gray'])) if rng.random() < .5 else paint
   base = lerp(np.broadcast_to(paint, (size, size, 3)), np.broadcast_to(second, (size, size, 3)),
               (i + j) % 2)
-  field = (_hash(i, j, int(rng.integers(1 << 16))) - .5) * np.float32(.1) + noise(rng, size, 6, 2) * np.float32(.03)
-  return _scene(lerp(np.broadcast_to(colour(rng, 'gray'), base.shape), base * (1 + field)[..., None], inside),
+  field = (hashed(i, j, int(rng.integers(1 << 16))) - .5) * np.float32(.1) + noise(rng, size, 6, 2) * np.float32(.03)
+  return scene(lerp(np.broadcast_to(colour(rng, 'gray'), base.shape), base * (1 + field)[..., None], inside),
                 inside * np.float32(.3), .5)
 
 
 def marble(rng, size, paint):
-  grid = _view(rng, size)
+  grid = view(rng, size)
   flow = noise(rng, size, 2.5, 4)
   vein = 1 - np.abs(np.sin(grid.u * np.float32(rng.uniform(1.5, 3)) + flow * np.float32(rng.uniform(.8, 1.6))))
   vein = np.float32(rng.uniform(.5, 1)) * vein ** 6
   second = colour(rng, rng.choice(['gray', 'brown', 'white', 'black', 'green']))
-  base = _tone(paint, noise(rng, size, 3, 3) * np.float32(.06))
-  return _scene(lerp(base, np.broadcast_to(second, base.shape), vein), np.zeros((size, size)), .2)
+  base = tone(paint, noise(rng, size, 3, 3) * np.float32(.06))
+  return scene(lerp(base, np.broadcast_to(second, base.shape), vein), np.zeros((size, size)), .2)
 
 
 def brushed_metal(rng, size, paint):
@@ -112,24 +112,24 @@ def brushed_metal(rng, size, paint):
   if rng.random() < .5:
     streak = np.ascontiguousarray(streak.T)
   field = streak * np.float32(rng.uniform(.04, .1)) + noise(rng, size, 2) * np.float32(.06)
-  return _scene(_tone(paint, field), streak * np.float32(.03), .3)
+  return scene(tone(paint, field), streak * np.float32(.03), .3)
 
 
 def printed_paper(rng, size, paint):
-  grid = _view(rng, size, .4)
-  _, _, x, y = _cells(grid.u, grid.v, rng.uniform(.18, .34), 1., rng.choice([0., .5]))
+  grid = view(rng, size, .4)
+  _, _, x, y = cells(grid.u, grid.v, rng.uniform(.18, .34), 1., rng.choice([0., .5]))
   kind = rng.integers(3)
   mark = (np.hypot(x, y) - np.float32(.5) if kind == 0 else np.abs(x) + np.abs(y) - np.float32(.6) if kind == 1
           else np.maximum(np.abs(x) - np.float32(.75), np.abs(y) - np.float32(.2)))
   ink = colour(rng, rng.choice(['red', 'blue', 'black', 'green', 'purple', 'orange', 'white', 'brown']))
-  base = _tone(paint, noise(rng, size, 10, 2) * np.float32(.02))
-  return _scene(lerp(base, np.broadcast_to(ink, base.shape), step(mark, grid.pixel * 8)), np.zeros((size, size)))
+  base = tone(paint, noise(rng, size, 10, 2) * np.float32(.02))
+  return scene(lerp(base, np.broadcast_to(ink, base.shape), step(mark, grid.pixel * 8)), np.zeros((size, size)))
 
 
 def sponge(rng, size, paint):
   field = noise(rng, size, rng.uniform(9, 16), 3)
   pores = np.clip(field - np.float32(rng.uniform(.5, 1.1)), 0, 1.2)
-  return _scene(_tone(paint, -pores * np.float32(.35) + noise(rng, size, size / 3) * np.float32(.03)),
+  return scene(tone(paint, -pores * np.float32(.35) + noise(rng, size, size / 3) * np.float32(.03)),
                 -pores * np.float32(.7) + field * np.float32(.1))
 
 
@@ -137,61 +137,61 @@ def leather(rng, size, paint):
   grain = noise(rng, size, rng.uniform(20, 34), 2)
   crease = np.abs(grain)
   field = np.minimum(crease, 1) * np.float32(rng.uniform(.1, .2)) + noise(rng, size, 4, 2) * np.float32(.05)
-  return _scene(_tone(paint, field - np.float32(.08)), np.minimum(crease, 1) * np.float32(.35), .3)
+  return scene(tone(paint, field - np.float32(.08)), np.minimum(crease, 1) * np.float32(.35), .3)
 
 
 def carpet(rng, size, paint):
-  grid = _view(rng, size)
+  grid = view(rng, size)
   loops = np.sin(grid.u * np.float32(rng.uniform(26, 40)) + noise(rng, size, 20)) * np.float32(.5)
   fuzz = noise(rng, size, size / 2) + loops
   second = colour(rng, rng.choice(['black', 'white', 'gray', 'brown', 'beige']))
   fleck = step(np.float32(rng.uniform(.6, 1.4)) - noise(rng, size, size / 3), .5)
-  base = _tone(paint, fuzz * np.float32(rng.uniform(.08, .15)))
-  return _scene(lerp(base, second * (1 + fuzz * np.float32(.1))[..., None], fleck * np.float32(.6)),
+  base = tone(paint, fuzz * np.float32(rng.uniform(.08, .15)))
+  return scene(lerp(base, second * (1 + fuzz * np.float32(.1))[..., None], fleck * np.float32(.6)),
                 fuzz * np.float32(.18))
 
 
 def mesh(rng, size, paint):
-  grid = _view(rng, size, .8)
+  grid = view(rng, size, .8)
   pitch = rng.uniform(.16, .3)
-  _, _, x, y = _cells(grid.u, grid.v, pitch)
+  _, _, x, y = cells(grid.u, grid.v, pitch)
   wire = np.minimum(1 - np.abs(x), 1 - np.abs(y))
   inside = step(wire - np.float32(rng.uniform(.18, .32)), grid.pixel * 2 / pitch * 1.5)
-  ground = _tone(colour(rng, rng.choice(['black', 'gray', 'white', 'beige'])), noise(rng, size, 4, 2) * np.float32(.05))
-  base = _tone(paint, noise(rng, size, 8) * np.float32(.04))
-  return _scene(lerp(ground, base, inside), inside * (1 - wire) * np.float32(.5), .4)
+  ground = tone(colour(rng, rng.choice(['black', 'gray', 'white', 'beige'])), noise(rng, size, 4, 2) * np.float32(.05))
+  base = tone(paint, noise(rng, size, 8) * np.float32(.04))
+  return scene(lerp(ground, base, inside), inside * (1 - wire) * np.float32(.5), .4)
 
 
 def terrazzo(rng, size, paint):
   field = noise(rng, size, rng.uniform(10, 16), 1)
   other = noise(rng, size, rng.uniform(14, 22), 1)
-  base = _tone(paint, noise(rng, size, size / 3) * np.float32(.03))
+  base = tone(paint, noise(rng, size, size / 3) * np.float32(.03))
   for source, level in ((field, 1.1), (-field, 1.2), (other, 1.3), (-other, 1.3)):
     chip = colour(rng, rng.choice(['white', 'gray', 'brown', 'black', 'beige', 'orange']))
     base = lerp(base, np.broadcast_to(chip, base.shape), step(np.float32(level) - source, .25))
-  return _scene(base, np.zeros((size, size)), .2)
+  return scene(base, np.zeros((size, size)), .2)
 
 
 def knit(rng, size, paint):
-  grid = _view(rng, size, .2)
+  grid = view(rng, size, .2)
   f = np.float32(rng.uniform(16, 26))
   lean = np.abs((grid.u * f / np.float32(np.pi)) % 2 - 1)
   stitch = np.sin(grid.v * f * np.float32(1.4) + lean * np.float32(4.5)) * np.sqrt(np.abs(np.sin(grid.u * f)))
   field = stitch * np.float32(rng.uniform(.1, .2)) + noise(rng, size, size / 2) * np.float32(.04)
-  albedo = _tone(paint, field)
+  albedo = tone(paint, field)
   if rng.random() < .4:
     band = step(np.sin(grid.v * np.float32(rng.uniform(3, 6))), .3)
     albedo = lerp(albedo, colour(rng, 'white') * (1 + field)[..., None], band)
-  return _scene(albedo, stitch * np.float32(.3))
+  return scene(albedo, stitch * np.float32(.3))
 
 
 def shingle(rng, size, paint):
-  grid = _view(rng, size, .2)
+  grid = view(rng, size, .2)
   pitch = rng.uniform(.4, .65)
-  i, j, x, y = _cells(grid.u, grid.v, pitch, .6, .5)
+  i, j, x, y = cells(grid.u, grid.v, pitch, .6, .5)
   drop = (y + 1) * np.float32(.5)
   gap = step(np.float32(.93) - np.abs(x), grid.pixel * 2 / pitch * 2)
   rough = noise(rng, size, size / 2.5, 2)
-  shade = (_hash(i, j, int(rng.integers(1 << 16))) - .5) * np.float32(.4) + (drop - .5) * np.float32(.25)
+  shade = (hashed(i, j, int(rng.integers(1 << 16))) - .5) * np.float32(.4) + (drop - .5) * np.float32(.25)
   field = shade + rough * np.float32(.09) - gap * np.float32(.4) - step(np.float32(.06) - drop, .06) * np.float32(.4)
-  return _scene(_tone(paint, field), drop * np.float32(.3) + rough * np.float32(.1))
+  return scene(tone(paint, field), drop * np.float32(.3) + rough * np.float32(.1))

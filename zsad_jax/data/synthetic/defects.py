@@ -1,8 +1,8 @@
 """Defects: each function spoils a flawless scene, Scene(rng, scene, strength), `strength` in about 0.4..1.
 
 Pretraining: crack, scratch, hole, stain, chip, bend, discolour, particle, dent, corrosion, smear, wear, growth.
-Auxiliary: crack, scratch, hole, stain, chip, bend, burn, blister, particle. Target: crack, scratch, hole, stain, chip, bend, discolour, thread, swap, glue.
-Only thread, swap and glue are drawn for the target alone.
+Auxiliary: crack, scratch, hole, stain, chip, bend, burn, blister, particle.
+Target: crack, scratch, hole, stain, chip, bend, discolour, thread, swap, glue; the last three for it alone.
 """
 
 import numpy as np

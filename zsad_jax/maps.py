@@ -32,6 +32,16 @@ def similarity(features, text, temperature):
   return jax.nn.softmax(logits(features, text, temperature), axis=-1)
 
 
+def states(features, text, temperature):
+  """Returns similarity of features [B, N, E] that are neither normalised nor float32 yet."""
+  return similarity(normalize(features.astype(jnp.float32)), text, temperature)
+
+
+def of_category(text, category):
+  """Returns the text features [B, S, E] of each image's category [B] from [C, S, E]; [S, E] where C is 1."""
+  return text[0] if text.shape[0] == 1 else jnp.take(text, category, axis=0)
+
+
 def square(tokens):
   """Returns patch tokens [B, N, ...] as a row-major grid [B, G, G, ...]; raises ValueError unless N = G^2."""
   grid = round(tokens.shape[1] ** 0.5)

@@ -97,7 +97,8 @@ def loss(learnable, frozen, features, batch, rng, *, clip, cfg):
     raise ValueError('these switches leave AnomalyCLIP nothing to learn; evaluate it without training')
   if not (terms.ce or terms.focal or terms.dice):
     raise ValueError('loss.ce, loss.focal and loss.dice are all off; there is nothing to train on')
-  pair = _pair_of(texts(learnable, frozen, _auxiliary_names(cfg), clip=clip, cfg=cfg), batch)
+  text = texts(learnable, frozen, _auxiliary_names(cfg), clip=clip, cfg=cfg)
+  pair = maps.of_category(text, batch['category'])
   temperature = _temperature(frozen, cfg)
   parts = {}
   if terms.ce:
@@ -116,7 +117,7 @@ def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
   The map sums (1 - S_n + S_a) / 2 = S_a over the layers and is smoothed with a Gaussian of map.sigma pixels.
   """
   del learnable, memory
-  pair = _pair_of(bank, batch)
+  pair = maps.of_category(bank, batch['category'])
   temperature = _temperature(frozen, cfg)
   score = jax.nn.softmax(_image_logits(features, pair, temperature), axis=-1)[:, 1]
   # Upsampling is linear, so the layers are summed on the patch grid.
@@ -245,11 +246,6 @@ def _auxiliary_names(cfg):
     raise ValueError('object-aware prompts are trained per category: set prompt.categories to the object '
                      'names of the auxiliary set, in the order of batch["category"]')
   return tuple(cfg.prompt.categories)
-
-
-def _pair_of(text, batch):
-  """The two text features of each image, [B, 2, E], or [2, E] where one pair serves all."""
-  return text[0] if text.shape[0] == 1 else jnp.take(text, batch['category'], axis=0)
 
 
 def _temperature(frozen, cfg):

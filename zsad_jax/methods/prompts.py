@@ -3,6 +3,14 @@
 Nothing here knows a method: each method names the lists that its paper uses.
 """
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zsad_jax import maps
+
+CHUNK = 512  # texts encoded at once: some hundred MB of activations in a large text tower
+
 # Abnormal state words of AnomalyCLIP (arXiv 2310.18961, tables 13 and 14); the first is the paper's choice.
 STATE_WORDS = ('damaged', 'anomalous', 'flawed', 'defective', 'blemished')
 
@@ -68,3 +76,31 @@ def spoken(name):
 def compose(states, templates, name):
   """Returns every template around every state of `name`, states outermost, as a list of texts."""
   return [template.format(state.format(spoken(name))) for state in states for template in templates]
+
+
+def ensemble(clip, frozen, names, states, templates):
+  """Returns one L2-normalised text feature per name and state, [C, S, E].
+
+  The features of all texts of a state are normalised, averaged and normalised again. Ids are cut after the longest
+  text's end token, which the text tower's causal mask makes exact.
+
+  Args:
+    clip: a models.clip.Clip; its tokenizer and pure functions are used.
+    frozen: its weights.
+    names: object names.
+    states: per state, forms with a `{}` for the name.
+    templates: texts with a `{}` for the form.
+  """
+  groups = [compose(forms, templates, name) for name in names for forms in states]
+  ids = clip.tokenize([text for group in groups for text in group])
+  eot = clip.eot(ids)
+
+  def encode(row):
+    tokens = clip.embed(frozen, row[0][None])
+    return maps.normalize(clip.text(frozen, tokens, row[1][None]))[0]
+
+  rows = jnp.asarray(ids[:, :eot.max() + 1]), jnp.asarray(eot, jnp.int32)
+  features = jax.lax.map(encode, rows, batch_size=CHUNK)  # [T, E]
+  ends = np.cumsum([len(group) for group in groups])
+  means = [maps.normalize(part.mean(0)) for part in jnp.split(features, ends[:-1])]
+  return jnp.stack(means).reshape(len(names), len(states), -1)

@@ -1,0 +1,91 @@
+r"""Every system side by side on one target, over several seeds: the table of the README.
+
+  python benchmarks/systems.py [--seeds=3] [--aux=synthetic_aux] [--target=synthetic_target] [--rows=clip,anomalyclip]
+  python benchmarks/systems.py --target=folder:/path/in/mvtec/layout
+
+All rows read the embedded tiny CLIP: they compare what the methods do in miniature, not how good they are on real
+weights. Methods that learn do so on --aux; the others have no seed and one run. Percent; mean and standard deviation.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import ml_collections as mlc
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import launch
+from configs import anomalyclip, clip
+from zsad_jax import runtime
+
+# {row: (title, config, changes)}; the rows after the first three are ablations of AnomalyCLIP.
+ROWS = {
+  'clip': ('CLIP, two prompts', clip, {}),
+  'clip_object': ('CLIP, "object" for every name', clip, {'prompt.class_word': 'object'}),
+  'clip_ac': ('CLIP-AC', clip, {'prompt.ensemble': 'imagenet'}),
+  'clip_compound': ('CLIP, states and templates of APRIL-GAN', clip, {'prompt.ensemble': 'compound'}),
+  'anomalyclip': ('AnomalyCLIP', anomalyclip, {}),
+  'qk': ('- Q-K in place of V-V', anomalyclip, {'t1_dpam': False}),
+  'aware': ('- object-aware prompts', anomalyclip, {'t2_object_agnostic': False}),
+  'untuned': ('- no deep tokens', anomalyclip, {'t3_text_tuning': False}),
+  'global': ('- global loss alone', anomalyclip, {'loss.focal': False, 'loss.dice': False}),
+  'local': ('- local loss alone', anomalyclip, {'loss.ce': False}),
+}
+METRICS = {'image_auroc': 'image AUROC', 'image_ap': 'image AP', 'pixel_auroc': 'pixel AUROC', 'aupro': 'AUPRO'}
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--seeds', type=int, default=3)
+  parser.add_argument('--aux', default='synthetic_aux')
+  parser.add_argument('--target', default='synthetic_target')
+  parser.add_argument('--root', default='data', help='where prepared data sets and features are kept')
+  parser.add_argument('--clip', default='tiny', help='another export of the same architecture')
+  parser.add_argument('--rows', default=','.join(ROWS), help='comma-separated, of %(default)s')
+  parser.add_argument('--set', nargs='*', default=[], metavar='KEY=JSON', help='changes to every learned row')
+  args = parser.parse_args()
+
+  changes = {k: json.loads(v) for k, v in (s.split('=', 1) for s in args.set)}
+  shared = {'clip': args.clip, 'data.root': args.root, 'data.aux': args.aux, 'data.target': args.target,
+            'eval.pictures': 0}
+  print(f'{args.aux} to {args.target}, CLIP {args.clip}, {args.seeds} seeds; {runtime.device_summary()}\n')
+  print('| system | ' + ' | '.join(METRICS.values()) + ' | s a seed |\n|' + '---|' * (len(METRICS) + 2), flush=True)
+  for name in args.rows.split(','):
+    title, module, own = ROWS[name]
+    learns = module is not clip
+    start, found = time.perf_counter(), []
+    for seed in range(args.seeds if learns else 1):
+      found.append(measure(module, shared | (changes if learns else {}) | own | {'seed': seed}))
+    seconds = (time.perf_counter() - start) / len(found)
+    cells = (cell([f[m] for f in found]) for m in METRICS)
+    print(f'| {title} | ' + ' | '.join(cells) + f' | {seconds:.0f} |', flush=True)
+
+
+def measure(module, changes):
+  """The dataset's mean metrics of one run, in percent."""
+  cfg = mlc.ConfigDict(module.get_config('demo').to_dict())
+  with cfg.unlocked():
+    for key, value in changes.items():
+      cfg.update_from_flattened_dict({key: tuple(value) if isinstance(value, list) else value})
+  with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    launch.run(mlc.FrozenConfigDict(cfg), Path(folder), 'run')
+    path, = Path(folder).glob('results/*/*/*/metrics.json')
+    mean = json.loads(path.read_text())['mean']
+  return {m: 100 * mean[m]['value'] for m in METRICS}
+
+
+def cell(values):
+  """'61.2' of one value, '61.2 ± 0.4' of several (sample standard deviation)."""
+  spread = f' ± {np.std(values, ddof=1):.1f}' if len(values) > 1 else ''
+  return f'{np.mean(values):.1f}{spread}'
+
+
+if __name__ == '__main__':
+  main()

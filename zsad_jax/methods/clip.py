@@ -1,0 +1,62 @@
+"""CLIP and CLIP-AC: zero-shot anomaly detection by naming the two states, nothing learned.
+
+An image is scored by the softmax of its cosines with the texts of the two states, a pixel by that of its patch; the
+image tower is CLIP's own, class and patch tokens both read through ln_post and the projection. These are the
+baselines of AnomalyCLIP (arXiv 2310.18961, sec. A.2): CLIP says "A photo of a normal [cls]" and "A photo of an
+anomalous [cls]", CLIP-AC fills the ImageNet templates with "normal [cls]" and "anomalous [cls]".
+"""
+
+import jax.numpy as jnp
+
+from zsad_jax import maps
+from zsad_jax.methods import prompts
+from zsad_jax.spec import Spec, Tap
+
+# {prompt.ensemble: (states, templates)}.
+ENSEMBLES = {
+  'pair': (tuple((text,) for text in prompts.CLIP_PAIR), ('{}',)),
+  'imagenet': (prompts.CLIP_AC_STATES, prompts.IMAGENET_TEMPLATES),
+  'compound': (prompts.COMPOUND_STATES, prompts.COMPOUND_TEMPLATES),
+}
+
+
+def spec(clip, cfg):
+  """Returns the Spec: class token and last block's patch tokens, both through ln_post and the projection."""
+  check(cfg)
+  return Spec(clip.image_size, cls='ln_post_proj', taps=(Tap('clip', clip.arch.vision.layers),),
+              positions=cfg.positions)
+
+
+def init(rng, clip, cfg):
+  """Returns {}: nothing is learned."""
+  del rng, clip, cfg
+  return {}
+
+
+def bank(learnable, frozen, categories, *, clip, cfg):
+  """Returns text features [C, 2, E], normal and abnormal; one pair for all where prompt.class_word is set."""
+  del learnable
+  states, templates = ENSEMBLES[cfg.prompt.ensemble]
+  names = (cfg.prompt.class_word,) if cfg.prompt.class_word else categories
+  return prompts.ensemble(clip, frozen, names, states, templates)
+
+
+def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
+  """Returns score [B], the probability of the abnormal state (eq. 1), and map [B, R, R] at image_size."""
+  del learnable, memory
+  temperature = jnp.exp(-frozen['logit_scale']) if cfg.use_logit_scale else cfg.temperature
+  pair = maps.of_category(bank, batch['category'])
+  patches, = features.taps.values()
+  image = maps.states(features.cls[:, None], pair, temperature)[:, 0, 1]
+  abnormal = maps.states(patches, pair, temperature)[..., 1]
+  return {'score': image, 'map': maps.upsample_blur(maps.square(abnormal), clip.image_size, cfg.map.sigma)}
+
+
+def check(cfg):
+  """Raises ValueError naming the first config key that is out of range."""
+  if cfg.prompt.ensemble not in ENSEMBLES:
+    raise ValueError(f'prompt.ensemble {cfg.prompt.ensemble!r} is not one of {", ".join(ENSEMBLES)}')
+  if not cfg.temperature > 0:
+    raise ValueError(f'temperature {cfg.temperature} is not positive')
+  if not cfg.map.sigma >= 0:
+    raise ValueError(f'map.sigma {cfg.map.sigma} is not 0 or more')

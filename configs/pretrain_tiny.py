@@ -25,7 +25,7 @@ def get_config():
   c.side_taps = (3, 4, 5, 6)
   c.side_first_block = 2
   c.temperature = .07  # of the patch term, as in AnomalyCLIP's local loss
-  c.weight = mlc.ConfigDict(dict(contrast=1., state=2., patch=2.))
+  c.weight = mlc.ConfigDict(dict(contrast=.5, state=2., patch=2.))
   c.optim = mlc.ConfigDict(dict(lr=1e-3, warmup=200, fall=.3, decay=.05, mean=.998))
 
   # Scenes are drawn 2052 at a time by a process of its own; a chunk serves `reuse` steps.

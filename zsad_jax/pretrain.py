@@ -241,7 +241,7 @@ def fit(cfg, workdir, source) -> None:
   tokenize = functools.partial(source.encode, tokenizer, length=cfg.arch.context)
   _keep(workdir / 'tokenizer.json', tokenizer.to_str(pretty=True) + '\n')
   arch = architecture(cfg, tokenizer.get_vocab_size())
-  clip = clip_lib.Clip(arch, arch.vision.image_size, None)
+  clip = clip_lib.Clip(arch, arch.vision.image_size, None, unroll=True)
   tx = optimizer(cfg)
   step_fn, path, state = make_step(clip, tx, cfg), workdir / 'state.safetensors', init(clip, tx, cfg.seed)
   if path.exists():

@@ -86,15 +86,16 @@ def template(arch: Arch | str):
   return jax.eval_shape(lambda rng: init_params(arch, rng), jax.random.key(0))
 
 
-def vision_tower(arch: Arch, spec: spec_lib.Spec) -> vit.VisionTower:
+def vision_tower(arch: Arch, spec: spec_lib.Spec, unroll: bool = False) -> vit.VisionTower:
   """Returns the image tower that reads `spec`; raises ValueError for a kind that is not here."""
   if arch.vision.kind != 'vit':
     raise ValueError(f'vision.kind {arch.vision.kind!r} of {arch.name} is not one of: vit')
   v = arch.vision
-  return vit.VisionTower(v.image_size, v.patch, v.width, v.layers, v.heads, arch.embed_dim, arch.activation, spec)
+  return vit.VisionTower(v.image_size, v.patch, v.width, v.layers, v.heads, arch.embed_dim, arch.activation, spec,
+                         unroll)
 
 
-def text_tower(arch: Arch) -> text.TextTower:
+def text_tower(arch: Arch, unroll: bool = False) -> text.TextTower:
   """Returns the text tower."""
   t = arch.text
-  return text.TextTower(t.context, t.vocab, t.width, t.layers, t.heads, arch.embed_dim, arch.activation)
+  return text.TextTower(t.context, t.vocab, t.width, t.layers, t.heads, arch.embed_dim, arch.activation, unroll)

@@ -90,7 +90,10 @@ class Block(nn.Module):
     return x + self.mlp(self.ln_2(x))
 
 
-def stack(layer, layers, in_axes):
-  """Returns `layer` (a Block whose call is a scan body) scanned over a leading layer axis of its weights."""
+def stack(layer, layers, in_axes, unroll=False):
+  """Returns `layer` (a Block whose call is a scan body) scanned over a leading layer axis of its weights.
+
+  Unrolled, a backward pass stacks no residuals: faster where the blocks are small, slower to compile.
+  """
   return nn.scan(layer, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=in_axes,
-                 length=layers)
+                 length=layers, unroll=layers if unroll else 1)

@@ -27,12 +27,14 @@ class Clip:
     params: {'visual', 'text', 'logit_scale'}, blocks stacked on a leading layer axis, float32.
     tokenizer: object with encode(texts, context) -> [B, context] int32, or None.
     fingerprint: sha256 of the weights in hex, '' where unknown.
+    unroll: whether the blocks are compiled one by one, which training a small CLIP gains from; same results.
   """
   arch: Arch
   image_size: int
   params: Any
   tokenizer: Any = None
   fingerprint: str = ''
+  unroll: bool = False
 
   @property
   def grid(self) -> int:
@@ -51,7 +53,7 @@ class Clip:
     Raises:
       ValueError: a spec that this tower cannot give, or images of another size.
     """
-    return vision_tower(self.arch, spec).apply({'params': params['visual']}, images)
+    return vision_tower(self.arch, spec, self.unroll).apply({'params': params['visual']}, images)
 
   def text(self, params, embeddings, eot, *, deep=None, deep_mode='overwrite'):
     """Returns text features [B, E], unnormalised.
@@ -70,7 +72,7 @@ class Clip:
       ValueError: a text beyond the context, an unknown mode, more deep blocks than the tower has, or deep
         tokens that do not fit.
     """
-    return text_tower(self.arch).apply({'params': params['text']}, embeddings, eot, deep, deep_mode)
+    return text_tower(self.arch, self.unroll).apply({'params': params['text']}, embeddings, eot, deep, deep_mode)
 
   def embed(self, params, ids):
     """Returns token embeddings [B, L, W] of ids [B, L], positions not added."""

@@ -32,12 +32,14 @@ class TextTower(nn.Module):
   heads: int
   embed_dim: int
   activation: str
+  unroll: bool = False
 
   def setup(self):
     self.token_embedding = nn.Embed(self.vocab, self.width, embedding_init=nn.initializers.normal(0.02))
     self.positional_embedding = self.param('positional_embedding', nn.initializers.normal(0.01),
                                            (self.context, self.width))
-    scanned = block.stack(Layer, self.layers, in_axes=(0, 0, nn.broadcast, nn.broadcast))
+    scanned = block.stack(Layer, self.layers, in_axes=(0, 0, nn.broadcast, nn.broadcast),
+                          unroll=self.unroll)
     self.blocks = scanned(self.width, self.heads, self.layers, self.activation)
     self.ln_final = block.LayerNorm()
     self.text_projection = nn.Dense(self.embed_dim, use_bias=False,

@@ -178,6 +178,7 @@ class VisionTower(nn.Module):
   embed_dim: int
   activation: str
   spec: spec_lib.Spec
+  unroll: bool = False
 
   def setup(self):
     normal = nn.initializers.normal(self.width ** -0.5)
@@ -186,7 +187,7 @@ class VisionTower(nn.Module):
     self.positional_embedding = self.param('positional_embedding', normal, (tokens, self.width))
     self.patch_embed = PatchEmbed(self.patch, self.width)
     self.ln_pre = block.LayerNorm()
-    self.blocks = block.stack(Layer, self.layers, in_axes=(0, 0))(
+    self.blocks = block.stack(Layer, self.layers, in_axes=(0, 0), unroll=self.unroll)(
         self.width, self.heads, self.layers, self.activation, self._sides(), tuple(self._kept()),
         last_whole=self._last_whole())
     self.ln_post = block.LayerNorm()

@@ -183,24 +183,26 @@ def batches(tokenizer, folder, *, phases, pool, patch: int, seed: int, start: in
 
 
 def batch_of(chunk: Chunk, words: Vocabulary, tokenizer, rng, *, batch: int, image_size: int, patch: int, crop: float):
-  """One batch of `batches`: random scenes of a chunk, each flawless and spoiled, cropped, turned and captioned."""
-  rows = np.repeat(rng.choice(len(chunk.image), batch // 2, replace=False), 2)
-  spoiled = np.tile([0, 1], batch // 2)
+  """One batch of `batches`: random scenes of a chunk, each flawless and spoiled, cropped, turned and captioned.
+
+  Both images of a scene are cropped and turned alike: they differ by the damage and nothing else, not even by where a
+  crop around damage tends to lie.
+  """
+  rows = rng.choice(len(chunk.image), batch // 2, replace=False)
   images = np.empty((batch, image_size, image_size, 3), np.uint8)
   cover = np.zeros((batch, image_size // patch, image_size // patch), np.float32)
   label, known = np.zeros(batch, np.float32), np.ones(batch, np.float32)
-  for i, (row, bad) in enumerate(zip(rows, spoiled)):
-    box = _crop(rng, chunk.mask[row] if bad else None, chunk.mask.shape[1], crop)
-    image = Image.fromarray(chunk.image[row, bad]).resize((image_size,) * 2, Image.Resampling.BICUBIC, box)
-    turn = int(rng.integers(8))
-    images[i] = _turned(np.asarray(image), turn)
-    if bad:
-      share = _share(chunk.mask[row], box, cover.shape[1])
-      cover[i] = _turned(share, turn)
-      kept = share.sum() * ((box[2] - box[0]) / cover.shape[1]) ** 2 / max(chunk.mask[row].sum(), 1)
-      label[i], known[i] = kept > 0, kept == 0 or kept > .3
-  truth = truths(chunk, words, rows, (label > 0).astype(int))
-  texts, claims = tell(rng, words, truth[::2], chunk.defect[rows[::2]])
+  for i, row in enumerate(rows):
+    box, turn = _crop(rng, chunk.mask[row], crop), int(rng.integers(8))
+    for bad in (0, 1):
+      image = Image.fromarray(chunk.image[row, bad]).resize((image_size,) * 2, Image.Resampling.BICUBIC, box)
+      images[2 * i + bad] = _turned(np.asarray(image), turn)
+    share = _share(chunk.mask[row], box, cover.shape[1])
+    kept = share.sum() * ((box[2] - box[0]) / cover.shape[1]) ** 2 / max(chunk.mask[row].sum(), 1)
+    cover[2 * i + 1] = _turned(share, turn)
+    label[2 * i + 1], known[2 * i + 1] = kept > 0, kept == 0 or kept > .3
+  truth = truths(chunk, words, np.repeat(rows, 2), (label > 0).astype(int))
+  texts, claims = tell(rng, words, truth[::2], chunk.defect[rows])
   return dict(image=images, ids=encode(tokenizer, texts, LENGTH), true=captions.true_of(claims, truth), label=label,
               known=known, cover=cover)
 
@@ -212,11 +214,12 @@ def _share(mask, box, grid: int) -> np.ndarray:
   return np.where(share < 1e-4, 0, share)
 
 
-def _crop(rng, mask, side: int, least: float) -> tuple[int, int, int, int]:
-  """A random square (left, top, right, bottom); mostly around a point of the damage, where there is some."""
+def _crop(rng, mask, least: float) -> tuple[int, int, int, int]:
+  """A random square (left, top, right, bottom), mostly around a point of the damage."""
+  side = mask.shape[0]
   wide = int(rng.integers(round(side * least), side + 1))
   low, high = np.zeros(2, int), np.full(2, side - wide)
-  if mask is not None and mask.any() and rng.random() < .9:
+  if mask.any() and rng.random() < .9:
     found = np.argwhere(mask)
     at = found[rng.integers(len(found))][::-1]
     low, high = np.clip(at - wide + 4, 0, side - wide), np.clip(at - 4, 0, side - wide)

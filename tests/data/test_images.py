@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from medical_sets import colour_tiff
 from PIL import Image
 from small_sets import picture
 
@@ -132,6 +133,74 @@ def test_32_bit_pixels_are_refused(tmp_path, values):
   path = save(tmp_path / 'a.tif', Image.fromarray(values))
   with pytest.raises(BadImage, match=r'a\.tif: pixels are 32-bit .* Save the image with 8 or 16 bits'):
     images.encode(path)
+
+
+@pytest.fixture
+def mislabelled(tmp_path):
+  """A colour TIFF that declares its three samples greyscale, and its pixels."""
+  pixels = noise((9, 7, 3))
+  path = tmp_path / 'a.tif'
+  path.write_bytes(colour_tiff(pixels))
+  return path, pixels
+
+
+def test_colour_declared_greyscale_in_a_tiff_is_read_as_colour(mislabelled):
+  path, pixels = mislabelled
+  with pytest.raises(Image.UnidentifiedImageError):
+    Image.open(path)
+  np.testing.assert_array_equal(both(path), pixels)
+  assert images.encode(path).note == 'TIFF with three colour samples declared greyscale stored as PNG'
+  assert (images.read_mask(path, 127) == (np.asarray(Image.fromarray(pixels).convert('L')) > 127)).all()
+
+
+def test_three_equal_samples_are_told_from_colour(tmp_path):
+  path = tmp_path / 'a.tif'
+  path.write_bytes(colour_tiff(np.repeat(noise((9, 7, 1)), 3, 2)))
+  assert 'three equal samples' in images.encode(path).note
+
+
+def test_the_same_tiff_declared_rgb_needs_no_such_care(tmp_path):
+  pixels = noise((9, 7, 3))
+  path = tmp_path / 'a.tif'
+  path.write_bytes(colour_tiff(pixels, photometric=2))
+  np.testing.assert_array_equal(both(path), pixels)
+  assert images.encode(path).note == 'TIFF stored as PNG'
+
+
+@settings(deadline=None, max_examples=30)
+@given(cut=st.integers(1, 300))
+def test_a_truncated_mislabelled_tiff_never_becomes_another_picture(tmp_path_factory, cut):
+  content = colour_tiff(noise((9, 7, 3)))
+  path = tmp_path_factory.mktemp('cut') / 'a.tif'
+  path.write_bytes(content[:-cut])
+  if cut <= 4:                                   # where a second page would be; all of this one is there
+    np.testing.assert_array_equal(both(path), noise((9, 7, 3)))
+    return
+  with pytest.raises(BadImage, match=r'a\.tif'):
+    images.encode(path)
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_flipped_bytes_of_a_mislabelled_tiff_raise_bad_image_or_nothing(tmp_path_factory, data):
+  content = bytearray(colour_tiff(noise((9, 7, 3))))
+  path = tmp_path_factory.mktemp('flip') / 'a.tif'
+  for _ in range(3):                             # header and directory lie before and after the 189 bytes of pixels
+    place = data.draw(st.integers(0, len(content) - 190))
+    content[place + 189 * (place >= 16)] = data.draw(st.integers(0, 255))
+  path.write_bytes(bytes(content))
+  try:
+    images.encode(path)
+  except BadImage as e:
+    assert str(path) in str(e)
+
+
+def test_a_mislabelled_tiff_may_be_a_bomb_too(mislabelled, monkeypatch):
+  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 31)
+  with pytest.raises(BadImage, match=r'a\.tif: refused as a decompression bomb \(63 pixels\)'):
+    images.encode(mislabelled[0])
+  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 32)
+  images.encode(mislabelled[0])
 
 
 def rotated(path, image, orientation=6):

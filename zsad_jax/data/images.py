@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import tifffile
 from PIL import ExifTags, Image, ImageOps
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 BACKGROUND = (255, 255, 255)     # what most viewers show behind transparent pixels
 
-# Everything Pillow's decoders were seen to raise on damaged bytes.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError,
+# Everything the decoders were seen to raise on damaged bytes.
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, ArithmeticError, MemoryError,
            struct.error, zlib.error, Image.DecompressionBombError)
+_TIFF = (b'II*\0', b'MM\0*')
 _PNG_DEPTH = 24                  # offset of the bit depth: signature, chunk head, width, height come first
 
 
@@ -66,8 +68,7 @@ def _open(data: bytes, name) -> Image.Image:
   if not data:
     raise BadImage(f'{name}: the file is empty (0 bytes)')
   try:
-    image = Image.open(io.BytesIO(data))
-    image.load()
+    return _decode(data)
   except Image.UnidentifiedImageError:
     raise BadImage(f'{name}: not an image file, or its header is damaged') from None
   except Image.DecompressionBombError as e:
@@ -75,6 +76,44 @@ def _open(data: bytes, name) -> Image.Image:
                    'PIL.Image.MAX_IMAGE_PIXELS if its size is meant') from None
   except _BROKEN as e:
     raise BadImage(f'{name}: the image is damaged ({e})') from e
+
+
+def _decode(data: bytes) -> Image.Image:
+  tiff = data[:4] in _TIFF
+  if tiff:
+    _check_directory(data)
+  try:
+    image = Image.open(io.BytesIO(data))
+  except Image.UnidentifiedImageError:
+    if not tiff:
+      raise
+    return _mislabelled_tiff(data)
+  image.load()
+  return image
+
+
+def _check_directory(data: bytes) -> None:
+  """Raises EOFError for a TIFF whose list of tags is cut off: decoders would do with what is left of it."""
+  order = '<' if data[:2] == b'II' else '>'
+  start, = struct.unpack_from(order + 'I', data, 4)
+  entries, = struct.unpack_from(order + 'H', data, start)
+  if start + 2 + 12 * entries > len(data):
+    raise EOFError('the list of tags is cut off')
+
+
+def _mislabelled_tiff(data: bytes) -> Image.Image:
+  """The picture of a TIFF with three 8-bit samples that are declared greyscale, as in CVC-ClinicDB."""
+  with tifffile.TiffFile(io.BytesIO(data)) as file:
+    page = file.pages[0]
+    if (page.photometric != tifffile.PHOTOMETRIC.MINISBLACK or page.dtype != np.uint8 or page.shape[2:] != (3,)
+        or not page.size):
+      raise Image.UnidentifiedImageError
+    if Image.MAX_IMAGE_PIXELS and page.size > 6 * Image.MAX_IMAGE_PIXELS:       # twice the limit, as Pillow has it
+      raise Image.DecompressionBombError(f'{page.size // 3} pixels')
+    pixels = page.asarray()
+  image = Image.fromarray(pixels)
+  kind = 'equal' if (pixels == pixels[..., :1]).all() else 'colour'
+  image.format = f'TIFF with three {kind} samples declared greyscale'
   return image
 
 
@@ -128,7 +167,7 @@ def read_rgb(path, rules: Rules = DEFAULT_RULES) -> Image.Image:
 
   Grey, palette, CMYK, 16-bit, transparent and EXIF-rotated files follow the same `rules` as in a prepared
   data set, so a picture has the same pixels in training and in prediction. Of an animation the first frame
-  counts.
+  counts. A TIFF with three samples declared greyscale is read as the colours they are.
 
   Raises:
     FileNotFoundError: no such file.

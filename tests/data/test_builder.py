@@ -1,6 +1,9 @@
+import contextlib
+import io
 import json
 import shutil
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -74,6 +77,34 @@ def test_masks_that_contradict_the_label_are_noted(tmp_path):
   assert notes == [builder.EMPTY_MASK]
   example, notes = record(item(tmp_path, picture(), picture((0, 0, 5, 5), mode='L'), label=0))
   assert notes == [builder.STRAY_MASK] and not stored_mask(example).any()
+
+
+@pytest.mark.parametrize('mode', ['L', 'RGB'])
+def test_a_box_cuts_image_and_mask_alike(tmp_path, mode):
+  shown = picture((10, 4, 20, 12), mode=mode)
+  if mode == 'RGB':
+    shown.putpixel((6, 5), (200, 0, 0))
+  one = item(tmp_path, shown, picture((10, 4, 20, 12), mode='L'))._replace(box=(5, 3, 25, 10))
+  example, notes = record(one)
+  tile = Image.open(io.BytesIO(example['image']))
+  assert notes == [] and tile.mode == mode and tile.size == (20, 7)
+  np.testing.assert_array_equal(np.asarray(tile), np.asarray(shown.crop((5, 3, 25, 10))))
+  expected = np.zeros((7, 20), np.uint8)
+  expected[1:, 5:15] = 255
+  np.testing.assert_array_equal(stored_mask(example), expected)
+
+
+def test_the_label_is_held_against_the_cut_mask(tmp_path):
+  one = item(tmp_path, picture((10, 4, 20, 12)), picture((10, 4, 20, 12), mode='L'))
+  assert record(one._replace(box=(0, 0, 10, 18)))[1] == [builder.EMPTY_MASK]
+  assert record(one._replace(box=(0, 0, 10, 18), label=0))[1] == []
+  assert record(one._replace(box=(0, 0, 11, 18), label=0))[1] == [builder.STRAY_MASK]
+
+
+@pytest.mark.parametrize('box', [(0, 0, 31, 18), (0, 0, 30, 19), (-1, 0, 5, 5), (5, 5, 5, 9)])
+def test_a_box_outside_of_the_image(tmp_path, box):
+  with pytest.raises(BadImage, match='30x18 pixels and has no part'):
+    record(item(tmp_path, picture(), label=0)._replace(box=box))
 
 
 def prepare(root, data_dir, **options):
@@ -171,5 +202,14 @@ def test_options_out_of_range(layout, tmp_path):
 def test_ahead_keeps_the_order_and_passes_errors_on():
   results = [(i, f.result()) for i, f in builder.ahead(lambda i: i * i, range(50))]
   assert results == [(i, i * i) for i in range(50)]
-  with pytest.raises(ZeroDivisionError):
-    [f.result() for _, f in builder.ahead(lambda i: 1 // (i - 3), range(9))]
+  with contextlib.closing(builder.ahead(lambda i: 1 // (i - 3), range(9))) as results, pytest.raises(ZeroDivisionError):
+    [f.result() for _, f in results]
+
+
+def test_a_failed_preparation_leaves_no_threads_and_nothing_to_the_garbage_collector(layout, tmp_path):
+  (layout / 'grid' / 'test' / 'good' / '000.png').write_bytes(b'')
+  before = threading.active_count()
+  with pytest.raises(ValueError, match='empty') as e:
+    prepare(layout, tmp_path / 'data')
+  assert e.value is not None and not [t for t in threading.enumerate() if 'ThreadPoolExecutor' in t.name
+                                      and t.is_alive()] and threading.active_count() <= before + 1

@@ -1,12 +1,15 @@
 """The tfds builder behind every data set that is read from a folder of image files."""
 
 import collections
+import contextlib
 import functools
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from pathlib import Path
 
+import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 from tqdm import auto as tqdm
@@ -48,6 +51,11 @@ class SourceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Returns what the raw folder holds."""
     raise NotImplementedError
 
+  @classmethod
+  def look(cls, root: Path, config: str = '') -> Survey:
+    """Returns `survey(root)`, or `survey(root, config)` where the data set has tfds configurations."""
+    return cls.survey(root, config) if cls.BUILDER_CONFIGS else cls.survey(root)
+
   def object_names(self) -> dict[str, str]:
     """Returns {category folder name: readable name} in the order of the class label."""
     return {name: c.object_name for name, c in catalog.CATALOG[self.name].categories.items()}
@@ -65,9 +73,10 @@ class SourceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _split_generators(self, dl_manager):
     root = self._folder or survey.find(self.name, dl_manager.manual_dir)
-    found = type(self).survey(root)
+    config = self.builder_config.name if self.builder_config else ''
+    found = self.look(root, config)
     _refuse(root, found)
-    differing = survey.compare(self.name, found.items) if self.name in catalog.CATALOG else []
+    differing = survey.compare(self.name, found.items, config) if self.name in catalog.CATALOG else []
     self.info.metadata['notes']['folder'] = survey.shorten(found.notes) + survey.shorten(differing)
     splits = {split: [i for i in found.items if i.split == split] for split in ('train', 'test')}
     return {split: self._generate_examples(split, items) for split, items in splits.items() if items}
@@ -76,19 +85,20 @@ class SourceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     read = functools.partial(record, names=self.object_names(), threshold=self.MASK_THRESHOLD,
                              rules=self._rules)
     seen, skipped = collections.defaultdict(list), []
-    bar = tqdm.tqdm(ahead(read, items), f'{self.name} {split}', len(items), unit='image', leave=False)
-    for item, future in bar:
-      try:
-        example, notes = future.result()
-      except images.BadImage as e:
-        if self._on_bad == 'error':
-          raise
-        logging.warning('%s: skipped %s', self.name, e)
-        skipped.append(item.key)
-        continue
-      for note in notes:
-        seen[note].append(item.key)
-      yield item.key, example
+    # Closed here: left to the garbage collector, the pool of a failed preparation may be joined inside another lock.
+    with contextlib.closing(ahead(read, items)) as results:
+      for item, future in tqdm.tqdm(results, f'{self.name} {split}', len(items), unit='image', leave=False):
+        try:
+          example, notes = future.result()
+        except images.BadImage as e:
+          if self._on_bad == 'error':
+            raise
+          logging.warning('%s: skipped %s', self.name, e)
+          skipped.append(item.key)
+          continue
+        for note in notes:
+          seen[note].append(item.key)
+        yield item.key, example
     lines = [f'{note}: {len(keys)} of {len(items)} images, first {keys[0]}' for note, keys in seen.items()]
     if len(skipped) == len(items):
       raise ValueError(f'{self.name}: all {len(items)} images of split {split!r} are damaged')
@@ -120,14 +130,30 @@ def record(item: Item, *, names: dict[str, str], threshold: int,
   if item.mask is not None:
     pixels = images.read_mask(item.mask, threshold, rules)
     _check_size(item, image.size, pixels.shape[::-1], rules)
-    if pixels.any() != bool(item.label):
-      notes.append(EMPTY_MASK if item.label else STRAY_MASK)
+  if item.box is not None:
+    image, pixels = _cut(item, image, pixels)
+  if pixels is not None and pixels.any() != bool(item.label):
+    notes.append(EMPTY_MASK if item.label else STRAY_MASK)
   marked = item.label and pixels is not None
   return folder.example(
       key=item.key, image=image.data,
       mask=images.encode_mask(pixels) if marked else images.empty_mask(image.size),
       has_mask=not item.label or pixels is not None, label=item.label, category=item.category,
       object_name=names[item.category], defect_type=item.defect_type), notes
+
+
+def _cut(item: Item, image: images.Encoded, mask: np.ndarray | None) -> tuple[images.Encoded, np.ndarray | None]:
+  """The item's box of the image, as PNG, grey where it is, and of the bool [h, w] mask."""
+  left, top, right, bottom = item.box
+  if not (0 <= left < right <= image.size[0] and 0 <= top < bottom <= image.size[1]):
+    raise images.BadImage(f'{item.image} is {image.size[0]}x{image.size[1]} pixels and has no part {item.box}')
+  tile = images.decode_rgb(image.data, item.image).crop(item.box)
+  bands = [band.tobytes() for band in tile.split()]
+  tile = tile.getchannel(0) if bands[0] == bands[1] == bands[2] else tile
+  data = io.BytesIO()
+  tile.save(data, format='PNG')
+  return (images.Encoded(data.getvalue(), tile.size, image.note),
+          None if mask is None else mask[top:bottom, left:right])
 
 
 def _check_size(item: Item, image: tuple[int, int], mask: tuple[int, int], rules: images.Rules) -> None:
@@ -142,7 +168,10 @@ def _check_size(item: Item, image: tuple[int, int], mask: tuple[int, int], rules
 
 
 def ahead(function: Callable, items: Iterable[Item]) -> Iterator[tuple[Item, futures.Future]]:
-  """Yields (item, future of function(item)) in order, a few items ahead: Pillow works outside the GIL."""
+  """Yields (item, future of function(item)) in order, a few items ahead: Pillow works outside the GIL.
+
+  Whoever may leave early closes it: its threads end then.
+  """
   threads = os.cpu_count() or 1
   waiting = collections.deque()
   with futures.ThreadPoolExecutor(threads) as pool:

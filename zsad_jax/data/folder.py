@@ -17,6 +17,7 @@ from zsad_jax.data.survey import GOOD, Item, Survey
 
 LABELS = ('normal', 'anomalous')
 _PARTS = ('train', 'test', 'ground_truth')
+_SUFFIXES = ('_mask', '')        # what a mask's stem adds to its image's
 _NORMAL_ELSEWHERE = ('ok', 'normal', 'no', 'negative', 'healthy')      # what other data sets call `good`
 
 
@@ -83,10 +84,12 @@ def _hint(root: Path, inside: dict[str, Path]) -> str:
         return f'{part!r} should be {part.lower()!r}: the names are case-sensitive.'
     if any(_is_category(p) for p in survey.folders(path).values()):
       return f'The categories are one level deeper: pass {path}.'
-  return ''
+  first = next(iter(inside.values()), None)
+  return f'{first} holds {survey.outline(first)}.' if first else ''
 
 
-def walk(root: Path, known: Sequence[str] = (), masks_required: bool = False) -> Survey:
+def walk(root: Path, known: Sequence[str] = (), masks_required: bool = False, *, normal: Sequence[str] = (GOOD,),
+         suffixes: Sequence[str] = _SUFFIXES) -> Survey:
   """Returns the items under `root` in the order category, split, defect, stem.
 
   Images pair with masks by stem, checked both ways. A category without any ground_truth folder is label-only,
@@ -94,20 +97,29 @@ def walk(root: Path, known: Sequence[str] = (), masks_required: bool = False) ->
 
   Args:
     root: folder of the categories, or one category.
-    known: the categories of a published data set: others are ignored with a note, absent ones named.
+    known: the categories of a published data set: others are ignored with a note, absent ones named, and one that is
+      laid out otherwise is a problem that says what it holds.
     masks_required: a missing ground_truth folder is a problem.
+    normal: the folders of normal images, whose defect type becomes 'good'.
+    suffixes: what a mask's stem may add to its image's.
   """
-  found = categories(root)
+  root, found = Path(root), categories(root)
   used = {name: path for name, path in found.items() if not known or name in known}
-  strays = [path for name, path in survey.folders(Path(root)).items() if name not in used]
-  whole = Survey([], [], [f'{Path(root) / name}: category folder is missing or empty'
-                          for name in known if name not in used])
-  if Path(root).absolute() not in found.values():
-    whole.notes.extend(f'{path}: not a category of this data set, ignored' for path in strays)
-  return survey.join([whole, *(_category(path, name, masks_required) for name, path in used.items())])
+  inside = survey.folders(root)
+  odd = {name: path for name, path in inside.items() if name in known and name not in used and any(path.iterdir())}
+  whole = Survey([], [f'{path}: neither train nor test in it. It holds {survey.outline(path)}'
+                      for path in odd.values()], [])
+  alone = root.absolute() in found.values()
+  strays = () if alone else [path for name, path in inside.items() if name not in used and name not in known]
+  whole.notes.extend(survey.roll_call(root, known, used.keys() | odd.keys(), strays))
+  rules = (masks_required, tuple(normal), tuple(suffixes))
+  whole = survey.join([whole, *(_category(path, name, *rules) for name, path in used.items())])
+  whole.items.sort(key=lambda item: item[:4])
+  return whole
 
 
-def _category(folder: Path, category: str, masks_required: bool) -> Survey:
+def _category(folder: Path, category: str, masks_required: bool, normal: tuple[str, ...],
+              suffixes: tuple[str, ...]) -> Survey:
   out = Survey([], [], [])
   parts = survey.folders(folder)
   out.notes.extend(f'{path}: unexpected folder, ignored'
@@ -118,14 +130,15 @@ def _category(folder: Path, category: str, masks_required: bool) -> Survey:
       out.notes.append(f'{folder / split}: folder is missing')
       continue
     loose, _, notes = survey.files(folder / split)
-    out.problems.extend(f'{path}: image outside of {GOOD}/ and the defect folders' for path in loose.values())
+    out.problems.extend(f'{path}: image outside of {normal[0]}/ and the defect folders' for path in loose.values())
     out.notes.extend(n for n in notes if not n.endswith('folder, ignored'))
     for defect, path in survey.folders(folder / split).items():
-      if split == 'train' and defect != GOOD:
+      if split == 'train' and defect not in normal:
         out.notes.append(f'{path}: unexpected folder, ignored (training images are normal)')
         continue
       masks = folder / 'ground_truth' / defect if labelled or masks_required else None
-      _defect(out, path, category, split, defect, masks if split == 'test' else None)
+      defect_type = GOOD if defect in normal else defect
+      _add_images(out, path, (category, split, defect_type), masks if split == 'test' else None, suffixes)
   if labelled:
     out.problems.extend(f'{path}: masks of a defect without images in {folder / "test" / name}'
                         for name, path in survey.folders(parts['ground_truth']).items()
@@ -135,22 +148,27 @@ def _category(folder: Path, category: str, masks_required: bool) -> Survey:
   return out
 
 
-def _defect(out: Survey, folder: Path, category: str, split: str, defect: str,
-            mask_folder: Path | None) -> None:
-  """Adds the images of one folder to `out`, each with its mask where `mask_folder` is given."""
+def _add_images(out: Survey, folder: Path, kind: tuple[str, str, str], mask_folder: Path | None,
+                suffixes: Sequence[str] = _SUFFIXES) -> None:
+  """Adds the images of one folder to `out`, each with its mask where `mask_folder` is given.
+
+  `kind` is (category, split, defect type); every type but 'good' needs its masks. A mask is called as its image, with
+  one of `suffixes` after the stem.
+  """
+  category, split, defect = kind
   found, problems, notes = survey.files(folder)
   masks = {}
   if mask_folder is not None:
     masks, more_problems, more_notes = survey.files(mask_folder)
     problems, notes = problems + more_problems, notes + more_notes
   for stem, image in found.items():
-    mask = masks.pop(f'{stem}_mask', None) or masks.pop(stem, None)
+    mask = next((masks.pop(stem + s) for s in suffixes if stem + s in masks), None)
     if mask is None and mask_folder is not None and defect != GOOD:
       normal = defect.lower() in _NORMAL_ELSEWHERE
-      problems.append(f'{image}: no mask {mask_folder / (stem + "_mask.png")}'
+      problems.append(f'{image}: no mask {mask_folder / (stem + suffixes[0] + ".png")}'
                       + (f' (normal images belong in {GOOD!r}, not {defect!r})' if normal else ''))
     out.items.append(Item(category, split, defect, stem, image, mask, int(defect != GOOD)))
-  problems.extend(f'{mask}: mask without an image {folder / stem.removesuffix("_mask")}.*'
+  problems.extend(f'{mask}: mask without an image {folder / stem.removesuffix(suffixes[0])}.*'
                   for stem, mask in masks.items())
   out.problems.extend(problems)
   out.notes.extend(notes)

@@ -32,17 +32,32 @@ def names() -> list[str]:
 def resolve(name: str) -> tuple[type[tfds.core.DatasetBuilder], Path | None]:
   """Returns (builder class, path) of a data set's name; the path only for 'folder:<path>'.
 
+  '<name>/<configuration>' selects one of a data set's configurations; see `configuration`.
+
   Raises:
-    ValueError: no such data set; the message gives the nearest names.
+    ValueError: no such data set or configuration; the message gives the nearest names.
   """
-  path = None
+  path, config = None, ''
   if name.startswith(FOLDER):
     path, name = Path(name.removeprefix(FOLDER)).expanduser().absolute(), _LAYOUT
-  elif name not in names():
+  elif name.partition('/')[0] in names():
+    name, config = name.partition('/')[::2]
+  else:
     near = difflib.get_close_matches(name, names(), 3, 0.4) or names()
     raise ValueError(f'no data set {name!r}; nearest: {", ".join(near)}. '
                      f'A folder of your own: {FOLDER}<path>')
-  return importlib.import_module(f'{data.__name__}.{name}.{name}_dataset_builder').Builder, path
+  builder_class = importlib.import_module(f'{data.__name__}.{name}.{name}_dataset_builder').Builder
+  known = [c.name for c in builder_class.BUILDER_CONFIGS]
+  if config and config not in known:
+    raise ValueError(f'{name} has no configuration {config!r}; it has {", ".join(known) or "none"}')
+  return builder_class, path
+
+
+def configuration(name: str, builder_class: type[tfds.core.DatasetBuilder]) -> str:
+  """Returns the configuration a resolved name selects: what follows '/', else the first; '' where there are none."""
+  if not builder_class.BUILDER_CONFIGS:
+    return ''
+  return name.partition('/')[2] or builder_class.BUILDER_CONFIGS[0].name
 
 
 def load(name: str, *, root, split: str = 'test', categories=(), manual_dir=None,
@@ -53,7 +68,8 @@ def load(name: str, *, root, split: str = 'test', categories=(), manual_dir=None
   made. Without its source a published data set still opens, from the one copy there is.
 
   Args:
-    name: 'mvtec_ad', 'visa', 'synthetic_aux', ... or 'folder:<path>' for a folder in MVTec layout.
+    name: 'mvtec_ad', 'visa', 'synthetic_aux', ..., 'kolektor_sdd/thirds' for a configuration that is not the default,
+      or 'folder:<path>' for a folder in MVTec layout.
     root: folder of prepared data sets.
     split: 'train' (normal images only) or 'test'.
     categories: the categories to keep; () = all.
@@ -73,18 +89,21 @@ def load(name: str, *, root, split: str = 'test', categories=(), manual_dir=None
     return Dataset(_prepared(builder_class(data_dir=root)), split, categories)
   root = Path(root).expanduser().absolute()
   manual_dir = manual_dir or root / 'downloads' / 'manual'
-  copies = sorted(root.glob(f'*/{builder_class.name}/{builder_class.VERSION}'))
+  config = configuration(name, builder_class)
+  inside = Path(builder_class.name, config, str(builder_class.VERSION))
+  options = {'config': config} if config else {}
+  copies = sorted(root.glob(f'*/{inside}'))
   try:
-    source = path or survey.find(name, manual_dir)
+    source = path or survey.find(builder_class.name, manual_dir)
   except FileNotFoundError:
     if len(copies) != 1:
       raise
     logging.warning('%s: source not found, using the copy prepared in %s', name, copies[0])
-    builder = builder_class(data_dir=copies[0].parents[1])
+    builder = builder_class(data_dir=copies[0].parents[len(inside.parts) - 1], **options)
   else:
     where = root / _key(source, rules, on_bad)
-    builder = builder_class(folder=source, data_dir=where, rules=rules, on_bad=on_bad)
-  return Dataset(_prepared(builder), split, categories, name=path and path.name)
+    builder = builder_class(folder=source, data_dir=where, rules=rules, on_bad=on_bad, **options)
+  return Dataset(_prepared(builder), split, categories, name=path.name if path else name)
 
 
 def _key(source: Path, rules: images.Rules, on_bad: str) -> str:

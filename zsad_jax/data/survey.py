@@ -4,7 +4,7 @@ import collections
 import hashlib
 import os
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,10 +12,15 @@ from zsad_jax.data import catalog, images
 
 GOOD = 'good'
 SHOWN = 10                       # how many of the same kind a message lists
+_LEFT_BEHIND = ('Thumbs.db', 'desktop.ini')      # what Windows writes into folders that were looked at
 
 
 class Item(NamedTuple):
-  """One image file and what is known about it; `mask` is None for normal images and for label-only ones."""
+  """One image and what is known about it.
+
+  `mask` is None for normal images and for label-only ones. `box` (left, top, right, bottom) cuts the image out of a
+  larger file, and the mask likewise; None takes the whole file.
+  """
   category: str
   split: str
   defect_type: str
@@ -23,6 +28,7 @@ class Item(NamedTuple):
   image: Path
   mask: Path | None
   label: int
+  box: tuple[int, int, int, int] | None = None
 
   @property
   def key(self) -> str:
@@ -57,14 +63,16 @@ def folders(path: Path) -> dict[str, Path]:
   return {p.name: p for p in _visible(path) if p.is_dir()}
 
 
-def files(path: Path) -> tuple[dict[str, Path], list[str], list[str]]:
+def files(path: Path, expected: Container[str] = ()) -> tuple[dict[str, Path], list[str], list[str]]:
   """Returns ({stem: image file} sorted by stem, problems, notes) of the files directly in a folder.
 
-  Stems are compared in Unicode normal form C, so that files copied from a Mac pair with the others. Hidden
-  files are passed over; two images of one stem are a problem, files that are no images a note.
+  Stems are compared in Unicode normal form C, so that files copied from a Mac pair with the others. Hidden files and
+  the names in `expected` are passed over; two images of one stem are a problem, files that are no images a note.
   """
   found, problems, notes = {}, [], []
   for p in _visible(path):
+    if p.name in expected:
+      continue
     if p.is_dir():
       notes.append(f'{p}: unexpected folder, ignored')
     elif p.suffix.lower() not in images.SUFFIXES:
@@ -81,7 +89,29 @@ def files(path: Path) -> tuple[dict[str, Path], list[str], list[str]]:
 
 
 def _visible(path: Path) -> list[Path]:
-  return sorted(p for p in path.iterdir() if not p.name.startswith('.')) if path.is_dir() else []
+  if not path.is_dir():
+    return []
+  return sorted(p for p in path.iterdir() if not p.name.startswith('.') and p.name not in _LEFT_BEHIND)
+
+
+def roll_call(root: Path, known: Iterable[str], present: Container[str], ignored: Iterable[Path]) -> list[str]:
+  """Returns a note for each known category that is not present and for each folder that is none."""
+  return [*(f'{root / name}: category folder is missing or empty' for name in known if name not in present),
+          *(f'{path}: not a category of this data set, ignored' for path in ignored)]
+
+
+def outline(folder: Path) -> str:
+  """Returns in one line what a folder holds: each sub-folder, two levels deep, with its number of files."""
+  below = folders(folder)
+  lines = [(name, path) for name, path in below.items()]
+  lines += [(f'{name}/{inner}', path) for name, outer in below.items() for inner, path in folders(outer).items()]
+  parts = [f'{name}/ ({len(_files(path))} files)' for name, path in sorted(lines)]
+  loose = len(_files(folder))
+  return ', '.join(shorten(parts + ([f'{loose} files'] if loose else []))) or 'nothing'
+
+
+def _files(folder: Path) -> list[Path]:
+  return [p for p in _visible(folder) if p.is_file()]
 
 
 def listing(folder: Path) -> str:
@@ -107,14 +137,18 @@ def repeated(items: Sequence[Item]) -> list[str]:
   return [f'{key}: {n} images have this id' for key, n in times.items() if n > 1]
 
 
-def compare(name: str, items: Sequence[Item]) -> list[str]:
-  """Returns a line for each count that differs from the published one, with both numbers."""
+def compare(name: str, items: Sequence[Item], config: str = '') -> list[str]:
+  """Returns a line for each count that differs from the published one, with both numbers.
+
+  Per category, or in all where the catalogue is sure of the sums only; `config` is the tfds configuration, where
+  there are several.
+  """
   lines = []
-  for category, expected in catalog.CATALOG[name].categories.items():
-    found = counts(i for i in items if i.category == category)
-    for kind, number in zip(('train', 'test normal', 'test anomalous'), expected[1:4]):
-      if found.get(kind, 0) != number:
-        lines.append(f'{category}: {found.get(kind, 0)} {kind} images, published {number}')
+  for category, expected in catalog.CATALOG[name].published(config).items():
+    found = counts(i for i in items if category in ('', i.category))
+    for kind, number in zip(('train', 'test normal', 'test anomalous'), expected):
+      if number is not None and found.get(kind, 0) != number:
+        lines.append(f'{category or "in all"}: {found.get(kind, 0)} {kind} images, published {number}')
   return lines
 
 
@@ -130,6 +164,8 @@ def counts(items: Iterable[Item]) -> dict[str, int]:
 def find(name: str, manual_dir) -> Path:
   """Returns the folder that holds the data set `name`: manual_dir/<name>, or manual_dir itself.
 
+  The archive's own top folder may stand in either.
+
   Raises:
     FileNotFoundError: neither holds a marker of the data set (a category folder, where it has no others); the
       message says what was found instead (another letter case, one level too high or too low) and how to get the data.
@@ -137,10 +173,12 @@ def find(name: str, manual_dir) -> Path:
   manual, entry = Path(manual_dir).expanduser().absolute(), catalog.CATALOG[name]
   known = set(entry.markers or entry.categories)
   for folder in (manual / name, manual):
-    if known & _names(folder):
-      return folder
+    for candidate in (folder, *(folder / top for top in entry.tops)):
+      if known & _names(candidate):
+        return candidate
+  example = next(iter(entry.markers or entry.categories))
   raise FileNotFoundError(
-      f'{name}: no {"file or folder" if entry.markers else "category folder"} such as {min(known)!r} in '
+      f'{name}: no {"file or folder" if entry.markers else "category folder"} such as {example!r} in '
       f'{manual / name} or in {manual}. '
       f'{_hint(name, manual, known)}\n{catalog.instructions(name)}')
 

@@ -54,14 +54,15 @@ def verify(name: str, manual_dir=None, *, decode: bool = True) -> Verdict:
     return Verdict(name, None, [], {})
   if path is None and manual_dir is None:
     raise ValueError(f'{name}: manual_dir must name the folder that the archive was unpacked into')
+  config = loading.configuration(name, builder_class)
   try:
-    root = path or survey.find(name, manual_dir)
-    found = builder_class.survey(root)
+    root = path or survey.find(builder_class.name, manual_dir)
+    found = builder_class.look(root, config)
   except (FileNotFoundError, ValueError) as e:
     return Verdict(name, None, [str(e)], {})
   problems = found.problems + survey.repeated(found.items) + found.notes
-  if name in catalog.CATALOG:
-    problems += survey.compare(name, found.items)
+  if builder_class.name in catalog.CATALOG:
+    problems += survey.compare(builder_class.name, found.items, config)
   if decode:
     problems += _unsound(found.items, builder_class.MASK_THRESHOLD)
   names = dict.fromkeys(item.category for item in found.items)

@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 
 class Category(NamedTuple):
-  """One class of a data set: its name in prompts, image counts, and whether it is a texture."""
+  """One class of a data set: its name in prompts, image counts (None = not published), and whether it is a texture."""
   object_name: str
-  train: int
-  normal: int
-  anomalous: int
+  train: int | None
+  normal: int | None
+  anomalous: int | None
   texture: bool = False
 
 
@@ -28,6 +28,9 @@ class Entry(NamedTuple):
     masks: 'pixel', 'weak' (generous outlines, so that pixel metrics reward blobs) or 'none' (labels alone).
     markers: names directly inside the raw folder, any of which tells that it is this data set; () = its categories.
     remark: one sentence on what is peculiar about it, for lists.
+    tops: folders of the archive that hold all the rest; the data set is found inside them too.
+    totals: {configuration, '' where there are none: (train, normal, anomalous)} where only the sums over the categories
+      are sure, or where a configuration changes them; the default configuration first.
   """
   title: str
   homepage: str
@@ -42,16 +45,24 @@ class Entry(NamedTuple):
   masks: str = 'pixel'
   markers: tuple[str, ...] = ()
   remark: str = ''
+  tops: tuple[str, ...] = ()
+  totals: dict[str, tuple[int | None, int, int]] = {}  # noqa: RUF012 (never written)
 
   @property
   def normal(self) -> int:
     """Normal test images."""
-    return sum(c.normal for c in self.categories.values())
+    return sum(counts[1] for counts in self.published().values())
 
   @property
   def anomalous(self) -> int:
     """Anomalous test images."""
-    return sum(c.anomalous for c in self.categories.values())
+    return sum(counts[2] for counts in self.published().values())
+
+  def published(self, config: str = '') -> dict[str, tuple[int | None, ...]]:
+    """Returns {category: (train, normal, anomalous)}, or {'': their sums} where only those are sure; None = unknown."""
+    if self.totals:
+      return {'': self.totals[config or next(iter(self.totals))]}
+    return {name: category[1:4] for name, category in self.categories.items()}
 
   @property
   def metrics(self) -> tuple[str, ...]:

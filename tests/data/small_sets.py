@@ -33,3 +33,10 @@ def write_category(folder, defects, *, train=2, good=2, mode='RGB', size=SIZE):
       block = (2 + i, 1, 12 + i, 7)
       write(folder / 'test' / defect / f'{i:03}.png', picture(block, size, mode))
       write(folder / 'ground_truth' / defect / f'{i:03}_mask.png', picture(block, size, 'L'))
+
+
+def assert_aligned(record):
+  """The mask is white exactly where the image is; both are empty of white for a normal image."""
+  white = np.asarray(record['image'].convert('L')) > 127
+  np.testing.assert_array_equal(record['mask'], white * np.uint8(255))
+  assert white.any() == bool(record['label']) and record['has_mask']

@@ -22,6 +22,17 @@ def test_a_mistyped_name_gets_the_nearest():
     loading.resolve('mvtecad')
   with pytest.raises(ValueError, match='visa'):
     loading.resolve('zzzzzz')
+  with pytest.raises(ValueError, match=r"no data set 'kolektorsdd/thirds'; nearest: kolektor_sdd"):
+    loading.resolve('kolektorsdd/thirds')
+
+
+def test_configurations():
+  with pytest.raises(ValueError, match="visa has no configuration 'small'; it has none"):
+    loading.resolve('visa/small')
+  chosen = {name: loading.configuration(name, loading.resolve(name)[0]) for name in (
+    'visa', 'kolektor_sdd', 'kolektor_sdd/thirds', 'folder:/a/b', 'synthetic_aux')}
+  assert chosen == {'visa': '', 'kolektor_sdd': 'halves', 'kolektor_sdd/thirds': 'thirds', 'folder:/a/b': '',
+                    'synthetic_aux': ''}
 
 
 @pytest.mark.parametrize('name', ['', '../visa', 'visa.visa_dataset_builder', 'images', 'mvtec_layout'])

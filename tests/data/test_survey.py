@@ -86,3 +86,25 @@ def test_compare_states_both_numbers(tmp_path):
   assert 'toothbrush: 1 test normal images, published 12' in lines
   assert 'toothbrush: 0 train images, published 60' in lines
   assert len(lines) == 45
+
+
+def test_find_looks_into_the_archives_own_top_folder(tmp_path):
+  write_category(tmp_path / 'MPDD' / 'tubes', {'anomalous': 1})
+  assert survey.find('mpdd', tmp_path) == tmp_path / 'MPDD'
+  write_category(tmp_path / 'mpdd' / 'MPDD' / 'tubes', {'anomalous': 1})
+  assert survey.find('mpdd', tmp_path) == tmp_path / 'mpdd' / 'MPDD'
+
+
+def test_files_that_systems_leave_behind_and_expected_ones_are_passed_over(tmp_path):
+  write(tmp_path / 'a.png', picture())
+  for name in ('Thumbs.db', 'desktop.ini', '.DS_Store', 'list.txt'):
+    (tmp_path / name).write_text('')
+  assert survey.files(tmp_path, expected=('list.txt',))[1:] == ([], [])
+  assert survey.files(tmp_path)[2] == [f'{tmp_path / "list.txt"}: not an image file, ignored']
+
+
+def test_outline_counts_files_two_levels_deep(tmp_path):
+  assert survey.outline(tmp_path) == 'nothing'
+  for name in ('a/b/c/0.png', 'a/b/1.png', 'a/b/2.png', 'd/3.png', '4.png'):
+    write(tmp_path / name, picture())
+  assert survey.outline(tmp_path) == 'a/ (0 files), a/b/ (2 files), d/ (1 files), 1 files'

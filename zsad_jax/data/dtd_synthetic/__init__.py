@@ -1,0 +1,1 @@
+"""DTD-Synthetic."""

@@ -1,5 +1,191 @@
-"""Medical data sets."""
+"""Medical data sets and one of sewer pipes: one category each, test images only."""
 
-from zsad_jax.data.catalog.entry import Entry
+from zsad_jax.data.catalog.entry import Category, Entry
 
-ENTRIES: dict[str, Entry] = {}
+_NOT_STATED = 'not stated (look at its page before you use it)'
+_POLYP_ZIP = 'Polyp_DataSet.zip'
+_FIGSHARE = 'https://figshare.com/articles/figure/Polyp_DataSet_zip/21221579'
+_ANOMALOUS_ONLY = 'Every image is anomalous, so that only pixel-level metrics are defined.'
+
+ENTRIES = {
+    'isic2016': Entry(
+        title='ISIC 2016',
+        homepage='https://challenge.isic-archive.com/data/#2016',
+        archive='ISBI2016_ISIC_Part1_Test_Data.zip and ISBI2016_ISIC_Part1_Test_GroundTruth.zip',
+        sha256='',
+        unpack='unzip ISBI2016_ISIC_Part1_Test_Data.zip && unzip ISBI2016_ISIC_Part1_Test_GroundTruth.zip',
+        tree='isic2016/ISBI2016_ISIC_Part1_Test_Data/ISIC_0000003.jpg, ...\n'
+             'isic2016/ISBI2016_ISIC_Part1_Test_GroundTruth/ISIC_0000003_Segmentation.png, ...',
+        licence='CC0',
+        mask_threshold=0,
+        categories={'skin': Category('skin', 0, 0, 379)},
+        domain='medical',
+        markers=('ISBI2016_ISIC_Part1_Test_Data', 'test'),
+        tops=('skin', 'isic'),
+        remark=f'{_ANOMALOUS_ONLY} Photographs of 0.4 to 12 megapixels: the slowest set per image.'),
+    'cvc_clinicdb': Entry(
+        title='CVC-ClinicDB',
+        homepage='https://polyp.grand-challenge.org/CVCClinicDB/',
+        archive=f'CVC-ClinicDB.rar (or {_POLYP_ZIP}, whose PNG copies are read too, from {_FIGSHARE})',
+        sha256='',
+        unpack='unrar x CVC-ClinicDB.rar',
+        tree='cvc_clinicdb/CVC-ClinicDB/Original/1.tif, ... and cvc_clinicdb/CVC-ClinicDB/Ground Truth/1.tif, ...\n'
+             'or cvc_clinicdb/CVC-ClinicDB/images/1.png, ... and cvc_clinicdb/CVC-ClinicDB/masks/1.png, ...',
+        licence='research and education, citing Bernal et al. 2015',
+        mask_threshold=127,        # 114 grey values, faint ones far from the polyp
+        categories={'colon': Category('colon', 0, 0, 612)},
+        domain='medical',
+        markers=('Original', 'images', 'test'),
+        tops=('CVC-ClinicDB', 'ClinicDB'),
+        remark=f'{_ANOMALOUS_ONLY} Frames of 31 videos: neighbouring numbers look alike.'),
+    'cvc_colondb': Entry(
+        title='CVC-ColonDB',
+        homepage=_FIGSHARE,
+        archive=_POLYP_ZIP,
+        sha256='',
+        unpack=f'unzip {_POLYP_ZIP}',
+        tree='cvc_colondb/CVC-ColonDB/images/1.png, ... and cvc_colondb/CVC-ColonDB/masks/1.png, ...',
+        licence='research and education',
+        mask_threshold=0,
+        categories={'colon': Category('colon', 0, 0, 380)},
+        domain='medical',
+        markers=('images', 'test'),
+        tops=('CVC-ColonDB', 'TestDataset/CVC-ColonDB', 'ColonDB'),
+        remark=f'{_ANOMALOUS_ONLY} Not to be evaluated with a model trained on colon_ad, which holds it.'),
+    'kvasir_seg': Entry(
+        title='Kvasir-SEG',
+        homepage='https://datasets.simula.no/kvasir-seg/',
+        archive='kvasir-seg.zip',
+        sha256='',
+        unpack='unzip kvasir-seg.zip',
+        tree='kvasir_seg/Kvasir-SEG/images/*.jpg and kvasir_seg/Kvasir-SEG/masks/*.jpg',
+        licence='research and education',
+        mask_threshold=127,        # JPEG masks
+        categories={'colon': Category('colon', 0, 0, 1000)},
+        domain='medical',
+        markers=('images', 'test'),
+        tops=('Kvasir-SEG', 'Kvasir'),
+        remark=f'{_ANOMALOUS_ONLY} Some images carry a green box or a black corner.'),
+    'endotect_seg': Entry(
+        title='EndoTect 2020 (segmentation test)',
+        homepage='https://github.com/simula/icpr-endotect-2020 or https://drive.google.com/file/d/'
+                 '1LNpLkv5ZlEUzr_RPN5rdOHaqk0SkZa3m/view (the copy that the AnomalyCLIP authors link)',
+        archive='EndoTect_2020_Segmentation_Test_Dataset.zip',
+        sha256='',
+        unpack='unzip EndoTect_2020_Segmentation_Test_Dataset.zip',
+        tree='endotect_seg/EndoTect_2020_Segmentation_Test_Dataset/images/*.jpg\n'
+             'endotect_seg/EndoTect_2020_Segmentation_Test_Dataset/masks/*.jpg',
+        licence=_NOT_STATED,
+        mask_threshold=127,        # JPEG masks
+        categories={'colon': Category('colon', 0, 0, 200)},
+        domain='medical',
+        markers=('images', 'test'),
+        tops=('EndoTect_2020_Segmentation_Test_Dataset', 'endo'),
+        remark=f'{_ANOMALOUS_ONLY} From the same hospital as Kvasir-SEG.'),
+    'tn3k': Entry(
+        title='TN3K',
+        homepage='https://github.com/haifangong/TRFE-Net-for-thyroid-nodule-segmentation',
+        archive='the rar parts of its folder picture/, or tn3k.zip by its Drive link',
+        sha256='',
+        unpack='unrar x FIRST_PART.rar, or unzip tn3k.zip',
+        tree='tn3k/tn3k/test-image/0000.jpg, ... and tn3k/tn3k/test-mask/0000.jpg, ...',
+        licence=_NOT_STATED,
+        mask_threshold=127,        # JPEG masks
+        categories={'thyroid': Category('thyroid', 0, 0, 614)},
+        domain='medical',
+        markers=('test-image', 'test'),
+        tops=('tn3k',),
+        remark=f'{_ANOMALOUS_ONLY} Ultrasound with text and rulers burned in.'),
+    'head_ct': Entry(
+        title='HeadCT',
+        homepage='https://www.kaggle.com/datasets/felipekitamura/head-ct-hemorrhage',
+        archive='archive.zip',
+        sha256='',
+        unpack='unzip archive.zip',
+        tree='head_ct/labels.csv\n'
+             'head_ct/head_ct/head_ct/000.png, ...',
+        licence=_NOT_STATED,
+        mask_threshold=0,
+        categories={'brain': Category('brain', 0, 100, 100)},
+        domain='medical',
+        masks='none',
+        markers=('labels.csv', 'test'),
+        tops=('brain', 'headct'),
+        remark='12 of the 200 files have an alpha channel.'),
+    'brain_mri': Entry(
+        title='BrainMRI',
+        homepage='https://www.kaggle.com/datasets/navoneel/brain-mri-images-for-brain-tumor-detection',
+        archive='archive.zip',
+        sha256='',
+        unpack='unzip archive.zip',
+        tree='brain_mri/brain_tumor_dataset/{yes,no}/*       (the archive holds yes/ and no/ twice)',
+        licence=_NOT_STATED,
+        mask_threshold=0,
+        categories={'brain': Category('brain', 0, 98, 155)},
+        domain='medical',
+        masks='none',
+        markers=('yes', 'no', 'test'),
+        tops=('brain_tumor_dataset', 'brain_mri'),
+        remark='25 of the 253 files repeat another; file names and formats are mixed.'),
+    'br35h': Entry(
+        title='Br35H',
+        homepage='https://www.kaggle.com/datasets/ahmedhamada0/brain-tumor-detection',
+        archive='archive.zip',
+        sha256='',
+        unpack='unzip archive.zip',
+        tree='br35h/{yes,no}/*.jpg       (pred/ and Br35H-Mask-RCNN/ are not used)',
+        licence=_NOT_STATED,
+        mask_threshold=0,
+        categories={'brain': Category('brain', 0, 1500, 1500)},
+        domain='medical',
+        masks='none',
+        markers=('yes', 'no', 'test'),
+        tops=('br35h',),
+        remark='May share images with BrainMRI: both were collected from the web.'),
+    'covid19_radiography': Entry(
+        title='COVID-19 radiography',
+        homepage='https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-database',
+        archive='the first release, of 2020, for the published numbers; archive.zip is the current one',
+        sha256='',
+        unpack='unzip archive.zip',
+        tree='covid19_radiography/COVID-19 Radiography Database/{COVID-19,NORMAL}/*.png\n'
+             'or, for covid19_radiography/current,\n'
+             'covid19_radiography/COVID-19_Radiography_Dataset/{COVID,Normal}/images/*.png',
+        licence=_NOT_STATED,
+        mask_threshold=0,
+        categories={'chest': Category('chest', 0, 1341, 219)},
+        domain='medical',
+        masks='none',
+        markers=('COVID-19 Radiography Database', 'COVID-19_Radiography_Dataset', 'NORMAL', 'Normal'),
+        totals={'v2020': (0, 1341, 219), 'current': (0, 10192, 3616)},
+        remark='Two releases: v2020, which papers use, and current. Viral pneumonia and lung opacity are left out.'),
+    'sewer_ml': Entry(
+        title='Sewer-ML (validation)',
+        homepage='https://vap.aau.dk/sewer-ml/',
+        archive='valid00.zip, valid01.zip and SewerML_Val.csv (on request; the mail tells the password)',
+        sha256='',
+        unpack='unzip -P PASSWORD -d valid00 valid00.zip && unzip -P PASSWORD -d valid01 valid01.zip',
+        tree='sewer_ml/SewerML_Val.csv\n'
+             'sewer_ml/{valid00,valid01}/*.png',
+        licence='CC BY-NC-SA 4.0',
+        mask_threshold=0,
+        categories={'sewer_pipe': Category('sewer pipe', 0, 68681, 61365)},
+        domain='infrastructure',
+        masks='none',
+        markers=('SewerML_Val.csv',),
+        remark='130046 images; used because the class of object is hard to name.'),
+    'colon_ad': Entry(
+        title='ColonDB with normal colon images',
+        homepage=f'{_FIGSHARE} and https://github.com/simula/icpr-endotect-2020',
+        archive=f'CVC-ColonDB ({_POLYP_ZIP}) and the classification test images of EndoTect 2020',
+        sha256='',
+        unpack=f'unzip {_POLYP_ZIP}, and put the normal EndoTect images into normal/, best by class',
+        tree='colon_ad/CVC-ColonDB/images/1.png, ... and colon_ad/CVC-ColonDB/masks/1.png, ...\n'
+             'colon_ad/normal/{cecum,ileum,bbps-2-3,retroflex-rectum}/*.jpg or colon_ad/normal/*.jpg',
+        licence='that of its parts: research and education',
+        mask_threshold=0,
+        categories={'colon': Category('colon', 0, 163, 380)},
+        domain='medical',
+        markers=('CVC-ColonDB', 'normal'),
+        remark='For training prompts on medical images (AnomalyCLIP, appendix B), not for evaluation.'),
+}

@@ -1,0 +1,1 @@
+"""ColonDB with normal colon images."""

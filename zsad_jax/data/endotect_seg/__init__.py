@@ -1,0 +1,1 @@
+"""EndoTect 2020, segmentation test."""

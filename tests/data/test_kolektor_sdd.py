@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 from small_sets import assert_aligned, picture, write, write_category
 
@@ -191,3 +192,13 @@ def test_tiles_whose_names_tell_nothing_are_taken_with_a_note(tmp_path):
 def test_unknown_configuration(tmp_path):
   with pytest.raises(ValueError, match="kolektor_sdd has no configuration 'quarters'; it has halves, thirds, full"):
     load(tmp_path, 'kolektor_sdd/quarters')
+
+
+def test_the_tfds_way_to_prepare(archive, tmp_path):
+  sizes = {}
+  for name in (None, 'thirds'):
+    made = kolektor.Builder(data_dir=tmp_path / 'data', config=name)
+    made.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=tmp_path / 'manual'))
+    sizes[made.builder_config.name] = {k: s.num_examples for k, s in made.info.splits.items()}
+    assert 'tabernik2020' in made.info.citation and '399 grey strips' in made.info.description
+  assert sizes == {'halves': {'train': 9, 'test': 7}, 'thirds': {'train': 16, 'test': 8}}

@@ -1,5 +1,6 @@
 """Checking a raw data set's folder against what was published, before anything is prepared."""
 
+import contextlib
 import functools
 from pathlib import Path
 from typing import NamedTuple
@@ -76,12 +77,13 @@ def _unsound(items, threshold: int) -> list[str]:
   read = functools.partial(builder.record, names=names, threshold=threshold, rules=images.DEFAULT_RULES)
   whole = [i for i in items if all(path is None or path.is_file() for path in (i.image, i.mask))]
   lines = []
-  for item, future in tqdm.tqdm(builder.ahead(read, whole), 'verify', len(whole), unit='image', leave=False):
-    try:
-      _, notes = future.result()
-    except images.BadImage as e:
-      lines.append(str(e))
-    else:
-      lines.extend(f'{item.image}: {note}' for note in notes
-                   if note in (builder.EMPTY_MASK, builder.STRAY_MASK))
+  with contextlib.closing(builder.ahead(read, whole)) as results:
+    for item, future in tqdm.tqdm(results, 'verify', len(whole), unit='image', leave=False):
+      try:
+        _, notes = future.result()
+      except images.BadImage as e:
+        lines.append(str(e))
+      else:
+        lines.extend(f'{item.image}: {note}' for note in notes
+                     if note in (builder.EMPTY_MASK, builder.STRAY_MASK))
   return lines

@@ -13,6 +13,7 @@ import platform
 import re
 import subprocess
 import sys
+import textwrap
 import time
 import traceback
 from importlib import metadata
@@ -30,7 +31,7 @@ from zsad_jax import data, encoder, evaluate, features, logs, methods, pretrain,
 from zsad_jax.data import images
 from zsad_jax.models import clip as clip_lib
 from zsad_jax.models import files, hub, preprocess
-from zsad_jax.report import figures, tables
+from zsad_jax.report import figures, page, tables
 
 CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'configs/METHOD.py[:variant]; set any key with --config.KEY=VALUE.', lock_config=True)
@@ -213,17 +214,18 @@ def evaluate_target(cfg, workdir, method, clip, learnable, aux, dataset):
     'per_category': {c: {m: v._asdict() for m, v in row.items()} for c, row in result.rows.items()}})
   logs.write_atomic(folder / 'per_category.csv', tables.to_csv(result.rows, result.counts))
   logs.write_json(folder / 'manifest.json', manifest(cfg, clip, protocol, time.time() - start))
-  pictures = list(write_sheets(folder / 'pictures', dataset, result, chosen))
+  pictures = dict(write_sheets(folder / 'pictures', dataset, result, chosen))
+  learned = sum(x.size for x in jax.tree.leaves(learnable))
+  explanation = page.explain(cfg.method, cfg.clip, clip.image_size, learned, aux, dataset)
+  title = f'{cfg.method}, {pair}: split {cfg.data.split}, seed {cfg.seed}'
+  logs.write_atomic(folder / 'index.html', page.render(
+    title, explanation, result.rows, result.summary, published(cfg),
+    {category: path.relative_to(folder).as_posix() for category, path in pictures.items()}))
 
-  print(f'\n{cfg.method}, {pair}: split {cfg.data.split}, seed {cfg.seed}, CLIP {cfg.clip}, maps and masks at '
-        f'{clip.image_size} px; percent')
+  print(f'\n{title}; maps and masks at {clip.image_size} px; percent')
   print(tables.text(result.rows, result.summary, published(cfg)))
-  print(f'\nresults:  {folder}')
-  for path in pictures:
-    print(f'pictures: {path}')
-  if cfg.clip == 'tiny':
-    print('\nThis was the embedded tiny CLIP, a working miniature for learning and tests: the numbers say that the\n'
-          'machinery works, not how AnomalyCLIP performs. For that use --config.clip=vit_l14_336 and real data.')
+  print('\n' + '\n'.join(textwrap.fill(line, 110) for line in explanation))
+  print(f'\nresults: {folder}\n' + (f'look at: {folder / "index.html"}' if pictures else ''))
 
 
 def trained(cfg, workdir, method, clip, aux):
@@ -272,7 +274,7 @@ def pictured(dataset, count):
 
 
 def write_sheets(folder, dataset, result, chosen):
-  """Writes one PNG sheet a category and yields its path; all share one colour scale."""
+  """Writes one PNG sheet a category and yields (category, path); all share one colour scale."""
   if not chosen:
     return
   scale = figures.colour_scale([result.maps[i] for i in chosen])
@@ -285,7 +287,7 @@ def write_sheets(folder, dataset, result, chosen):
                                  record['label'], caption))
     path = folder / f'{category}.png'
     logs.write_atomic(path, figures.sheet(f'{dataset.name}: {category}', shown, scale))
-    yield path
+    yield category, path
 
 
 def manifest(cfg, clip, protocol, seconds):

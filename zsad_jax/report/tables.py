@@ -18,8 +18,8 @@ def text(
   """
   names = list(next(iter(rows.values())))
   lines = [['category', *(n.replace('_', ' ') for n in names)]]
-  lines += [[c, *(_percent(r[n].value) for n in names)] for c, r in rows.items()]
-  lines += [['mean', *(_percent(summary[n]['value']) for n in names)]]
+  lines += [[c, *(percent(r[n].value) for n in names)] for c, r in rows.items()]
+  lines += [['mean', *(percent(summary[n]['value']) for n in names)]]
   if published:
     lines += [['published', *(f'{published[n]:.1f}' if n in published else '' for n in names)]]
   widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
@@ -27,22 +27,23 @@ def text(
          for line in lines]
   rule = '-' * len(out[0])
   out = [out[0], rule, *out[1:1 + len(rows)], rule, *out[1 + len(rows):]]
-  return '\n'.join([*out, *_notes(rows, summary, names)])
+  return '\n'.join([*out, *notes(rows, summary, names)])
 
 
-def _notes(rows, summary, names: Sequence[str]) -> list[str]:
-  """One line per (metric, reason) that left a category out of a mean."""
+def notes(rows, summary, names: Sequence[str]) -> list[str]:
+  """Lines on what is undefined and why, and on means that leave categories out; `names` are the metrics."""
   reasons: dict[tuple[str, str], list[str]] = {}
   for category, row in rows.items():
     for name in names:
       if row[name].value is None:
         reasons.setdefault((row[name].reason, category), []).append(name)
-  notes = [f'  - {c}: {", ".join(ms)} undefined: {reason}' for (reason, c), ms in reasons.items()]
+  lines = [f'  - {c}: {", ".join(ms)} undefined: {reason}' for (reason, c), ms in reasons.items()]
   partial = {m: s for m in names if 0 < (s := summary[m])['count'] < s['of']}
-  return notes + [f'  {m}: mean over {s["count"]} of {s["of"]} categories' for m, s in partial.items()]
+  return lines + [f'  {m}: mean over {s["count"]} of {s["of"]} categories' for m, s in partial.items()]
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+  """A fraction as '97.3', an undefined value as '-'."""
   return '-' if value is None else f'{100 * value:.1f}'
 
 

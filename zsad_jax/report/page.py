@@ -1,0 +1,64 @@
+"""The page of one run: what was run, the table, the overlay sheets."""
+
+from collections.abc import Mapping, Sequence
+
+import jinja2
+
+from zsad_jax.report import tables
+
+_PAGES = jinja2.Environment(
+    loader=jinja2.PackageLoader('zsad_jax.report', '.'), autoescape=True, undefined=jinja2.StrictUndefined)
+
+
+def render(title: str, explanation: Sequence[str], rows: Mapping[str, Mapping], summary: Mapping[str, Mapping],
+           published: Mapping[str, float] | None, pictures: Mapping[str, str]) -> str:
+  """HTML of one run; it needs no network, only the picture files beside it.
+
+  Args:
+    title: heading of the page.
+    explanation: paragraphs on what was run and what was not.
+    rows, summary, published: as for `tables.text`.
+    pictures: {category: path of its sheet, relative to the page}.
+  """
+  metrics = list(next(iter(rows.values())))
+  return _PAGES.get_template('page.html').render(
+      title=title, explanation=explanation, rows=rows, summary=summary, published=published, pictures=pictures,
+      metrics=metrics, percent=tables.percent, notes=tables.notes(rows, summary, metrics))
+
+
+def explain(method: str, clip: str, image_size: int, learned: int, aux, target) -> list[str]:
+  """Paragraphs on what a run did, what its numbers mean and what they do not.
+
+  Args:
+    method, clip: names.
+    image_size: pixels a side.
+    learned: how many numbers the method learned.
+    aux: data.Dataset that it learned on, or None.
+    target: data.Dataset that it was evaluated on.
+  """
+  if aux is None:
+    done = f'{method} on CLIP {clip} at {image_size} px; no image was trained on.'
+  else:
+    done = (f'{method} on CLIP {clip} at {image_size} px: {learned} numbers were learned on {_described(aux)}, with '
+            'their masks. CLIP itself was not changed.')
+  tested = f'Evaluated on {_described(target)}.'
+  if aux is not None:
+    unseen = sorted(set(target.defect_types) - set(aux.defect_types) - {'good'})
+    shared = sorted(set(target.categories) & set(aux.categories))
+    tested += (f' Trained on as well: {", ".join(shared)}, so for these it is not zero-shot.' if shared else
+               ' None of these kinds of things was trained on' + (
+                   f', and of their defects these are new too: {", ".join(unseen)}.' if unseen else '.'))
+  reading = ('AUROC says how often an anomalous image (pixel) scores higher than a normal one: 50 is guessing. AUPRO '
+             'counts each defect alike, large or small, at a limited share of false alarms.')
+  lines = [done, tested, reading]
+  if clip == 'tiny':
+    lines.append('CLIP tiny is a working miniature for learning and tests, trained on drawings alone. These numbers '
+                 f'show that the machinery works, not how {method} performs: for that use real weights, such as '
+                 '--config.clip=vit_l14_336, and real data.')
+  return lines
+
+
+def _described(dataset) -> str:
+  normal = int((dataset.labels == 0).sum())
+  return (f'{len(dataset)} images of {dataset.name} ({normal} normal, {len(dataset) - normal} anomalous; '
+          f'{", ".join(dataset.categories)})')

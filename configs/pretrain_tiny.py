@@ -19,10 +19,9 @@ def get_config():
                                text_width=128, text_layers=4, text_heads=4))
   # Small pictures first: 64 tokens cost a third of 196.  `crop`: least side of the random crop, as a share.
   # As run for checkpoints/tiny: small pictures up to the step where an hour of shared processors called for large ones.
-  c.phases = mlc.ConfigDict(dict(steps=(13800, 6000), image_size=(64, 112), batch=(32, 16), crop=(.5, .7)))
-  # Blocks read by the patch term, in turn from step to step: CLIP's own stream, the V-V stream of AnomalyCLIP.
-  c.clip_taps = (6,)
-  c.side_taps = (3, 4, 5, 6)
+  c.phases = mlc.ConfigDict(dict(steps=(8300, 4700), image_size=(64, 112), batch=(32, 16), crop=(.5, .7)))
+  # Blocks of the V-V stream of AnomalyCLIP that the patch term reads, and where that stream begins.
+  c.side_taps = (4, 5, 6)
   c.side_first_block = 2
   c.temperature = .07  # of the patch term, as in AnomalyCLIP's local loss
   c.weight = mlc.ConfigDict(dict(contrast=.5, state=2., patch=2.))

@@ -37,7 +37,7 @@ def cfg():
   c.arch = mlc.ConfigDict(dict(image_size=32, patch=8, width=16, layers=2, heads=2, embed=16, context=77, text_width=16,
                                text_layers=1, text_heads=2))
   c.phases = mlc.ConfigDict(dict(steps=(2, 2), image_size=(32, 32), batch=(8, 8), crop=(.5, .9)))
-  c.clip_taps, c.side_taps = (2,), (1, 2)
+  c.side_taps = (1, 2)
   c.optim.update(lr=3e-3, warmup=1)
   c.pool.update(count=19, size=32)
   c.probe.update(count=6, every=4)

@@ -38,14 +38,14 @@ class State(NamedTuple):
 
 
 def specs(cfg, image_size: int) -> tuple[Spec, ...]:
-  """What the patch term reads, one Spec after another from step to step: CLIP's own stream, then the V-V stream.
+  """What training reads, one Spec after another from step to step: the class token with and without ln_post.
 
-  The class token is read with ln_post in the first and, as AnomalyCLIP's code does, without in the second.
+  Patch tokens come from the V-V stream. CLIP's own patch tokens are read by no term: as in real CLIP, nothing makes
+  them say what they show.
   """
-  last = cfg.arch.layers
   side = Side('vv', 'vv', first_block=cfg.side_first_block)
-  own = Spec(image_size, 'ln_post_proj', tuple(Tap('clip', b) for b in cfg.clip_taps or (last,)))
-  return own, Spec(image_size, 'proj', tuple(Tap('vv', b) for b in cfg.side_taps), (side,))
+  taps = tuple(Tap('vv', b) for b in cfg.side_taps)
+  return tuple(Spec(image_size, cls, taps, (side,)) for cls in ('ln_post_proj', 'proj'))
 
 
 def architecture(cfg, vocab: int) -> clip_lib.Arch:
@@ -137,9 +137,10 @@ def init(clip, tx, seed: int) -> State:
 
 
 def encoders(clip, cfg):
-  """[(Spec, jitted images -> Features)] that `probe` reads with."""
+  """[(Spec, jitted images -> Features)] that `probe` reads with: CLIP's own last block, then the V-V stream's."""
+  own = Spec(clip.image_size, 'ln_post_proj', (Tap('clip', cfg.arch.layers),))
   jitted = lambda spec: jax.jit(functools.partial(clip.image, spec=spec))
-  return [(spec, jitted(spec)) for spec in specs(cfg, clip.image_size)]
+  return [(spec, jitted(spec)) for spec in (own, specs(cfg, clip.image_size)[1])]
 
 
 def probe(clip, read, params, chunk, nouns, tokenize) -> dict[str, float]:

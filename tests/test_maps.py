@@ -92,6 +92,23 @@ def test_upsample_is_torch_bilinear(grid, size):
   np.testing.assert_allclose(maps.upsample(jnp.asarray(x), size), theirs.numpy(), atol=1e-6)
 
 
+@pytest.mark.parametrize('grid,size', [(37, 518), (15, 240), (8, 64), (1, 5), (5, 1), (6, 6), (20, 7)])
+def test_upsample_with_aligned_corners_is_torchs(grid, size):
+  torch = pytest.importorskip('torch')
+  x = np.random.default_rng(2).standard_normal((2, grid, grid)).astype(np.float32)
+  theirs = torch.nn.functional.interpolate(
+    torch.tensor(x)[:, None], (size, size), mode='bilinear', align_corners=True)[:, 0]
+  np.testing.assert_allclose(maps.upsample(jnp.asarray(x), size, align_corners=True), theirs.numpy(), atol=1e-5)
+
+
+def test_aligned_corners_keep_the_corner_patches_and_half_pixel_centres_keep_the_border_flat():
+  x = jnp.arange(15.0)[None, None, :, None] * jnp.ones((1, 15, 1, 2))  # a ramp along the columns
+  aligned, centred = (maps.upsample(x, 240, align_corners=a)[0, ..., 1] for a in (True, False))
+  np.testing.assert_allclose(aligned[::239, ::239], [[0, 14], [0, 14]], atol=1e-6)
+  np.testing.assert_allclose(aligned[0], np.linspace(0, 14, 240), atol=2e-6)
+  assert float(centred[0, 7]) == 0 and float(aligned[0, 7]) > 0.4
+
+
 @pytest.mark.parametrize('at', [(0, 0), (258, 258), (5, 517)])
 def test_trap_18_gaussian_of_an_impulse_is_scipys(at):
   x = np.zeros((1, 518, 518), np.float32)

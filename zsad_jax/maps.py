@@ -50,12 +50,13 @@ def square(tokens):
   return tokens.reshape(tokens.shape[0], grid, grid, *tokens.shape[2:])
 
 
-def upsample(x, size):
-  """Returns x [B, G, G, ...] as [B, size, size, ...]: bilinear, half-pixel centres, no antialiasing.
+def upsample(x, size, *, align_corners=False):
+  """Returns x [B, G, G, ...] as [B, size, size, ...]: bilinear, no antialiasing, also where the grid shrinks.
 
-  torch's F.interpolate(mode='bilinear', align_corners=False), also where the grid shrinks.
+  torch's F.interpolate(mode='bilinear'): half-pixel centres or, with align_corners, the outer pixels of both grids
+  on one another (APRIL-GAN's code, arXiv 2305.17382).
   """
-  return _both_axes(_bilinear_matrix(size, x.shape[1]), x)
+  return _both_axes(_bilinear_matrix(size, x.shape[1], align_corners), x)
 
 
 @functools.partial(jax.jit, static_argnames=('sigma', 'truncate'))
@@ -96,13 +97,16 @@ def _both_axes(matrix, x):
   return y.astype(x.dtype)
 
 
-def _bilinear_matrix(size, grid):
+def _bilinear_matrix(size, grid, align_corners=False):
   """Returns [size, grid] weights; row r weighs the two neighbours of output pixel r.
 
-  The source coordinate is float32, one fused multiply and subtract, as torch computes it: its weights are up to
-  3e-6 off the exact ones.
+  The source coordinate is float32, at half-pixel centres one fused multiply and subtract, as torch computes it: its
+  weights are up to 3e-6 off the exact ones.
   """
-  source = np.float32((np.arange(size) + 0.5) * np.float64(np.float32(grid / size)) - 0.5)
+  if align_corners:
+    source = np.arange(size, dtype=np.float32) * np.float32((grid - 1) / max(size - 1, 1))
+  else:
+    source = np.float32((np.arange(size) + 0.5) * np.float64(np.float32(grid / size)) - 0.5)
   source = np.clip(source.astype(np.float64), 0, grid - 1)
   low = np.floor(source).astype(int)
   matrix = np.zeros((size, grid))

@@ -1,5 +1,6 @@
 """The training loop: one trace, exact resume, padding that weighs nothing, the optimizer's trap."""
 
+import functools
 import json
 import shutil
 import signal
@@ -76,11 +77,30 @@ def test_adam_trap():
   np.testing.assert_allclose(state.learnable['x'], -6.667e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize('optim', [
-  {'lr': 1e-3}, {'lr': 1e-3, 'b1': .5, 'b2': .999, 'weight_decay': 0.}, {'lr': 0., 'b1': .5, 'b2': .999},
-  {'lr': 1e-3, 'b1': 1., 'b2': .999}, {'lr': 1e-3, 'b1': .5, 'b2': -.1}, {'lr': 1e-3, 'b1': .5, 'b2': .9, 'eps': 0}])
-def test_optimizer_config_is_checked(optim):
-  with pytest.raises(ValueError, match=r'Adam (takes|needs)'):
+SGD = {'name': 'sgd', 'lr': .002, 'momentum': .9, 'weight_decay': 5e-4}
+COSINE = {'schedule': 'cosine', 'epochs': 15, 'warmup_epochs': 1, 'warmup_lr': 1e-5}
+ADAMW = {'name': 'adamw', 'lr': 1e-3, 'b1': .9, 'b2': .999, 'weight_decay': 1e-4}
+STEP = {'schedule': 'step', 'every': 1, 'gamma': .1}
+
+
+@pytest.mark.parametrize('optim, message', [
+  ({'lr': 1e-3}, 'optim has lr; adam at a constant rate takes lr, b1, b2 and, if need be, eps'),
+  (OPTIM | {'weight_decay': 0.}, 'optim has b1, b2, lr, weight_decay; adam at a constant rate takes lr, b1, b2 and'),
+  (OPTIM | {'lr': 0.}, 'optim.lr 0.0 is not positive'), (OPTIM | {'b1': 1.}, r'optim.b1 1.0 is not in \[0, 1\)'),
+  (OPTIM | {'b2': -.1}, r'optim.b2 -0.1 is not in \[0, 1\)'), (OPTIM | {'eps': 0}, 'optim.eps 0 is not positive'),
+  (OPTIM | {'name': 'lion'}, "optim.name 'lion' is not one of adam, adamw, sgd"),
+  (OPTIM | {'schedule': 'linear'}, "optim.schedule 'linear' is not one of constant, cosine, step"),
+  (OPTIM | {'epochs': 3}, 'adam at a constant rate takes'), (SGD | {'eps': 1e-8}, 'sgd at a constant rate takes lr, '),
+  (SGD | {'schedule': 'cosine'},
+   'sgd at a cosine rate takes lr, momentum, weight_decay, epochs, warmup_epochs, warmup_lr$'),
+  (SGD | {'momentum': 1.}, r'optim.momentum 1.0 is not in \[0, 1\)'),
+  (SGD | {'weight_decay': -1.}, 'optim.weight_decay -1.0 is not 0 or more'),
+  (SGD | COSINE | {'warmup_epochs': -1}, 'optim.warmup_epochs -1 is not 0 or more'),
+  (SGD | COSINE | {'epochs': 0}, 'optim.epochs 0 is not positive'),
+  (ADAMW | STEP | {'every': 0}, 'optim.every 0 is not positive'),
+  (ADAMW | STEP | {'gamma': 0.}, 'optim.gamma 0.0 is not positive')])
+def test_optimizer_config_is_checked(optim, message):
+  with pytest.raises(ValueError, match=message):
     train.make_tx(optim)
 
 
@@ -89,6 +109,105 @@ def test_adam_without_decay_as_configured():
   params, grads = jnp.full(3, 5.), jnp.arange(3.)
   np.testing.assert_array_equal(ours.update(grads, ours.init(params), params)[0],
                                 theirs.update(grads, theirs.init(params), params)[0])
+  assert jax.tree.structure(ours.init(params)) == jax.tree.structure(theirs.init(params))  # older checkpoints restore
+  np.testing.assert_array_equal(train.make_tx(OPTIM | {'name': 'adam'}).init(params)[0].mu, 0)
+
+
+def test_adamws_decay_is_apart_from_its_gradient():
+  """One step without gradient shrinks the weights by lr * weight_decay, and by nothing else."""
+  tx, params = train.make_tx(ADAMW), jnp.full(3, 5.)
+  updates, _ = tx.update(jnp.zeros(3), tx.init(params), params)
+  np.testing.assert_allclose(updates, -1e-3 * 1e-4 * 5, rtol=1e-6)
+
+
+def test_sgds_decay_goes_through_the_momentum():
+  tx, w, path = train.make_tx(SGD | {'lr': .1}), jnp.float32(2.), []
+  state = tx.init(w)
+  for g in (1., 0.):
+    updates, state = tx.update(jnp.float32(g), state, w)
+    w = w + updates
+    path.append(float(w))
+  first = 1. + 5e-4 * 2
+  second = .9 * first + 5e-4 * (2 - .1 * first)
+  np.testing.assert_allclose(path, [2 - .1 * first, 2 - .1 * first - .1 * second], rtol=1e-6)
+
+
+@pytest.mark.parametrize('optim, torch_class, options', [
+  (SGD, 'SGD', {'momentum': .9, 'weight_decay': 5e-4}),
+  (ADAMW, 'AdamW', {'betas': (.9, .999), 'weight_decay': 1e-4})], ids=['sgd', 'adamw'])
+def test_optimizers_are_torchs(optim, torch_class, options):
+  torch = pytest.importorskip('torch')
+  grads = np.random.default_rng(3).normal(size=(6, 4)).astype(np.float32)
+  theirs = torch.nn.Parameter(torch.full((4,), .7))
+  optimizer = getattr(torch.optim, torch_class)([theirs], lr=optim['lr'], **options)
+  tx, ours = train.make_tx(optim), jnp.full(4, .7)
+  state = tx.init(ours)
+  for g in grads:
+    theirs.grad = torch.tensor(g)
+    optimizer.step()
+    updates, state = tx.update(jnp.asarray(g), state, ours)
+    ours = ours + updates
+  np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=2e-6)
+
+
+def test_coops_schedule_is_1e5_then_a_cosine_of_all_epochs():
+  """Epoch 0: 1e-5; epoch k >= 1: 0.001 (1 + cos(pi (k - 1) / T))."""
+  rate = jax.jit(train.learning_rate(SGD | COSINE))
+  rates = [float(rate(jnp.int32(k))) for k in range(15)]
+  stated = [1e-5] + [.001 * (1 + np.cos(np.pi * (k - 1) / 15)) for k in range(1, 15)]
+  np.testing.assert_allclose(rates, stated, rtol=1e-5)
+  np.testing.assert_allclose([rates[1], rates[2], rates[14]], [.002, 1.978148e-3, 8.645454e-5], rtol=1e-5)
+  assert float(rate(jnp.int32(16))) == 0  # and it does not rise again
+
+
+def test_cosine_is_torchs_behind_a_constant_warm_up():
+  torch = pytest.importorskip('torch')
+  optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=.002)
+  successor = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 9)
+  rates = [1e-5, 1e-5]  # as a wrapper that starts the successor after two epochs
+  for _ in range(7):
+    rates.append(optimizer.param_groups[0]['lr'])
+    optimizer.step()
+    successor.step()
+  ours = train.learning_rate(SGD | COSINE | {'epochs': 9, 'warmup_epochs': 2})
+  np.testing.assert_allclose([float(ours(k)) for k in range(9)], rates, rtol=1e-5)
+
+
+def test_step_decay_and_a_constant_rate():
+  rate = train.learning_rate(ADAMW | STEP | {'every': 2})
+  np.testing.assert_allclose([rate(k) for k in range(5)], [1e-3, 1e-3, 1e-4, 1e-4, 1e-5], rtol=1e-6)
+  assert train.learning_rate(OPTIM)(7) == OPTIM['lr']
+
+
+def test_warm_up_that_covers_everything_is_said(caplog):
+  with caplog.at_level('WARNING'):
+    rate = train.learning_rate(SGD | COSINE | {'epochs': 1})
+  assert 'all 1 epochs are warm-up, at a learning rate of 1e-05' in caplog.text
+  np.testing.assert_allclose(rate(0), 1e-5)
+
+
+def downhill(learnable, frozen, features, batch, rng):
+  """A loss of gradient 1."""
+  return jnp.sum(learnable['w']), {}
+
+
+@pytest.mark.parametrize('optim', [SGD | COSINE | {'epochs': 3}, SGD | STEP], ids=['cosine', 'step'])
+def test_fit_tells_the_schedule_its_epochs_also_when_it_goes_on(tmp_path, optim):
+  plain = optim | {'momentum': 0., 'weight_decay': 0.}
+  rates = train.learning_rate(plain)
+  tx, w = train.make_tx(plain), {'w': np.zeros(1, np.float32)}
+  go = functools.partial(train.fit, downhill, tx, w, FROZEN, read, COUNT, epochs=3, batch=8, seed=0, place=ONE,
+                         workdir=tmp_path)
+  with pytest.raises(train.Preempted):
+    go(stop=StopAt(4))
+  np.testing.assert_allclose(train.learned(tmp_path, w, tx)['w'][0], -3 * rates(0) - rates(1), rtol=1e-5)
+  np.testing.assert_allclose(go()['w'][0], -3 * sum(rates(k) for k in range(3)), rtol=1e-5)
+
+
+def test_a_step_that_does_not_know_its_epoch_refuses_a_schedule():
+  tx, w = train.make_tx(SGD | COSINE), {'w': jnp.zeros(E)}
+  with pytest.raises(ValueError, match='the learning rate follows the epoch; give make_step per_epoch'):
+    train.make_step(loss, tx)(train.initial(w, tx, 0), FROZEN, *rows(range(8)))
 
 
 @settings(deadline=None, max_examples=30)

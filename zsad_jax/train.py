@@ -33,21 +33,93 @@ class Preempted(Exception):
   """The run was asked to stop and has saved; starting it again goes on from there."""
 
 
+# What each optimizer and each schedule takes beside lr, name and schedule.
+OPTIMIZERS = {'adam': ('b1', 'b2'), 'adamw': ('b1', 'b2', 'weight_decay'), 'sgd': ('momentum', 'weight_decay')}
+SCHEDULES = {'constant': (), 'cosine': ('epochs', 'warmup_epochs', 'warmup_lr'), 'step': ('every', 'gamma')}
+MAY_LACK = {'adam': ('eps',), 'adamw': ('eps',), 'sgd': ()}  # eps is 1e-8 where a config does not say
+
+
 def make_tx(optim: Mapping) -> optax.GradientTransformation:
-  """Returns Adam at a constant rate without weight decay (AnomalyCLIP's code: lr 1e-3, b1 0.5, b2 0.999).
+  """Returns the optimizer that a config's `optim` describes; its rate is constant where no schedule is named.
+
+  What it keeps between steps does not depend on the schedule, which `make_step` tells the epoch.
 
   Args:
-    optim: lr, b1, b2, and eps where it is not 1e-8.
+    optim: lr; name, by default 'adam', with the keys of OPTIMIZERS; schedule, by default 'constant', with the keys
+      of SCHEDULES (see learning_rate). 'sgd' is torch's: g + weight_decay p goes through
+      buffer = momentum buffer + g. 'adamw' decays every array apart from its gradient.
 
   Raises:
     ValueError: a key is missing, unknown or out of range.
   """
+  rate = learning_rate(optim)
+  name, weight_decay = optim.get('name', 'adam'), optim.get('weight_decay', 0.)
+  if name == 'sgd':
+    parts = [optax.add_decayed_weights(weight_decay), optax.trace(optim['momentum'])]
+  else:
+    parts = [optax.scale_by_adam(optim['b1'], optim['b2'], optim.get('eps', 1e-8))]
+    parts += [optax.add_decayed_weights(weight_decay)] if name == 'adamw' else []
+  constant = optim.get('schedule', 'constant') == 'constant'
+  return optax.chain(*parts, optax.scale_by_learning_rate(optim['lr']) if constant else _descend(rate))
+
+
+def learning_rate(optim: Mapping) -> Callable:
+  """Returns epoch (from 0) -> learning rate, as a config's `optim` describes it.
+
+  constant: lr.
+  cosine: warmup_lr for warmup_epochs, then lr / 2 (1 + cos(pi k / epochs)) with k epochs since. It is CoOp's
+    schedule (arXiv 2109.01134): k does not reach `epochs`, all that are trained, so the last rate is above 0.
+  step: lr gamma^(epoch // every).
+
+  Raises:
+    ValueError: a key is missing, unknown or out of range.
+  """
+  _check_optim(optim)
   optim = dict(optim)
-  if not {'lr', 'b1', 'b2'} <= optim.keys() <= {'lr', 'b1', 'b2', 'eps'}:
-    raise ValueError(f'optim has {", ".join(sorted(optim))}; Adam takes lr, b1, b2 and, if need be, eps')
-  if not (optim['lr'] > 0 and 0 <= optim['b1'] < 1 and 0 <= optim['b2'] < 1 and optim.get('eps', 1) > 0):
-    raise ValueError(f'optim is out of range: {optim}; Adam needs lr > 0, eps > 0, and b1, b2 in [0, 1)')
-  return optax.adam(optim.pop('lr'), **optim)
+  lr, kind = optim['lr'], optim.get('schedule', 'constant')
+  if kind == 'constant':
+    return lambda epoch: lr
+  if kind == 'step':
+    return lambda epoch: lr * optim['gamma'] ** (epoch // optim['every'])
+  epochs, warmup = optim['epochs'], optim['warmup_epochs']
+  if warmup >= epochs:
+    logging.warning('all %d epochs are warm-up, at a learning rate of %g', epochs, optim['warmup_lr'])
+
+  def cosine(epoch):
+    turn = jnp.clip((epoch - warmup) / epochs, 0, 1)
+    return jnp.where(epoch < warmup, optim['warmup_lr'], lr / 2 * (1 + jnp.cos(jnp.pi * turn)))
+
+  return cosine
+
+
+def _descend(rate: Callable) -> optax.GradientTransformationExtraArgs:
+  """Turns directions into updates of size rate(epoch)."""
+  def update(updates, state, params=None, *, epoch=None, **others):
+    del params, others
+    if epoch is None:
+      raise ValueError('the learning rate follows the epoch; give make_step per_epoch, the steps of one')
+    return jax.tree.map(lambda u: -jnp.asarray(rate(epoch), u.dtype) * u, updates), state
+
+  return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def _check_optim(optim: Mapping):
+  """Raises ValueError naming the first key of `optim` that is missing, unknown or out of range."""
+  name, schedule = optim.get('name', 'adam'), optim.get('schedule', 'constant')
+  for key, value, allowed in (('name', name, OPTIMIZERS), ('schedule', schedule, SCHEDULES)):
+    if value not in allowed:
+      raise ValueError(f'optim.{key} {value!r} is not one of {", ".join(allowed)}')
+  needs = ('lr', *OPTIMIZERS[name], *SCHEDULES[schedule])
+  given = set(optim) - {'name', 'schedule'}
+  if not set(needs) <= given <= {*needs, *MAY_LACK[name]}:
+    may = ''.join(f' and, if need be, {key}' for key in MAY_LACK[name])
+    raise ValueError(f'optim has {", ".join(sorted(given))}; {name} at a {schedule} rate takes {", ".join(needs)}{may}')
+  for keys, fits, what in ((('lr', 'eps', 'epochs', 'warmup_lr', 'every', 'gamma'), lambda x: x > 0, 'positive'),
+                           (('b1', 'b2', 'momentum'), lambda x: 0 <= x < 1, 'in [0, 1)'),
+                           (('weight_decay', 'warmup_epochs'), lambda x: x >= 0, '0 or more')):
+    for key in keys:
+      if key in optim and not fits(optim[key]):
+        raise ValueError(f'optim.{key} {optim[key]} is not {what}')
 
 
 def initial(learnable, tx: optax.GradientTransformation, seed: int) -> State:
@@ -56,7 +128,8 @@ def initial(learnable, tx: optax.GradientTransformation, seed: int) -> State:
   return State(jnp.zeros((), jnp.int32), learnable, tx.init(learnable), jax.random.key(seed))
 
 
-def make_step(loss_fn: Callable, tx: optax.GradientTransformation, out_shardings=None) -> Callable:
+def make_step(loss_fn: Callable, tx: optax.GradientTransformation, out_shardings=None,
+              per_epoch: int | None = None) -> Callable:
   """Returns step(state, frozen, features, batch) -> (state, metrics), jitted; `state` is donated.
 
   Args:
@@ -64,13 +137,17 @@ def make_step(loss_fn: Callable, tx: optax.GradientTransformation, out_shardings
       False must weigh nothing.
     tx: the optimizer.
     out_shardings: where state and metrics stay, Placement.copy in a data-parallel run.
+    per_epoch: steps an epoch, for an optimizer whose rate changes from epoch to epoch.
   """
+  tx = optax.with_extra_args_support(tx)
+
   @functools.partial(jax.jit, donate_argnames='state', out_shardings=out_shardings)
   def step(state, frozen, features, batch):
     rng = jax.random.fold_in(state.rng, state.step)
     (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
         state.learnable, frozen, features, batch, rng)
-    updates, opt = tx.update(grads, state.opt, state.learnable)
+    epoch = state.step // per_epoch if per_epoch else None
+    updates, opt = tx.update(grads, state.opt, state.learnable, epoch=epoch)
     metrics = dict(metrics, loss=loss, grad_norm=optax.tree.norm(grads))
     return State(state.step + 1, optax.apply_updates(state.learnable, updates), opt, state.rng), metrics
 
@@ -121,7 +198,7 @@ def fit(loss_fn: Callable, tx: optax.GradientTransformation, learnable, frozen, 
     raise ValueError(f'{directory} holds {done} steps, {epochs} epochs are {total}; choose another workdir')
   if writer:
     writer.rewind(done)
-  step, frozen = make_step(loss_fn, tx, place.copy), runtime.replicate(frozen, place)
+  step, frozen = make_step(loss_fn, tx, place.copy, per_epoch), runtime.replicate(frozen, place)
   meter = _Meter(per_epoch, sums)
   feed = runtime.prefetch(functools.partial(_rows, read, place, place.rows(batch)),
                           _plan(seed, count, batch, done, epochs))

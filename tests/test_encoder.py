@@ -8,12 +8,13 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from zsad_jax import encoder
-from zsad_jax.models import clip
+from zsad_jax.models import clip, vit
 from zsad_jax.spec import Side, Spec, Tap
 
 ARCH = clip.Arch('small', 12, clip.Vision(32, 8, 16, 4, 2), clip.Text(8, 9, 8, 2, 2))
 SIDES = (Side('vv', 'vv', 2), Side('qq', 'qq', 3, residual_base=False))
 SPEC = Spec(48, taps=(Tap('vv', 4), Tap('qq', 3), Tap('clip', 2, 'attention')), sides=SIDES)
+WINDOWS = Spec(48, cls='ln_post_proj', windows=(2, 3))
 
 
 @pytest.fixture(scope='module')
@@ -30,7 +31,7 @@ def images():
 
 @pytest.mark.parametrize('spec', [
     SPEC, SPEC._replace(cls=''), SPEC._replace(read='none'), SPEC._replace(taps=()),
-    SPEC._replace(cls='ln_post_proj', read='ln_post')])
+    SPEC._replace(cls='ln_post_proj', read='ln_post'), SPEC._replace(windows=(3, 1))])
 def test_promised_shapes_and_bytes(small, images, spec):
   out = jax.eval_shape(encoder.encode(small, spec), small.params, images)
   assert jax.tree.map(lambda x: x.shape[1:], out) == encoder.features_shape(small, spec)
@@ -44,6 +45,8 @@ def test_published_size_in_bytes():
   big = clip.Clip(clip.ARCHS['vit_l14_336'], 518, params=None)
   spec = Spec(518, taps=(Tap('vv', 24),), sides=(Side('vv'),))
   assert encoder.predicted_bytes(big, spec) == 4 * (768 + 1369 * 768)
+  plus = clip.Clip(clip.ARCHS['vit_b16_plus_240'], 240, params=None)
+  assert encoder.predicted_bytes(plus, WINDOWS._replace(image_size=240)) == 4 * 640 * (1 + 196 + 169)
 
 
 def test_batch_and_company_do_not_matter(small, images):
@@ -55,12 +58,14 @@ def test_batch_and_company_do_not_matter(small, images):
       np.testing.assert_allclose(a, np.asarray(b)[rows], atol=1e-5)
 
 
-def test_one_device_or_eight(small, images):
+@pytest.mark.parametrize('spec', [SPEC, WINDOWS._replace(windows=(3,))], ids=['taps', 'windows'])
+def test_one_device_or_eight(small, images, spec, monkeypatch):
+  monkeypatch.setattr(vit, '_WINDOW_TOKENS_CPU', 300)  # several runs of windows
   mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
   params = jax.device_put(small.params, NamedSharding(mesh, P()))
-  encode = encoder.encode(small, SPEC)
+  encode = encoder.encode(small, spec)
   split = encode(params, jax.device_put(images, NamedSharding(mesh, P('data'))))
-  assert split.cls.sharding.spec[0] == 'data'
+  assert all(leaf.sharding.spec[0] == 'data' for leaf in jax.tree.leaves(split))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), split, encode(small.params, images))
 
 
@@ -101,6 +106,9 @@ def test_half_precision_weights_give_half_precision_features(small, images):
     (SPEC._replace(sides=(Side('vv'),)), r'spec\.sides\[0\]\.first_block 6 is not in 1\.\.4'),
     (SPEC._replace(sides=(Side('vv', first_block=0),)), r'spec\.sides\[0\]\.first_block 0 is not in 1\.\.4'),
     (SPEC._replace(sides=(Side('vv', first_block=1, reset_every=-1),)), r'spec\.sides\[0\]\.reset_every -1'),
+    (SPEC._replace(windows=(2, 7)), r'spec\.windows\[1\] 7 is not in 1\.\.6, the patches a side of the image'),
+    (SPEC._replace(windows=(0,)), r'spec\.windows\[0\] 0 is not in 1\.\.6'),
+    (SPEC._replace(windows=(2, 2)), r'spec\.windows names a window twice: \(2, 2\)'),
 ])
 def test_bad_specs_are_refused_before_anything_runs(small, spec, message):
   shell = clip.Clip(ARCH, 48, params=None)

@@ -35,16 +35,20 @@ def validate(clip, spec: spec_lib.Spec) -> None:
 
 
 def features_shape(clip, spec: spec_lib.Spec) -> spec_lib.Features:
-  """Returns the shapes of one image's Features, without the batch axis: cls (E,) or None, taps (N, E or D)."""
+  """Returns the shapes of one image's Features, without the batch axis.
+
+  cls (E,) or None, taps (N, E or D), windows (n, E).
+  """
   validate(clip, spec)
-  patches = (spec.image_size // clip.arch.vision.patch) ** 2
+  grid = spec.image_size // clip.arch.vision.patch
   size = lambda rule: clip.arch.embed_dim if rule.endswith('proj') else clip.arch.vision.width
   return spec_lib.Features((size(spec.cls),) if spec.cls else None,
-                           {tap.name: (patches, size(spec.read)) for tap in spec.taps})
+                           {tap.name: (grid ** 2, size(spec.read)) for tap in spec.taps},
+                           {side: ((grid - side + 1) ** 2, clip.arch.embed_dim) for side in spec.windows})
 
 
 def predicted_bytes(clip, spec: spec_lib.Spec, dtype=jnp.float32) -> int:
   """Returns the bytes that one image's Features take when stored as `dtype`."""
   shapes = features_shape(clip, spec)
-  numbers = sum(math.prod(shape) for shape in (shapes.cls or (0,), *shapes.taps.values()))
+  numbers = sum(math.prod(shape) for shape in (shapes.cls or (0,), *shapes.taps.values(), *shapes.windows.values()))
   return numbers * jnp.dtype(dtype).itemsize

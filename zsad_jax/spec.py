@@ -1,7 +1,7 @@
 """What a method reads from a frozen CLIP image tower, as data.
 
 Shape alphabet of the whole project: B batch, N patches, L text tokens, D tower width, H heads, E embedding,
-T taps, C categories, S states, R pixels a side.  Blocks are counted from 1, as in the papers.
+T taps, C categories, S states, R pixels a side, n windows of one size.  Blocks are counted from 1, as in the papers.
 """
 
 from typing import Any, NamedTuple
@@ -59,6 +59,7 @@ class Spec(NamedTuple):
     read: what follows a tap: 'ln_post_proj', 'proj', 'ln_post' or 'none'.
     positions: resampling of the positional table: 'bilinear' (AnomalyCLIP), 'bicubic_antialias' (open_clip),
       'bicubic' (Hugging Face).
+    windows: sides, in patches, of the square windows that are encoded by themselves, at every place (WinCLIP).
   """
   image_size: int
   cls: str = 'proj'
@@ -66,6 +67,14 @@ class Spec(NamedTuple):
   sides: tuple[Side, ...] = ()
   read: str = 'ln_post_proj'
   positions: str = 'bilinear'
+  windows: tuple[int, ...] = ()
+
+  def __repr__(self):
+    # Stores and checkpoints are known by this text: a field that came later shows only where it says something.
+    fields = self._asdict()
+    if not self.windows:
+      del fields['windows']
+    return f'Spec({", ".join(f"{name}={value!r}" for name, value in fields.items())})'
 
 
 class Features(NamedTuple):
@@ -74,6 +83,9 @@ class Features(NamedTuple):
   Attributes:
     cls: [B, E] class-token feature, or None where the Spec reads none.
     taps: {Tap.name: [B, N, E]} patch tokens in row-major order, class token dropped ([B, N, D] without 'proj').
+    windows: {side: [B, n, E]} class-token feature of every window alone, after ln_post and the projection, in
+      row-major order of its upper left patch.
   """
   cls: Any
   taps: dict[str, Any]
+  windows: dict[int, Any] = {}  # noqa: RUF012 (never written)

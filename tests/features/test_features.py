@@ -140,6 +140,22 @@ def test_no_class_token(tmp_path):
   assert features.load(store, [1])[0].cls is None
 
 
+def test_windows_are_stored_as_taps_are(tmp_path):
+  def windowed(params, x):
+    out = encode(params, x)
+    return out._replace(taps={}, windows={10: out.taps['vv/2/block'], 2: out.taps['clip/2/block'][:, :3]})
+
+  shapes = jax.eval_shape(windowed, PARAMS, jax.ShapeDtypeStruct((1, R, R, 3), np.float32))
+  fields = features.fields(shapes, R)
+  assert {name for name in fields if '/' in name} == {'windows/10', 'windows/2'}
+  store = features.Store.open(tmp_path, key={}, count=COUNT, max_gb=1, fields=fields)
+  features.fill(store, all_batches, jax.jit(windowed), PARAMS)
+  got, _ = features.load(store, [3, 1])
+  want = windowed(PARAMS, images([3, 1]))
+  assert got.taps == {} and set(got.windows) == {2, 10}
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, want)
+
+
 def test_pipeline_that_loses_images_is_an_error(tmp_path):
   with pytest.raises(RuntimeError, match='4 images are still missing'):
     features.fill(opened(tmp_path), lambda indices: all_batches(indices[:9]), encode, PARAMS)

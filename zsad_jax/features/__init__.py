@@ -49,8 +49,9 @@ def load(store: Store, indices) -> tuple[Features, dict]:
   batch = {name: rows[name] for name in LABELS}
   batch['mask'] = np.unpackbits(rows['mask'], axis=-1, count=rows['mask'].shape[1])
   batch |= {'index': index, 'valid': np.ones(len(index), bool), 'id': [store.ids[i] for i in index]}
-  taps = {name.removeprefix('taps/'): rows[name] for name in rows if name.startswith('taps/')}
-  return Features(rows.get('cls'), taps), batch
+  under = lambda folder: {name.removeprefix(folder): rows[name] for name in rows if name.startswith(folder)}
+  windows = {int(side): rows for side, rows in under('windows/').items()}
+  return Features(rows.get('cls'), under('taps/'), windows), batch
 
 
 def load_batches(store: Store, batch_size: int, indices=None) -> Iterator[tuple[Features, dict]]:
@@ -142,4 +143,5 @@ def _packed(features: Features, batch: dict) -> tuple[np.ndarray, dict, list[str
 
 def _named(features: Features) -> dict:
   cls = {} if features.cls is None else {'cls': features.cls}
-  return cls | {f'taps/{name}': tap for name, tap in features.taps.items()}
+  taps = {f'taps/{name}': tap for name, tap in features.taps.items()}
+  return cls | taps | {f'windows/{side}': rows for side, rows in features.windows.items()}

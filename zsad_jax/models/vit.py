@@ -1,5 +1,7 @@
 """CLIP's vision transformer with side streams and taps."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,10 @@ POSITIONS = ('bilinear', 'bicubic_antialias', 'bicubic')
 CLS = ('proj', 'ln_post_proj', '')
 READ = ('ln_post_proj', 'proj', 'ln_post', 'none')
 POINTS = ('block', 'attention')
+# Tokens of windows that run at once. On a CPU more would fall out of its caches; an accelerator wants to be filled,
+# and this many take 2 GB in the widest tower.
+_WINDOW_TOKENS_CPU = 1000
+_WINDOW_TOKENS = 2 ** 15
 
 
 def resample_positions(table, grid, method='bilinear'):
@@ -56,6 +62,17 @@ def _torch_bicubic(size, new):
   return weights
 
 
+def window_table(grid, side):
+  """Returns [n, side^2] the patches of every square window of `side` patches in a grid, stride 1, all row-major.
+
+  n = (grid - side + 1)^2; the class token is not among them.
+  """
+  corner = np.arange(grid - side + 1)
+  first = (corner[:, None] * grid + corner[None]).reshape(-1)
+  inside = (np.arange(side)[:, None] * grid + np.arange(side)[None]).reshape(-1)
+  return first[:, None] + inside[None]
+
+
 def validate(spec, *, patch, layers):
   """Raises ValueError where a tower of this patch size and depth cannot give what `spec` asks for."""
   if spec.image_size < patch or spec.image_size % patch:
@@ -85,6 +102,12 @@ def validate(spec, *, patch, layers):
       raise ValueError(f'{at}.block {tap.block} is not in 1..{layers}, the blocks of this tower')
     if tap.point not in POINTS:
       raise ValueError(f'{at}.point {tap.point!r} is not one of {POINTS}')
+  grid = spec.image_size // patch
+  if len(set(spec.windows)) < len(spec.windows):
+    raise ValueError(f'spec.windows names a window twice: {spec.windows}')
+  for i, side in enumerate(spec.windows):
+    if not 1 <= side <= grid:
+      raise ValueError(f'spec.windows[{i}] {side} is not in 1..{grid}, the patches a side of the image')
 
 
 def source(spec, tap):
@@ -229,15 +252,60 @@ class VisionTower(nn.Module):
     size = self.spec.image_size
     if images.shape[1:] != (size, size, 3):
       raise ValueError(f'images {images.shape} are not [B, {size}, {size}, 3], the size in their Spec')
-    x, kept = self.embed(images), self._kept()
+    start = self.embed(images)
+    x, buffers = self._run(start)
+    taps, kept = {}, self._kept()
+    for tap in self.spec.taps:
+      key = source(self.spec, tap)
+      taps[tap.name] = self.read(buffers[key][kept[key].index(tap.block), :, 1:], self.spec.read)
+    cls = self.read(x[:, 0], self.spec.cls) if self.spec.cls else None
+    return spec_lib.Features(cls, taps, self._windows(start))
+
+  def _run(self, x):
+    """Returns x [B, M, D] after all blocks, and {(stream, point): [slots, B, M, D]} of what is read on the way."""
+    kept = self._kept()
     index = np.arange(1, self.layers + 1)
     slots = {key: jnp.array([blocks.index(b) if b in blocks else len(blocks) for b in index])
              for key, blocks in kept.items()}
     buffers = {key: jnp.zeros((len(blocks) + 1, *x.shape), x.dtype) for key, blocks in kept.items()}
     sides = {side.name: jnp.zeros_like(x) for side in self._sides()}
     (x, _, buffers), _ = self.blocks((x, sides, buffers), jnp.array(index), slots)
-    taps = {}
-    for tap in self.spec.taps:
-      key = source(self.spec, tap)
-      taps[tap.name] = self.read(buffers[key][kept[key].index(tap.block), :, 1:], self.spec.read)
-    return spec_lib.Features(self.read(x[:, 0], self.spec.cls) if self.spec.cls else None, taps)
+    return x, buffers
+
+  def classify(self, x):
+    """Returns the class feature [B, E] of tokens x [B, M, D] that enter block 1, any patches of an image."""
+    return self.read(self._run(x)[0][:, 0], self.spec.cls)
+
+  def _windows(self, x):
+    """Returns {side: [B, n, E]}, the class features of all windows in x [B, N + 1, D], the tokens that enter block 1.
+
+    All other patches are dropped, and each one in it keeps its position (WinCLIP, arXiv 2303.14814). Dropping them
+    after ln_pre is the same as before: it treats every token alone.
+    """
+    if not self.spec.windows:
+      return {}
+    tower = self.clone(parent=None, spec=spec_lib.Spec(self.spec.image_size, cls='ln_post_proj'))
+    weights, grid = {'params': self.variables['params']}, self.spec.image_size // self.patch
+    classify = lambda tokens: tower.apply(weights, tokens, method='classify')
+    return {side: _encode_windows(classify, x, window_table(grid, side)) for side in self.spec.windows}
+
+
+def _encode_windows(classify, x, table):
+  """Returns classify(tokens [M, T, D]) -> [M, E] of all windows in `table` [n, T - 1] of x, as [B, n, E]."""
+  rows = np.pad(table + 1, ((0, 0), (1, 0)))  # the class token is row 0
+
+  def encode(x, tokens):
+    """Encodes windows in equal runs, a batch's images side by side: cut that way, a batch stays split over devices."""
+    chunks = -(-len(rows) * x.shape[0] * rows.shape[1] // tokens)
+    size = -(-len(rows) // min(chunks, len(rows)))
+    runs = np.resize(rows, (-(-len(rows) // size) * size, rows.shape[1])).reshape(-1, size, rows.shape[1])
+
+    def step(run):
+      windows = jnp.take(x, run, axis=1)  # [B, size, T, D]
+      return classify(windows.reshape(-1, *windows.shape[2:])).reshape(x.shape[0], size, -1)
+
+    out = jax.lax.map(step, jnp.asarray(runs)) if len(runs) > 1 else step(runs[0])[None]
+    return jnp.moveaxis(out, 0, 1).reshape(x.shape[0], runs.shape[0] * size, -1)[:, :len(rows)]
+
+  return jax.lax.platform_dependent(x, cpu=functools.partial(encode, tokens=_WINDOW_TOKENS_CPU),
+                                    default=functools.partial(encode, tokens=_WINDOW_TOKENS))

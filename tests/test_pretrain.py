@@ -36,7 +36,7 @@ def cfg():
   c = pretrain_tiny.get_config()
   c.arch = mlc.ConfigDict(dict(image_size=32, patch=8, width=16, layers=2, heads=2, embed=16, context=77, text_width=16,
                                text_layers=1, text_heads=2))
-  c.phases = mlc.ConfigDict(dict(steps=(2, 2), image_size=(32, 32), batch=(8, 8), crop=(.5, .9)))
+  c.phases = mlc.ConfigDict(dict(steps=(2, 2), image_size=(32, 32), batch=(8, 8), crop=((.5, 1.), (.9, 1.))))
   c.side_taps = (1, 2)
   c.optim.update(lr=3e-3, warmup=1)
   c.pool.update(count=19, size=32)
@@ -110,6 +110,15 @@ def test_both_classes_count_alike():
   weight = jnp.array([1., 1., 1., 0.])
   expected = (np.log(2) + np.log1p(np.exp(-2))) / 2
   np.testing.assert_allclose(pretrain._binary(logits, targets, weight), expected, rtol=1e-6)
+
+
+def test_damaged_patches_are_held_against_their_flawless_twins():
+  logits = jnp.array([[1., 0., 0., 0.], [2., -1., 0., 5.]])
+  cover = jnp.array([[0., 0., 0., 0.], [.5, 0., 0., .05]])
+  cost = lambda x, y: np.log1p(np.exp(-x if y else x))
+  flawless = np.mean([cost(0, 0)] * 3 + [cost(-1, 0), cost(0, 0)])  # a patch with little damage counts nowhere
+  expected = cost(2, 1) / 2 + cost(1, 0) / 4 + flawless / 4
+  np.testing.assert_allclose(pretrain._damage(logits, cover), expected, rtol=1e-6)
 
 
 def test_a_killed_run_resumes_exactly(cfg, world, tmp_path):

@@ -88,13 +88,30 @@ def loss(params, batch, *, clip, spec: Spec, cfg):
   state = _binary(scale * (image * (bad - good)).sum(-1), batch['label'], batch['known'])
 
   cover = batch['cover'].reshape(images.shape[0], -1)
-  sure = ((cover > .1) | (cover == 0)) * 1.
   patch = 0.
   for tokens in features.taps.values():
     score = jnp.einsum('bne,be->bn', maps.normalize(tokens), bad - good) / cfg.temperature
-    patch += _binary(score, (cover > .1) * 1., sure) / len(features.taps)
+    patch += _damage(score, cover) / len(features.taps)
   total = cfg.weight.contrast * contrast + cfg.weight.state * state + cfg.weight.patch * patch
   return total, dict(loss=total, contrast=contrast, state=state, patch=patch)
+
+
+def _damage(logits, cover):
+  """Mean sigmoid cross-entropy of patch logits [B, N]: half damaged patches, a quarter the same patches of the flawless
+  twin, a quarter all other flawless ones.
+
+  Most flawless patches are plain ground; without the twins' share, telling things from ground would do.
+
+  Args:
+    logits: of damage; rows 2 i and 2 i + 1 are a flawless image and its spoiled twin.
+    cover: [B, N] share of damaged pixels; patches with little damage count on neither side.
+  """
+  damaged = cover > .1
+  twins = jnp.repeat(damaged[1::2], 2, axis=0) & (cover == 0)
+  flawless = (cover == 0) & ~twins
+  loss = optax.losses.sigmoid_binary_cross_entropy(logits, damaged * 1.)
+  mean = lambda which: (loss * which).sum() / jnp.maximum(which.sum(), 1)
+  return mean(damaged) / 2 + (mean(twins) + mean(flawless)) / 4
 
 
 def _multiple(logits, true):

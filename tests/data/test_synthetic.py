@@ -161,7 +161,7 @@ def test_no_text_is_unknown(tokenizer, text):
 
 @pytest.fixture
 def options():
-  return dict(phases=SimpleNamespace(steps=(3, 2), image_size=(32, 48), batch=(8, 6), crop=(.5, 1.)),
+  return dict(phases=SimpleNamespace(steps=(3, 2), image_size=(32, 48), batch=(8, 6), crop=((.5, 1.), (1., 1.))),
               pool=SimpleNamespace(count=19, size=48, reuse=2, workers=1), patch=8, seed=0)
 
 
@@ -178,7 +178,7 @@ def test_batches_resume_at_any_step(tmp_path, tokenizer, options):
 def test_batch_says_what_its_crops_show(tokenizer, options):
   chunk, words = pretraining.draw('pretrain', 0, 38, 64, 0), pretraining.vocabulary('pretrain')
   batch = pretraining.batch_of(chunk, words, tokenizer, np.random.default_rng(0), batch=38, image_size=64, patch=8,
-                               crop=.5)
+                               crop=(.5, 1.))
   assert batch['cover'].shape == (38, 8, 8) and batch['ids'].shape == (38, pretraining.LENGTH)
   assert not batch['label'][::2].any() and batch['known'][::2].all()
   np.testing.assert_array_equal(batch['label'] > 0, batch['cover'].max((1, 2)) > 0)

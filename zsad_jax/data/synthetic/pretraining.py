@@ -152,8 +152,8 @@ def batches(tokenizer, folder, *, phases, pool, patch: int, seed: int, start: in
   Args:
     tokenizer: from `tokenizer`.
     folder: where chunks are kept.
-    phases: record of equally long tuples: steps, image_size (pixels a side), batch (even) and crop (least side of a
-      random crop, as a share of the drawn image).
+    phases: record of equally long tuples: steps, image_size (pixels a side), batch (even) and crop (least and greatest
+      side of a random crop, as shares of the drawn image).
     pool: record of count (scenes of a chunk), size (pixels a side), reuse (steps that a chunk serves), workers.
     patch: pixels a side of a patch.
     seed: of drawings, crops and captions.
@@ -182,7 +182,7 @@ def batches(tokenizer, folder, *, phases, pool, patch: int, seed: int, start: in
       yield ahead.result()
 
 
-def batch_of(chunk: Chunk, words: Vocabulary, tokenizer, rng, *, batch: int, image_size: int, patch: int, crop: float):
+def batch_of(chunk: Chunk, words: Vocabulary, tokenizer, rng, *, batch: int, image_size: int, patch: int, crop: tuple):
   """One batch of `batches`: random scenes of a chunk, each flawless and spoiled, cropped, turned and captioned.
 
   Both images of a scene are cropped and turned alike: they differ by the damage and nothing else, not even by where a
@@ -214,10 +214,10 @@ def _share(mask, box, grid: int) -> np.ndarray:
   return np.where(share < 1e-4, 0, share)
 
 
-def _crop(rng, mask, least: float) -> tuple[int, int, int, int]:
-  """A random square (left, top, right, bottom), mostly around a point of the damage."""
+def _crop(rng, mask, sides: tuple[float, float]) -> tuple[int, int, int, int]:
+  """A random square (left, top, right, bottom) of such a share of the side, mostly around a point of the damage."""
   side = mask.shape[0]
-  wide = int(rng.integers(round(side * least), side + 1))
+  wide = int(rng.integers(round(side * sides[0]), round(side * sides[1]) + 1))
   low, high = np.zeros(2, int), np.full(2, side - wide)
   if mask.any() and rng.random() < .9:
     found = np.argwhere(mask)

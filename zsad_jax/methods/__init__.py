@@ -10,24 +10,43 @@ Every method has
   predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg) -> {'score': [B], 'map': [B, R, R]}
     larger is more anomalous; every row is scored
 and, where its paper needs them,
+  arch(arch, cfg) -> Arch
+    the architecture to use the weights under, such as another activation; given what they were published with
   loss(learnable, frozen, features, batch, rng, *, clip, cfg) -> scalar, metrics
     a mean over the rows that batch['valid'] marks
+  fixed(frozen, categories, *, clip, cfg) -> frozen
+    what loss gets in place of the weights, computed once a training, such as text features of the auxiliary
+    categories that nothing learned enters
   memory(frozen, reference_features, *, clip, cfg) -> memory
-    of few-shot and transductive methods; None for the others
+    of few-shot and transductive methods, once per evaluation; None for the others
   finish(outputs, *, cfg) -> outputs
-    where a score needs the whole category
+    where a score needs the whole category: numpy arrays of one category, score [n], map [n, R, R] and whatever
+    else predict returned
   examples(rng, frozen, clip, cfg) -> batch
     training data that is not images
   EVALUATION_KEYS
-    config keys that training does not read, such as 'map.sigma': one training serves all their values
+    config keys that training does not read, such as 'map.sigma': one training serves all their values; the name of
+    a group, such as 'fewshot', stands for all of its keys
   STORED = False
-    a method that augments images or learns inside the image tower; its features are not stored
+    a method that learns inside the image tower; its features are not stored
+
+Few-shot: a method with `memory` has cfg.fewshot, with shots (0: zero-shot, memory None), seed and replacement (draw
+the references with replacement). The references are normal images of the target's training split, `shots` of each
+category: reference_features is a Features whose arrays have leading axes [C, K], cls [C, K, E],
+taps {name: [C, K, N, W]}, windows {side: [C, K, n, E]}, with C in the order of batch['category']. memory returns a
+tree of arrays with leading axis C, of which predict takes the rows batch['category'].
+
+Names: `categories` are object names as one says them, 'metal nut', in the order of batch['category']; where
+cfg.prompt.raw_names is set they are the categories themselves, 'metal_nut'.
+
+Augmentation: cfg.mosaic is the probability that a training image is replaced by a mosaic of four
+(zsad_jax/data/mosaic.py). Above 0, training reads past the feature store; evaluation is as ever.
 
 `clip` is a models.clip.Clip of which a method uses the pure functions, the tokenizer and the architecture.
 The weights are `frozen`, an argument like every other array: clip.params inside a traced function would be
-baked into the program. `cfg` is the whole config as a FrozenConfigDict, which hashes by value. `categories`
-are object names in the order of batch['category']. `batch` is a dict of arrays: mask [B, R, R] in {0, 1},
-label [B], category [B], valid [B], and has_mask [B] where some masks are unknown.
+baked into the program. `cfg` is the whole config as a FrozenConfigDict, which hashes by value. `batch` is a dict of
+arrays: mask [B, R, R] in {0, 1}, label [B], category [B], valid [B], and has_mask [B] where some masks are unknown;
+predict is given category, valid and index alone.
 """
 
 import difflib
@@ -41,7 +60,9 @@ REQUIRED = {
   'predict': ('learnable', 'frozen', 'bank', 'memory', 'features', 'batch', '*', 'clip', 'cfg'),
 }
 OPTIONAL = {
+  'arch': ('arch', 'cfg'),
   'loss': ('learnable', 'frozen', 'features', 'batch', 'rng', '*', 'clip', 'cfg'),
+  'fixed': ('frozen', 'categories', '*', 'clip', 'cfg'),
   'memory': ('frozen', 'reference_features', '*', 'clip', 'cfg'),
   'finish': ('outputs', '*', 'cfg'),
   'examples': ('rng', 'frozen', 'clip', 'cfg'),

@@ -1,0 +1,353 @@
+"""APRIL-GAN: its switches, its traps and what it refuses; and a PyTorch transcription of its formulas."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import ml_collections as mlc
+import numpy as np
+import optax
+import pytest
+
+from configs import april_gan as config
+from zsad_jax import encoder, losses, train
+from zsad_jax.methods import april_gan as method
+from zsad_jax.methods import prompts
+from zsad_jax.models import clip as clip_lib
+from zsad_jax.spec import Features, Tap
+
+SIZE, GRID, EMBED, WIDTH = 64, 8, 128, 128  # of the tiny CLIP
+L14 = clip_lib.Clip(clip_lib.ARCHS['vit_l14_336'], 518, params=None)
+loss = jax.jit(method.loss, static_argnames=('clip', 'cfg'))
+step = jax.jit(jax.value_and_grad(method.loss, has_aux=True), static_argnames=('clip', 'cfg'))
+predict = jax.jit(method.predict, static_argnames=('clip', 'cfg'))
+
+
+def configured(arg='demo', **changes):
+  c = config.get_config(arg)
+  for key, value in {'image_size': SIZE if arg == 'demo' else c.image_size, **changes}.items():
+    *path, last = key.split('__')
+    setattr(functools.reduce(getattr, path, c), last, value)
+  return mlc.FrozenConfigDict(c)
+
+
+@pytest.fixture(scope='module')
+def clip():
+  return clip_lib.load('tiny', image_size=SIZE)
+
+
+@pytest.fixture(scope='module')
+def shell(clip):
+  """Without weights: what is computed is computed from `frozen`."""
+  return dataclasses.replace(clip, params=None)
+
+
+def unit(x):
+  return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def texts(rng, categories=2):
+  return jnp.asarray(unit(rng.standard_normal((categories, 2, EMBED))), jnp.float32)
+
+
+def drawn(cfg, rows=3, seed=0, scale=5):
+  """Random features of every tap, and a batch whose odd rows are anomalous."""
+  rng = np.random.default_rng(seed)
+  draw = lambda *shape: jnp.asarray(scale * rng.standard_normal(shape), jnp.float32)
+  features = Features(draw(rows, EMBED), {f'clip/{b}/block': draw(rows, GRID ** 2, WIDTH) for b in cfg.layers})
+  mask = np.zeros((rows, SIZE, SIZE), np.uint8)
+  mask[1::2, 10:30, 20:50] = 1
+  batch = dict(mask=jnp.asarray(mask), label=jnp.arange(rows) % 2, category=jnp.arange(rows) % 2,
+               valid=jnp.ones(rows, bool))
+  return features, batch
+
+
+def learned(cfg, clip, seed=0):
+  return method.init(jax.random.key(seed), clip, cfg)
+
+
+# What is read, under which activation
+
+
+def test_traps_4_to_6_raw_tokens_of_four_blocks_without_the_class_token():
+  spec = method.spec(L14, configured(None))
+  assert (spec.cls, spec.read, spec.positions, spec.image_size) == ('ln_post_proj', 'none', 'bicubic_antialias', 518)
+  assert spec.taps == tuple(Tap('clip', block) for block in (6, 12, 18, 24))
+  shapes = encoder.features_shape(L14, spec)
+  assert set(shapes.taps.values()) == {(1369, 1024)} and shapes.cls == (768,)
+
+
+def test_trap_4_the_last_tap_has_not_passed_ln_post(clip):
+  spec = method.spec(clip, configured(layers=(6,)))
+  images = jnp.asarray(np.random.default_rng(0).standard_normal((1, SIZE, SIZE, 3)), jnp.float32)
+  raw, = encoder.encode(clip, spec)(clip.params, images).taps.values()
+  normed, = encoder.encode(clip, spec._replace(read='ln_post'))(clip.params, images).taps.values()
+  p = clip.params['visual']['ln_post']
+  centred = raw - raw.mean(-1, keepdims=True)
+  own = centred / jnp.sqrt((centred ** 2).mean(-1, keepdims=True) + 1e-5)
+  assert np.abs(raw - own).max() > 0.1
+  np.testing.assert_allclose(own * p['scale'][None, None] + p['bias'][None, None], normed, atol=1e-4)
+
+
+def test_trap_1_the_activation_is_the_configs_and_changes_what_is_computed(clip):
+  assert configured(None).act == 'gelu' and configured().act == 'quick_gelu'
+  assert method.arch(L14.arch, configured(None)) == dataclasses.replace(L14.arch, activation='gelu')
+  features = []
+  for act in method.ACTIVATIONS:
+    cfg = configured(act=act)
+    other = dataclasses.replace(clip, arch=method.arch(clip.arch, cfg))
+    images = jnp.asarray(np.random.default_rng(0).standard_normal((1, SIZE, SIZE, 3)), jnp.float32)
+    features.append(encoder.encode(other, method.spec(other, cfg))(clip.params, images).cls)
+  assert np.abs(features[0] - features[1]).max() > 1e-3
+  with pytest.raises(ValueError, match="act 'relu' is not one of gelu, quick_gelu"):
+    method.arch(clip.arch, configured(act='relu'))
+
+
+# What is learned, and how
+
+
+def test_trap_8_an_affine_layer_a_tap_drawn_as_torch_draws_it():
+  cfg = configured(None)
+  found = learned(cfg, L14)
+  assert sum(x.size for x in jax.tree.leaves(found)) == 3_148_800
+  assert list(found) == ['block6', 'block12', 'block18', 'block24']
+  kernels = [layer['kernel'] for layer in found.values()]
+  assert kernels[0].shape == (1024, 768) and found['block6']['bias'].shape == (768,)
+  for x in jax.tree.leaves(found):
+    assert np.abs(x).max() < 1 / 32 and np.std(x) == pytest.approx(1 / 32 / 3 ** 0.5, rel=0.06)
+  assert np.abs(np.corrcoef([k.ravel() for k in kernels]) - np.eye(4)).max() < 0.01
+
+
+def test_trap_8_a_taps_loss_does_not_reach_the_other_layers(shell):
+  every, one = configured(), configured(layers=(3,))
+  features, batch = drawn(every)
+  frozen = {'bank': texts(np.random.default_rng(1))}
+  _, gradient = step(learned(every, shell), frozen, features, batch, None, clip=shell, cfg=one)
+  size = {name: max(float(jnp.abs(x).max()) for x in layer.values()) for name, layer in gradient.items()}
+  assert size['block3'] > 0 and {name for name, value in size.items() if value} == {'block3'}
+
+
+def test_trap_7_the_recipe_and_adams_betas():
+  cfg = configured(None)
+  assert dict(cfg.optim) == dict(lr=1e-3, b1=0.5, b2=0.999, eps=1e-8)
+  assert (cfg.train.epochs, cfg.train.batch, cfg.seed, cfg.mosaic, cfg.temperature) == (15, 8, 111, 0, 0.01)
+  other = configured('visa')
+  assert (other.data.aux, other.data.target, other.train.epochs, other.mosaic) == ('mvtec_ad', 'visa', 3, 0.2)
+  tx, params, gradients = train.make_tx(cfg.optim), {'w': jnp.zeros(1)}, (2.0, -1.0)
+  state, m, v, w = tx.init(params), 0.0, 0.0, 0.0
+  for t, g in enumerate(gradients, 1):
+    updates, state = tx.update({'w': jnp.full(1, g)}, state, params)
+    params = optax.apply_updates(params, updates)
+    m, v = 0.5 * m + 0.5 * g, 0.999 * v + 0.001 * g * g
+    w -= 1e-3 * (m / (1 - 0.5 ** t)) / ((v / (1 - 0.999 ** t)) ** 0.5 + 1e-8)
+  assert float(params['w'][0]) == pytest.approx(w, rel=1e-5)
+
+
+@pytest.mark.parametrize('target, focal, dice', [
+  ((0, 1), 0.0205119, 0.1724138), ((1, 0), 0.8099239, 0.5172414), ((0, 0), 0.2994127, 0.4736842),
+  ((1, 1), 0.5310232, 0.2820513)])
+def test_trap_12_focal_on_both_channels_and_dice_on_the_abnormal_one(target, focal, dice):
+  probs = jnp.array([[[[0.8, 0.2], [0.3, 0.7]]]])  # [1, 1, 2, 2]
+  mask, valid = jnp.array([[target]]), jnp.ones(1, bool)
+  assert float(losses.focal(probs, mask, valid)) == pytest.approx(focal, abs=1e-6)
+  assert float(losses.dice(probs[..., 1], mask, valid)) == pytest.approx(dice, abs=1e-6)
+
+
+def test_padding_and_unknown_masks_weigh_nothing(shell):
+  cfg = configured(layers=(2, 6))
+  features, batch = drawn(cfg, rows=4)
+  frozen, learnable = {'bank': texts(np.random.default_rng(1))}, learned(cfg, shell)
+  run = lambda features, batch: float(loss(learnable, frozen, features, batch, None, clip=shell, cfg=cfg)[0])
+  half = jax.tree.map(lambda x: x[:2], (features, batch))
+  two = jnp.array([True, True, False, False])
+  assert run(features, {**batch, 'valid': two}) == pytest.approx(run(*half), rel=1e-5)
+  assert run(features, {**batch, 'has_mask': two}) == pytest.approx(run(*half), rel=1e-5)
+  with pytest.raises(ValueError, match='masks are 32x32; the loss needs them at image_size 64'):
+    method.loss(learnable, frozen, features, {**batch, 'mask': batch['mask'][:, ::2, ::2]}, None, clip=shell, cfg=cfg)
+
+
+# Texts
+
+
+def test_names_enter_the_texts_as_folders_are_called(clip):
+  encode = jax.jit(lambda params, ids: clip.text(params, clip.embed(params, ids), clip.eot(ids)))
+  plain = []
+  for raw, said in ((True, 'metal_nut'), (False, 'metal nut')):
+    cfg = configured(prompt__raw_names=raw)
+    make = functools.partial(method.bank, {}, categories=('nut{1}', 'metal_nut'), clip=clip, cfg=cfg)
+    bank = jax.jit(make)(clip.params)
+    normal, abnormal = ([t.format(s.format(said)) for s in states for t in prompts.COMPOUND_TEMPLATES]
+                        for states in prompts.COMPOUND_STATES)
+    assert (len(normal), len(abnormal)) == (245, 175)
+    rows = unit(np.asarray(encode(clip.params, clip.tokenize(normal + abnormal)[:, :24])))
+    np.testing.assert_allclose(bank[1], unit(np.stack([rows[:245].mean(0), rows[245:].mean(0)])), atol=3e-6)
+    plain.append(bank[0])
+  np.testing.assert_allclose(*plain, atol=1e-6)  # a brace is a brace, and there is no underscore to lose
+
+
+def test_trap_9_texts_are_those_of_the_images_own_category(shell):
+  cfg = configured(layers=(6,))
+  features, _ = drawn(cfg, rows=2)
+  learnable, bank = learned(cfg, shell), texts(np.random.default_rng(1))
+  run = lambda bank, category: predict(learnable, None, bank, None, features, {'category': jnp.array(category)},
+                                       clip=shell, cfg=cfg)
+  mixed = run(bank, [1, 0])
+  for row, c in ((0, 1), (1, 0)):
+    np.testing.assert_allclose(mixed['map'][row], run(bank[c:c + 1], [0, 0])['map'][row], atol=1e-5)
+  assert np.isnan(run(bank, [2, 0])['score']).tolist() == [True, False]  # the evaluator refuses NaN
+  fixed = jax.eval_shape(functools.partial(method.fixed, categories=('a', 'b', 'c'), clip=shell, cfg=cfg),
+                         clip_lib.template('tiny'))
+  assert jax.tree.map(lambda x: x.shape, fixed) == {'bank': (3, 2, EMBED)}
+
+
+# Maps and scores
+
+
+def test_traps_2_and_3_logits_are_upsampled_between_aligned_corners_then_softmaxed(shell):
+  odd = dataclasses.replace(shell, image_size=65)
+  cfg = configured(layers=(6,))
+  one, other = np.eye(2, EMBED, dtype=np.float32)
+  tokens = jnp.asarray([[one, other, other, one]]) * 7  # [1, 4, W]: a checkerboard of 2 x 2
+  learnable = {'block6': {'kernel': jnp.eye(WIDTH, EMBED), 'bias': jnp.zeros(EMBED)}}
+  bank = jnp.asarray([[3 * other + one, other + 3 * one]]) / 4  # logits 75 and 25, or 25 and 75
+  out = predict(learnable, None, bank, None, Features(tokens[:, 0], {'clip/6/block': tokens}),
+                {'category': jnp.zeros(1, int)}, clip=odd, cfg=cfg)['map'][0]
+  np.testing.assert_allclose(out[::64, ::64], [[1, 0], [0, 1]], atol=1e-6)
+  np.testing.assert_allclose(out[32], np.full(65, 0.5), atol=1e-5)
+  # From 1 to 0 within a few pixels of 65, where upsampled probabilities would take them all.
+  assert np.sum((out[0] > 0.02) & (out[0] < 0.98)) <= 5
+
+
+def test_without_references_scores_are_clips_and_maps_reach_the_number_of_taps(shell):
+  cfg = configured()
+  features, batch = drawn(cfg)
+  bank, learnable = texts(np.random.default_rng(1)), learned(cfg, shell)
+  out = predict(learnable, None, bank, None, features, batch, clip=shell, cfg=cfg)
+  for i, c in enumerate((0, 1, 0)):
+    logits = 100 * bank[c] @ unit(features.cls[i])
+    np.testing.assert_allclose(out['score'][i], 1 / (1 + np.exp(logits[0] - logits[1])), rtol=1e-4)
+  assert 1 < out['map'].max() <= 4 and out['map'].min() >= 0
+  assert method.finish(out, cfg=cfg) is out
+
+
+def test_references_of_the_category_leave_nothing_but_the_zero_shot_map_on_themselves(shell):
+  cfg, zero_shot = configured(fewshot__shots=2), configured()
+  features, _ = drawn(cfg, rows=4)
+  stack = lambda x: x.reshape(2, 2, *x.shape[1:])  # two categories of two references: the images themselves
+  memory = method.memory(None, Features(None, {k: stack(v) for k, v in features.taps.items()}), clip=shell, cfg=cfg)
+  assert {m.shape for m in memory.values()} == {(2, 2 * GRID ** 2, WIDTH)}
+  bank, learnable = texts(np.random.default_rng(1)), learned(cfg, shell)
+  run = lambda category, memory, cfg: predict(learnable, None, bank, memory, features,
+                                              {'category': jnp.array(category)}, clip=shell, cfg=cfg)['map']
+  np.testing.assert_allclose(run([0, 0, 1, 1], memory, cfg), run([0, 0, 1, 1], None, zero_shot), atol=1e-5)
+  other = run([1, 1, 0, 0], memory, cfg)
+  assert (other - run([1, 1, 0, 0], None, zero_shot)).min() > 0.5
+  # A cosine does not see the scale.
+  np.testing.assert_allclose(run([1, 1, 0, 0], jax.tree.map(lambda x: 2 * x, memory), cfg), other, atol=1e-5)
+  with pytest.raises(ValueError, match=r'fewshot\.shots is 2, but predict was given no memory'):
+    run([0, 0, 1, 1], None, cfg)
+
+
+def test_trap_11_the_peak_is_stretched_over_the_category_and_a_constant_one_is_0():
+  cfg = configured(fewshot__shots=1)
+  rng = np.random.default_rng(0)
+  for scale in (1, 100):
+    outputs = {'score': rng.random(5).astype(np.float32), 'map': scale * rng.random((5, 3, 3)).astype(np.float32)}
+    peak = 2 * method.finish(outputs, cfg=cfg)['score'] - outputs['score']
+    assert (peak.min(), peak.max()) == pytest.approx((0, 1), abs=1e-6)
+    assert np.argmax(peak) == np.argmax(outputs['map'].max((1, 2)))
+    plain = method.finish(outputs, cfg=configured(fewshot__shots=1, score_norm='none'))['score']
+    np.testing.assert_allclose(plain, (outputs['score'] + outputs['map'].max((1, 2))) / 2)
+  flat = method.finish({'score': np.ones(2), 'map': np.ones((2, 3, 3))}, cfg=cfg)['score']
+  assert flat.tolist() == [0.5, 0.5]
+
+
+# Released weights, and what is refused
+
+
+def official(cfg, clip, seed=0):
+  rng = np.random.default_rng(seed)
+  arrays = {}
+  for i in range(len(cfg.layers)):
+    arrays |= {f'fc.{i}.weight': rng.uniform(-0.1, 0.1, (EMBED, WIDTH)).astype(np.float32),
+               f'fc.{i}.bias': rng.uniform(-0.1, 0.1, EMBED).astype(np.float32)}
+  return arrays
+
+
+def test_released_weights(shell):
+  cfg = configured()
+  arrays = official(cfg, shell)
+  for prefix in ('', 'trainable_linearlayer.'):
+    found = method.load_official({prefix + name: array for name, array in arrays.items()}, clip=shell, cfg=cfg)
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, learned(cfg, shell))
+    np.testing.assert_array_equal(found['block3']['kernel'], arrays['fc.1.weight'].T)
+  del arrays['fc.2.bias']
+  arrays |= {'fc.4.bias': np.zeros(3), 'fc.0.bias': np.zeros(3)}
+  with pytest.raises(ValueError, match=r'missing fc\.2\.bias; unknown fc\.4\.bias \(3,\); fc\.0\.bias is \(3,\), not'):
+    method.load_official(arrays, clip=shell, cfg=cfg)
+
+
+@pytest.mark.parametrize('changes, message', [
+  (dict(layers=(2, 7)), r'layers \(2, 7\) are not different blocks in 1\.\.6, those of tiny'),
+  (dict(layers=(2, 2)), r'layers \(2, 2\) are not different'), (dict(layers=()), 'are not different blocks'),
+  (dict(act='relu'), "act 'relu' is not one of"), (dict(score_norm='all'), "score_norm 'all' is not one of"),
+  (dict(temperature=0.0), 'temperature 0.0 is not positive'), (dict(mosaic=1.2), 'mosaic 1.2 is not a probability'),
+  (dict(fewshot__shots=-1), 'fewshot.shots -1 is negative'), (dict(knn__mib=0.0), 'knn.mib 0.0 is not positive')])
+def test_bad_keys(shell, changes, message):
+  with pytest.raises(ValueError, match=message):
+    method.spec(shell, configured(**changes))
+
+
+# The formulas once more, in PyTorch
+
+
+def transcribed(torch, arrays, features, bank, batch, memory):
+  """(loss, gradients, score, maps) of the released formulas, written out of place."""
+  F = torch.nn.functional
+  tensor = lambda x: torch.tensor(np.asarray(x))
+  layers = [torch.nn.Linear(WIDTH, EMBED) for _ in features.taps]
+  for i, layer in enumerate(layers):
+    layer.load_state_dict({k: tensor(arrays[f'fc.{i}.{k}']) for k in ('weight', 'bias')})
+  text = tensor(bank)[tensor(batch['category']).long()].transpose(1, 2)  # [B, E, 2]
+  mask, total, fused = tensor(batch['mask']).long(), 0, 0
+  for layer, (name, tokens) in zip(layers, features.taps.items()):
+    tokens = tensor(tokens)
+    p = F.normalize(layer(tokens), dim=-1)
+    logits = (100 * p @ text).permute(0, 2, 1).reshape(-1, 2, GRID, GRID)
+    probs = F.interpolate(logits, SIZE, mode='bilinear', align_corners=True).softmax(1)
+    onehot = F.one_hot(mask, 2).permute(0, 3, 1, 2).float().clamp(1e-5, 1 - 1e-5)
+    pt = (onehot * probs).sum(1) + 1e-5
+    total = total + (-(1 - pt) ** 2 * pt.log()).mean()
+    q, m = probs[:, 1].flatten(1), mask.flatten(1).float()
+    total = total + (1 - (2 * (q * m).sum(1) + 1) / (q.sum(1) + m.sum(1) + 1)).mean()
+    fused = fused + probs[:, 1].detach()
+    references = tensor(memory[name])[tensor(batch['category']).long()]
+    cosine = F.cosine_similarity(tokens[:, :, None], references[:, None], dim=-1)  # [B, N, M]
+    far = (1 - cosine).min(-1).values.reshape(-1, 1, GRID, GRID)
+    fused = fused + F.interpolate(far, SIZE, mode='bilinear', align_corners=True)[:, 0]
+  total.backward()
+  score = (100 * F.normalize(tensor(features.cls), dim=-1)[:, None] @ text).softmax(-1)[:, 0, 1]
+  gradients = {name: layer.weight.grad.numpy().T for name, layer in zip(features.taps, layers)}
+  return float(total.detach()), gradients, score.numpy(), fused.numpy()
+
+
+def test_parity_with_a_transcription(shell):
+  torch = pytest.importorskip('torch')
+  cfg = configured(fewshot__shots=1)
+  features, batch = drawn(cfg)
+  rng = np.random.default_rng(2)
+  bank = texts(rng)
+  memory = {name: jnp.asarray(rng.standard_normal((2, GRID ** 2, WIDTH)), jnp.float32) for name in features.taps}
+  arrays = official(cfg, shell)
+  want, gradients, score, maps = transcribed(torch, arrays, features, bank, batch, memory)
+  learnable = method.load_official(arrays, clip=shell, cfg=cfg)
+  (total, parts), found = step(learnable, {'bank': bank}, features, batch, None, clip=shell, cfg=cfg)
+  assert float(total) == pytest.approx(want, rel=1e-5)
+  assert float(parts['loss_focal'] + parts['loss_dice']) == pytest.approx(want, rel=1e-5)
+  for block, gradient in zip(cfg.layers, gradients.values()):
+    ours = found[f'block{block}']['kernel']
+    np.testing.assert_allclose(ours, gradient, atol=1e-4 * np.abs(gradient).max())
+  out = predict(learnable, None, bank, memory, features, batch, clip=shell, cfg=cfg)
+  np.testing.assert_allclose(out['score'], score, atol=1e-5)
+  np.testing.assert_allclose(out['map'], maps, atol=1e-4)

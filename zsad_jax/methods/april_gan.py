@@ -1,0 +1,198 @@
+"""APRIL-GAN, of the VAND challenge 2023: affine layers that carry patch tokens to the texts (arXiv 2305.17382).
+
+Patch tokens of four blocks of the image tower, as the blocks leave them, each pass an affine layer of their own,
+trained on an auxiliary set, and are compared with the texts of "normal" and "abnormal"; the four maps add up. The
+image score is plain CLIP. With k normal images of a category, the distances of the same tokens to theirs are added
+to the map, and the map's peak to the score. Defaults are the released code's.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zsad_jax import losses, maps, neighbours
+from zsad_jax.methods import prompts
+from zsad_jax.spec import Spec, Tap
+
+ACTIVATIONS = ('gelu', 'quick_gelu')
+SCORE_NORMS = ('class_minmax', 'none')
+EVALUATION_KEYS = ('fewshot', 'knn', 'score_norm')
+
+
+def arch(arch, cfg):
+  """Returns the architecture with the activation `act`.
+
+  The released setup runs OpenAI's weights, which were trained with QuickGELU, with exact GELU in both towers: asked
+  for another image size than the pretrained one, its loader builds the model anew and forgets the activation.
+  """
+  _one_of('act', cfg.act, ACTIVATIONS)
+  return dataclasses.replace(arch, activation=cfg.act)
+
+
+def spec(clip, cfg):
+  """Returns the Spec: the class token as CLIP reads it, and patch tokens without ln_post and projection."""
+  check(clip, cfg)
+  return Spec(clip.image_size, cls='ln_post_proj', taps=tuple(_tap(block) for block in cfg.layers), read='none',
+              positions=cfg.positions)
+
+
+def init(rng, clip, cfg):
+  """Returns one affine layer a tap, {'block6': {'kernel': [W, E], 'bias': [E]}, ...}, all of U(-1/sqrt W, 1/sqrt W)."""
+  check(clip, cfg)
+  width, embed = clip.arch.vision.width, clip.arch.embed_dim
+  draw = lambda key, *shape: jax.random.uniform(key, shape, minval=-width ** -0.5, maxval=width ** -0.5)
+  learnable = {}
+  for block, key in zip(cfg.layers, jax.random.split(rng, len(cfg.layers))):
+    kernel, bias = jax.random.split(key)
+    learnable[_name(block)] = {'kernel': draw(kernel, width, embed), 'bias': draw(bias, embed)}
+  return learnable
+
+
+def bank(learnable, frozen, categories, *, clip, cfg):
+  """Returns text features [C, 2, E], normal and abnormal."""
+  del learnable
+  return prompts.ensemble(clip, frozen, categories, prompts.COMPOUND_STATES, prompts.COMPOUND_TEMPLATES,
+                          raw_names=cfg.prompt.raw_names)
+
+
+def fixed(frozen, categories, *, clip, cfg):
+  """Returns {'bank': text features [C, 2, E] of the auxiliary categories}, all that the loss reads beside features."""
+  return {'bank': bank({}, frozen, categories, clip=clip, cfg=cfg)}
+
+
+def loss(learnable, frozen, features, batch, rng, *, clip, cfg):
+  """Returns the sum over the taps of Focal(S) + Dice(S_a), and its two parts.
+
+  S are the probabilities at image_size, the masks' resolution: logits are upsampled, then softmaxed. `frozen` is
+  what `fixed` returns. An image whose mask is unknown counts for nothing.
+
+  Raises:
+    ValueError: masks of another size.
+  """
+  del rng
+  mask, size = batch['mask'], clip.image_size
+  if mask.shape[1:] != (size, size):
+    raise ValueError(f'masks are {mask.shape[1]}x{mask.shape[2]}; the loss needs them at image_size {size}')
+  known = batch['valid'] * batch['has_mask'] if 'has_mask' in batch else batch['valid']
+  pair = maps.of_category(frozen['bank'], batch['category'])
+  parts = {'loss_focal': 0.0, 'loss_dice': 0.0}
+  for block in cfg.layers:
+    excess = _excess(learnable, features, block, pair, clip, cfg)
+    probs = jnp.stack([jax.nn.sigmoid(-excess), jax.nn.sigmoid(excess)], axis=-1)
+    parts['loss_focal'] += losses.focal(probs, mask, known)
+    parts['loss_dice'] += losses.dice(probs[..., 1], mask, known)
+  return parts['loss_focal'] + parts['loss_dice'], parts
+
+
+def memory(frozen, reference_features, *, clip, cfg):
+  """Returns {tap: [C, K N, W]}, the patch tokens of each category's references as the blocks leave them."""
+  del frozen, clip, cfg
+  return {name: tokens.reshape(tokens.shape[0], -1, tokens.shape[-1])
+          for name, tokens in reference_features.taps.items()}
+
+
+def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
+  """Returns score [B], the probability of the abnormal texts for the class token, and map [B, R, R] at image_size.
+
+  The map sums the taps' probabilities, each in 0..1, and where there are references also the taps' cosine distances
+  to the nearest of them. `finish` then brings the map into the score.
+
+  Raises:
+    ValueError: fewshot.shots without a memory.
+  """
+  del frozen
+  pair = maps.of_category(bank, batch['category'])
+  score = maps.states(features.cls[:, None], pair, cfg.temperature)[:, 0, 1]
+  total = sum(jax.nn.sigmoid(_excess(learnable, features, block, pair, clip, cfg)) for block in cfg.layers)
+  if cfg.fewshot.shots:
+    if memory is None:
+      raise ValueError(f'fewshot.shots is {cfg.fewshot.shots}, but predict was given no memory of references')
+    distance = sum(_distance(features, memory, block, batch['category'], cfg) for block in cfg.layers)
+    total += maps.upsample(maps.square(distance), clip.image_size, align_corners=True)
+  return {'score': score, 'map': total}
+
+
+def finish(outputs, *, cfg):
+  """Returns outputs whose few-shot score is the mean of the zero-shot one and the map's maximum.
+
+  With score_norm 'class_minmax' the maxima of all images of the category are stretched to 0..1 first, as the
+  released code does, so that a score depends on the other test images; with 'none' they are left alone.
+  """
+  if not cfg.fewshot.shots:
+    return outputs
+  peak = outputs['map'].max(axis=(1, 2))
+  if cfg.score_norm == 'class_minmax':
+    low, high = peak.min(), peak.max()
+    peak = (peak - low) / (high - low) if high > low else np.zeros_like(peak)
+  return {**outputs, 'score': (outputs['score'] + peak) / 2}
+
+
+def load_official(arrays, *, clip, cfg):
+  """Returns learnable from the arrays of a released checkpoint, {name: array} of its 'trainable_linearlayer'.
+
+  Raises:
+    ValueError: lists every name that is missing or unknown and every shape that does not fit the config.
+  """
+  have = {name.removeprefix('trainable_linearlayer.'): np.asarray(array) for name, array in arrays.items()}
+  width, embed = clip.arch.vision.width, clip.arch.embed_dim
+  want = {}
+  for i in range(len(cfg.layers)):
+    want |= {f'fc.{i}.weight': (embed, width), f'fc.{i}.bias': (embed,)}
+  wrong = [f'missing {name}' for name in want if name not in have]
+  wrong += [f'unknown {name} {array.shape}' for name, array in have.items() if name not in want]
+  wrong += [f'{name} is {have[name].shape}, not {shape}' for name, shape in want.items()
+            if name in have and have[name].shape != shape]
+  if wrong:
+    raise ValueError('checkpoint does not fit this config (layers, CLIP): ' + '; '.join(wrong))
+  return {_name(block): {'kernel': jnp.asarray(have[f'fc.{i}.weight'].T, jnp.float32),
+                         'bias': jnp.asarray(have[f'fc.{i}.bias'], jnp.float32)}
+          for i, block in enumerate(cfg.layers)}
+
+
+def check(clip, cfg):
+  """Raises ValueError naming the first config key that is out of range."""
+  layers = tuple(cfg.layers)
+  blocks = clip.arch.vision.layers
+  if not layers or len(set(layers)) < len(layers) or not all(1 <= block <= blocks for block in layers):
+    raise ValueError(f'layers {layers} are not different blocks in 1..{blocks}, those of {clip.arch.name}')
+  _one_of('act', cfg.act, ACTIVATIONS)
+  _one_of('score_norm', cfg.score_norm, SCORE_NORMS)
+  if not cfg.temperature > 0:
+    raise ValueError(f'temperature {cfg.temperature} is not positive')
+  if not 0 <= cfg.mosaic <= 1:
+    raise ValueError(f'mosaic {cfg.mosaic} is not a probability')
+  if cfg.fewshot.shots < 0:
+    raise ValueError(f'fewshot.shots {cfg.fewshot.shots} is negative; 0 is zero-shot')
+  if not cfg.knn.mib > 0:
+    raise ValueError(f'knn.mib {cfg.knn.mib} is not positive')
+
+
+def _one_of(key, value, allowed):
+  if value not in allowed:
+    raise ValueError(f'{key} {value!r} is not one of {", ".join(allowed)}')
+
+
+def _tap(block):
+  return Tap('clip', block)
+
+
+def _name(block):
+  return f'block{block}'
+
+
+def _excess(learnable, features, block, pair, clip, cfg):
+  """The abnormal logit less the normal one, upsampled, [B, R, R]: of two states, all that a softmax sees."""
+  layer = learnable[_name(block)]
+  tokens = features.taps[_tap(block).name].astype(jnp.float32)
+  projected = maps.normalize(jnp.matmul(tokens, layer['kernel']) + layer['bias'][None, None])
+  logits = maps.logits(projected, pair, cfg.temperature)  # [B, N, 2]
+  return maps.upsample(maps.square(logits[..., 1] - logits[..., 0]), clip.image_size, align_corners=True)
+
+
+def _distance(features, memory, block, category, cfg):
+  """1 - cos [B, N] to the nearest token of the references."""
+  name = _tap(block).name
+  chunk = neighbours.chunk_rows(memory[name].shape[1], cfg.knn.mib)
+  return neighbours.nearest_by_category(features.taps[name], memory[name], category, chunk=chunk)[0][..., 0]

@@ -49,6 +49,28 @@ def test_similarity_with_a_text_pair_per_image_equals_one_image_at_a_time():
   np.testing.assert_allclose(together.sum(-1), np.ones((3, 5)), rtol=1e-6)
 
 
+@pytest.mark.parametrize('scale, expected', [
+  (1, [0.1697676, -0.4501660, 0.5498340]), (2, [0.2381627, -0.4013123, 0.5986877])])
+def test_feature_surgery_against_golden_values(scale, expected):
+  rows = jnp.array([[[0.6, 0.8], [1, 0], [0, 1]]])
+  for text in (jnp.eye(2), jnp.eye(2)[None]):
+    found = maps.surgery(rows, rows[:, 0], text, scale)
+    np.testing.assert_allclose(found[0, :, 1], expected, atol=1e-6)
+    np.testing.assert_allclose(found.sum(-1), np.zeros((1, 3)), atol=1e-7)
+
+
+def test_feature_surgery_is_its_definition_for_any_number_of_texts():
+  rng = np.random.default_rng(6)
+  unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
+  f, cls, text = (unit(rng.standard_normal(shape)) for shape in ((3, 5, 8), (3, 8), (4, 8)))
+  prob = np.exp(2 * cls @ text.T)
+  weights = prob / prob.mean(-1, keepdims=True)  # the softmax's denominator cancels
+  feats = f[:, :, None] * text[None, None] * weights[:, None, :, None]
+  expected = (feats - feats.mean(2, keepdims=True)).sum(-1)
+  np.testing.assert_allclose(maps.surgery(*(jnp.asarray(x, jnp.float32) for x in (f, cls, text)), 2.0), expected,
+                             atol=1e-6)
+
+
 def test_trap_12_patch_r_c_lands_at_row_r_column_c():
   patches = jnp.zeros((1, 37 * 37)).at[0, 37].set(1)  # row 1, column 0
   grid = maps.square(patches)

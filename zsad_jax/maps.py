@@ -37,6 +37,24 @@ def states(features, text, temperature):
   return similarity(normalize(features.astype(jnp.float32)), text, temperature)
 
 
+def surgery(features, cls, text, scale):
+  """Returns CLIP Surgery's similarity, [B, N, S], in which what all texts have in common has been cut out.
+
+  w_t cos(f, t) less its mean over the texts, with w = softmax(scale cos(cls, t)) over its mean (arXiv 2304.05653,
+  "feature surgery"). Written out that is a sum over channels of f * t * w_t less its mean over t, [B, N, S, E]
+  numbers, of which only the sums are used. Not a probability: it may be negative.
+
+  Args:
+    features: [B, N, E], L2-normalised, as are the others.
+    cls: [B, E], the class token.
+    text: [S, E] or [B, S, E].
+    scale: 2 in CLIP Surgery's code, 1 in CLIP-AD's.
+  """
+  weights = text.shape[-2] * jax.nn.softmax(scale * logits(cls[:, None], text, 1.0), axis=-1)  # [B, 1, S]
+  weighted = weights * logits(features, text, 1.0)
+  return weighted - weighted.mean(axis=-1, keepdims=True)
+
+
 def of_category(text, category):
   """Returns the text features [B, S, E] of each image's category [B] from [C, S, E]; [S, E] where C is 1."""
   return text[0] if text.shape[0] == 1 else jnp.take(text, category, axis=0)

@@ -1,6 +1,6 @@
-"""Accurate-WinCLIP's window encoding, scores and maps, transcribed to PyTorch from its description; nothing is recorded.
+"""Accurate-WinCLIP's windows, scores and maps, transcribed to PyTorch from its description; nothing is recorded.
 
-It keeps that code's own form, a loop over masks, over patches and over references, and shares nothing with zsad_jax.
+It keeps that code's own form, a loop over masks and over patches, and shares nothing with zsad_jax.
 Parity tests and the benchmark run it; torch is imported where it is used.
 """
 
@@ -90,8 +90,6 @@ class Official(record_clip.Official):
 
   def distance(self, features, references):
     """Returns [n], half the cosine distance of features [n, D] to the nearest of references [K, m, D]."""
-    bank, out = references.reshape(-1, references.shape[-1]), []
-    for feature in features:
-      cosine = self.f.cosine_similarity(feature[None], bank)
-      out.append(0.5 * (1 - cosine).clamp(min=0).min())
-    return self.torch.stack(out)
+    unit = lambda x: x / x.norm(dim=-1, keepdim=True)
+    similarity = unit(features) @ unit(references.reshape(-1, references.shape[-1])).T
+    return 0.5 * (1 - similarity).min(dim=1).values.clamp(min=0)

@@ -50,3 +50,6 @@ def test_lists_have_not_drifted():
   """Digests of the lists as transcribed; a change of one letter changes features, and nothing else would say so."""
   assert digest(prompts.IMAGENET_TEMPLATES) == 'aab8052c5981145c'
   assert digest(prompts.COMPOUND_TEMPLATES) == 'f1932e9b63b58f80'
+  assert digest(prompts.WINCLIP_TEMPLATES) == '6e92cf10735ab9ef'
+  assert digest(prompts.ACCURATE_TEMPLATES) == 'adbaf19780a3c696'
+  assert digest(sum(prompts.WINCLIP_STATES, ())) == '0e266b82bf97ba59'

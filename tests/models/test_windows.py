@@ -132,8 +132,17 @@ def test_memory_is_bounded(small, monkeypatch):
   assert size() > 2 * bounded
 
 
-def test_windows_against_a_loop_in_pytorch(small, arrays, images):
+@pytest.fixture
+def torch():
+  """PyTorch with one thread: a loop over small windows spends its time waiting for more."""
   torch = pytest.importorskip('torch')
+  threads = torch.get_num_threads()
+  torch.set_num_threads(1)
+  yield torch
+  torch.set_num_threads(threads)
+
+
+def test_windows_against_a_loop_in_pytorch(small, arrays, images, torch):
   with torch.no_grad():
     cls, windows, patches = torch_winclip.Official(arrays, DIMS).encode(images, (2, 3))
   spec = PAIR._replace(taps=(Tap('clip', DIMS.layers),), read='none')

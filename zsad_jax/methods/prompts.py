@@ -67,18 +67,44 @@ COMPOUND_TEMPLATES = (
   'this is a {} in the scene.', 'this is the {} in the scene.', 'this is one {} in the scene.',
 )
 
+# The states and templates of WinCLIP (arXiv 2303.14814), normal and abnormal, as CLIP-AD's code has the templates.
+WINCLIP_STATES = (
+  ('{}', 'flawless {}', 'perfect {}', 'unblemished {}',
+   '{} without flaw', '{} without defect', '{} without damage'),
+  ('damaged {}', '{} with flaw', '{} with defect', '{} with damage'),
+)
+WINCLIP_TEMPLATES = (
+  'a cropped photo of the {}.', 'a cropped photo of a {}.', 'a close-up photo of a {}.',
+  'a close-up photo of the {}.', 'a bright photo of a {}.', 'a bright photo of the {}.', 'a dark photo of the {}.',
+  'a dark photo of a {}.', 'a jpeg corrupted photo of a {}.', 'a jpeg corrupted photo of the {}.',
+  'a blurry photo of the {}.', 'a blurry photo of a {}.', 'a photo of the {}.', 'a photo of a {}.',
+  'a photo of a small {}.', 'a photo of the small {}.', 'a photo of a large {}.', 'a photo of the large {}.',
+  'a photo of the {} for visual inspection.', 'a photo of a {} for visual inspection.',
+  'a photo of the {} for anomaly detection.', 'a photo of a {} for anomaly detection.',
+)
+
+# The same as Accurate-WinCLIP and anomalib have them: two are missing, and one stands twice and so weighs double.
+ACCURATE_TEMPLATES = (
+  *(t for t in WINCLIP_TEMPLATES if t not in ('a cropped photo of a {}.', 'a jpeg corrupted photo of a {}.')),
+  'a jpeg corrupted photo of the {}.',
+)
+
 
 def spoken(name):
   """Returns an object name as text: 'metal_nut' becomes 'metal nut'."""
   return name.replace('_', ' ')
 
 
-def compose(states, templates, name):
-  """Returns every template around every state of `name`, states outermost, as a list of texts."""
-  return [template.format(state.format(spoken(name))) for state in states for template in templates]
+def compose(states, templates, name, *, raw_names=False):
+  """Returns every template around every state of `name`, states outermost, as a list of texts.
+
+  The name is spoken, unless raw_names keeps it as it is.
+  """
+  name = name if raw_names else spoken(name)
+  return [template.format(state.format(name)) for state in states for template in templates]
 
 
-def ensemble(clip, frozen, names, states, templates):
+def ensemble(clip, frozen, names, states, templates, *, normalize_each=True, raw_names=False):
   """Returns one L2-normalised text feature per name and state, [C, S, E].
 
   The features of all texts of a state are normalised, averaged and normalised again. Ids are cut after the longest
@@ -90,14 +116,17 @@ def ensemble(clip, frozen, names, states, templates):
     names: object names.
     states: per state, forms with a `{}` for the name.
     templates: texts with a `{}` for the form.
+    normalize_each: False averages the features as they are, so that longer ones weigh more (WinCLIP).
+    raw_names: see compose.
   """
-  groups = [compose(forms, templates, name) for name in names for forms in states]
+  groups = [compose(forms, templates, name, raw_names=raw_names) for name in names for forms in states]
   ids = clip.tokenize([text for group in groups for text in group])
   eot = clip.eot(ids)
 
   def encode(row):
     tokens = clip.embed(frozen, row[0][None])
-    return maps.normalize(clip.text(frozen, tokens, row[1][None]))[0]
+    feature = clip.text(frozen, tokens, row[1][None])[0]
+    return maps.normalize(feature) if normalize_each else feature
 
   rows = jnp.asarray(ids[:, :eot.max() + 1]), jnp.asarray(eot, jnp.int32)
   features = jax.lax.map(encode, rows, batch_size=CHUNK)  # [T, E]

@@ -1,0 +1,141 @@
+"""WinCLIP and WinCLIP+: windows of an image against two ensembles of texts, and against normal references.
+
+Every square window of 2 x 2 and of 3 x 3 patches, stride 1, is encoded by itself: the other patches are dropped before
+the first block. A window's score is the softmax of its cosines with the mean texts of the normal and the anomalous
+state; a patch takes the harmonic mean over the windows that cover it, then over the window sizes and the image score
+(WinCLIP, arXiv 2303.14814). WinCLIP+ adds half the cosine distance to the nearest feature of a few normal images,
+for windows of both sizes and for patch tokens. Its authors released no code: formulas and defaults follow
+Accurate-WinCLIP, on which anomalib's agrees. Image scores are of the whole image alone; the paper's multi-crop
+prediction, which it does not define, is not here.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from zsad_jax import maps, neighbours
+from zsad_jax.methods import prompts
+from zsad_jax.spec import Spec, Tap
+
+TEMPLATES = {'winclip22': prompts.WINCLIP_TEMPLATES, 'accurate21': prompts.ACCURATE_TEMPLATES}
+MEANS = ('harmonic', 'arithmetic')
+COMBINE = ('mean', 'sum')
+TINY = 1e-30  # 1 / TINY is finite in float32; a smaller score counts as this, and so any mean with it as 0
+
+
+def spec(clip, cfg):
+  """Returns the Spec: class token, windows of every size and, with references, the patch tokens of one block."""
+  check(clip, cfg)
+  whole = Spec(clip.image_size, cls='ln_post_proj', positions=cfg.positions, windows=tuple(cfg.windows))
+  if not cfg.fewshot.shots:
+    return whole
+  tap = Tap('clip', cfg.fewshot.patch_block or clip.arch.vision.layers)
+  return whole._replace(taps=(tap,), read='ln_post' if cfg.fewshot.patch_ln_post else 'none')
+
+
+def init(rng, clip, cfg):
+  """Returns {}: nothing is learned."""
+  del rng, clip, cfg
+  return {}
+
+
+def bank(learnable, frozen, categories, *, clip, cfg):
+  """Returns text features [C, 2, E], normal and anomalous; one pair for all where prompt.class_word is set."""
+  del learnable
+  names = (cfg.prompt.class_word,) if cfg.prompt.class_word else categories
+  return prompts.ensemble(clip, frozen, names, prompts.WINCLIP_STATES, TEMPLATES[cfg.prompt.templates],
+                          normalize_each=cfg.text.normalize_each, raw_names=cfg.prompt.raw_names)
+
+
+def memory(frozen, reference_features, *, clip, cfg):
+  """Returns every category's reference features, all images and places pooled, {name: [C, M, E or D]}.
+
+  `windows` {side: [C, K n, E]} and `patches` [C, K N, D], of reference features with leading axes [C, K].
+  """
+  del frozen, clip, cfg
+  pooled = lambda x: x.reshape(x.shape[0], -1, x.shape[-1])
+  patches, = reference_features.taps.values()
+  return {'windows': {side: pooled(x) for side, x in reference_features.windows.items()}, 'patches': pooled(patches)}
+
+
+def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
+  """Returns score [B] and map [B, R, R] at image_size.
+
+  Zero-shot: the image's probability of the anomalous state, and M_0, the mean over window sizes and that probability.
+  With references: half that score and half the maximum of M_ref, the mean of the three maps of distances, before it
+  is upsampled; and the mean (or sum) of M_0 and M_ref.
+  """
+  del learnable, frozen
+  pair = maps.of_category(bank, batch['category'])
+  image = maps.states(features.cls[:, None], pair, cfg.temperature)[:, 0, 1]
+  scales = [cover_mean(maps.states(x, pair, cfg.temperature)[..., 1], clip.grid, side, cfg.mean.windows)
+            for side, x in features.windows.items()]
+  whole = jnp.broadcast_to(image[:, None, None], (len(image), clip.grid, clip.grid))
+  text_map = _mean(jnp.stack([*scales, whole]), cfg.mean.scales)
+  if not cfg.fewshot.shots:
+    return {'score': image, 'map': maps.upsample_blur(text_map, clip.image_size, cfg.map.sigma)}
+  if memory is None:
+    raise ValueError(f'fewshot.shots is {cfg.fewshot.shots}, but predict was given no memory of references')
+  distance_map = _distances(memory, features, batch['category'], clip.grid, cfg)
+  both = text_map + distance_map
+  fused = both / 2 if cfg.fewshot.combine == 'mean' else both
+  return {'score': (image + distance_map.max((1, 2))) / 2,
+          'map': maps.upsample_blur(fused, clip.image_size, cfg.map.sigma)}
+
+
+def cover_mean(scores, grid, side, mean='harmonic'):
+  """Returns for every patch the mean score of the windows that cover it, [B, G, G].
+
+  Harmonic: M[p] = n[p] / sum_{w covers p} 1 / s_w, with n[p] = 1 in a corner and side^2 inside, as nothing is padded.
+  The 0/1 matrix of which window covers which patch is the product of one such matrix along each axis.
+
+  Args:
+    scores: [B, n], at least 0, windows in row-major order.
+    grid: patches a side of the image.
+    side: patches a side of a window.
+    mean: one of MEANS.
+  """
+  places = grid - side + 1
+  offset = np.arange(grid)[:, None] - np.arange(places)[None]
+  axis = ((offset >= 0) & (offset < side)).astype(np.float32)  # [G, places]
+  count = axis.sum(1)[:, None] * axis.sum(1)[None]
+  total = lambda x: jnp.einsum('gi,bij,hj->bgh', axis, x.reshape(-1, places, places), axis, precision='highest')
+  if mean == 'harmonic':
+    return count[None] / total(1 / jnp.maximum(scores, TINY))
+  return total(scores) / count[None]
+
+
+def _distances(memory, features, category, grid, cfg):
+  """Returns M_ref [B, G, G]: the mean over window sizes and patch tokens of d = min_r (1 - cos(f, r)) / 2."""
+  def nearest(x, rows):
+    distances, _ = neighbours.nearest_by_category(x, rows, category)
+    return distances[..., 0] / 2
+
+  patches, = features.taps.values()
+  found = [cover_mean(nearest(x, memory['windows'][side]), grid, side, cfg.mean.windows)
+           for side, x in features.windows.items()]
+  return sum(found, maps.square(nearest(patches, memory['patches']))) / (len(found) + 1)
+
+
+def _mean(x, mean):
+  """Returns the mean over the first axis, one of MEANS."""
+  return 1 / (1 / jnp.maximum(x, TINY)).mean(0) if mean == 'harmonic' else x.mean(0)
+
+
+def check(clip, cfg):
+  """Raises ValueError naming the first config key that is out of range."""
+  few = cfg.fewshot
+  for key, value, known in (('prompt.templates', cfg.prompt.templates, tuple(TEMPLATES)),
+                            ('mean.windows', cfg.mean.windows, MEANS), ('mean.scales', cfg.mean.scales, MEANS),
+                            ('fewshot.combine', few.combine, COMBINE)):
+    if value not in known:
+      raise ValueError(f'{key} {value!r} is not one of {", ".join(known)}')
+  if not cfg.temperature > 0:
+    raise ValueError(f'temperature {cfg.temperature} is not positive')
+  if not cfg.map.sigma >= 0:
+    raise ValueError(f'map.sigma {cfg.map.sigma} is not 0 or more')
+  if len(set(cfg.windows)) < len(cfg.windows) or not all(1 <= side <= clip.grid for side in cfg.windows):
+    raise ValueError(f'windows {tuple(cfg.windows)} are not different sizes in 1..{clip.grid}, the patches a side')
+  if few.shots < 0:
+    raise ValueError(f'fewshot.shots {few.shots} is negative; 0 is zero-shot')
+  if not 0 <= few.patch_block <= clip.arch.vision.layers:
+    raise ValueError(f'fewshot.patch_block {few.patch_block} is not in 1..{clip.arch.vision.layers}, nor 0, the last')

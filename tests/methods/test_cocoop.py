@@ -1,0 +1,381 @@
+"""CoCoOp: parity with the PyTorch transcription of golden/record_coop.py, texts per image in one batch, its traps."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections as mlc
+import numpy as np
+import pytest
+from golden import record_anomalyclip as small
+from golden import record_coop as reference
+
+from configs import cocoop as config
+from configs import coop as coop_config
+from zsad_jax import train
+from zsad_jax.methods import cocoop as method
+from zsad_jax.methods import coop, prompts
+from zsad_jax.models import clip as clip_lib
+from zsad_jax.models import tokenizer
+from zsad_jax.spec import Features
+
+GOLDEN = Path(__file__).parents[1] / 'golden' / 'cocoop.npz'
+ARCH = clip_lib.Arch('small', small.EMBED, clip_lib.Vision(**small.VISION), clip_lib.Text(**small.TEXT))
+L14 = clip_lib.Clip(clip_lib.ARCHS['vit_l14_336'], 518, params=None, tokenizer=tokenizer.load())
+TAP = 'clip/8/block'
+PER_EPOCH = reference.ROWS // reference.BATCH
+pytestmark = pytest.mark.usefixtures('highest_precision')
+loss_of = jax.jit(method.loss, static_argnames=('clip', 'cfg'))
+grad_of = jax.jit(jax.value_and_grad(method.loss, has_aux=True), static_argnames=('clip', 'cfg'))
+predict_of = jax.jit(method.predict, static_argnames=('clip', 'cfg'))
+
+
+def configured(arg=None, **changes):
+  c = config.get_config(arg)
+  fitted = dict(image_size=small.SIZE, prompt__categories=reference.NAMES)
+  for key, value in {**fitted, **changes}.items():
+    *path, last = key.split('__')
+    setattr(functools.reduce(getattr, path, c), last, value)
+  return mlc.FrozenConfigDict(c)
+
+
+@pytest.fixture(scope='module')
+def clip():
+  return clip_lib.from_state_dict(ARCH, small.weights(), image_size=small.SIZE, tokenizer=reference.Words())
+
+
+@pytest.fixture(scope='module')
+def golden():
+  return dict(np.load(GOLDEN))
+
+
+def ours(arrays, prefix=''):
+  """The transcription's names as our tree; torch's Linear layers are [out, in]."""
+  layer = lambda name: {'kernel': jnp.asarray(arrays[f'{prefix}meta_net.{name}.weight'].T),
+                        'bias': jnp.asarray(arrays[f'{prefix}meta_net.{name}.bias'])}
+  return {'ctx': jnp.asarray(arrays[f'{prefix}ctx']),
+          'meta_net': {name: layer(name) for name in ('linear1', 'linear2')}}
+
+
+def learned():
+  return ours(reference.learned('cocoop'))
+
+
+def rows(golden, chosen):
+  """Features of the recorded images, and a batch without masks: the loss reads none."""
+  _, labels, categories = reference.batch()
+  features = Features(jnp.asarray(golden['cls'][chosen]), {TAP: jnp.asarray(golden['tokens'][chosen])})
+  return features, dict(label=jnp.asarray(labels[chosen]), category=jnp.asarray(categories[chosen]),
+                        valid=jnp.ones(len(labels[chosen]), bool))
+
+
+def predict(clip, cfg, learnable, golden):
+  bank = method.bank(learnable, clip.params, reference.NAMES, clip=clip, cfg=cfg)
+  return predict_of(learnable, clip.params, bank, None, *rows(golden, slice(None)), clip=clip, cfg=cfg)
+
+
+def assert_predictions(out, golden, suffix=''):
+  np.testing.assert_allclose(out['score'], golden[f'score{suffix}'], atol=1e-4)
+  np.testing.assert_allclose(out['map'], golden[f'map{suffix}'], atol=1e-4)
+
+
+def assert_trees(ours, theirs, scales, share):
+  """Every leaf to `share` of the largest entry of its `scales`."""
+  for (path, a), b, scale in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(theirs), jax.tree.leaves(scales)):
+    np.testing.assert_allclose(a, b, atol=share * np.abs(scale).max(), err_msg=jax.tree_util.keystr(path))
+
+
+# Parity
+
+
+def test_three_epochs_of_sgd_and_predictions_equal_the_recorded_ones(clip, golden):
+  cfg = configured(train__epochs=reference.EPOCHS)
+  assert_predictions(predict(clip, cfg, learned(), golden), golden)
+  tx = train.make_tx(cfg.optim)
+  step = train.make_step(functools.partial(method.loss, clip=clip, cfg=cfg), tx, per_epoch=PER_EPOCH)
+  state, history = train.initial(learned(), tx, 0), []
+  for at in list(range(PER_EPOCH)) * reference.EPOCHS:
+    chosen = slice(at * reference.BATCH, (at + 1) * reference.BATCH)
+    state, metrics = step(state, clip.params, *rows(golden, chosen))
+    history.append(float(metrics['loss']))
+  np.testing.assert_allclose(history, golden['losses'], rtol=1e-5)
+  after = ours(golden, 'after_')
+  moved = jax.tree.map(lambda a, b: a - b, after, learned())
+  assert_trees(state.learnable, after, moved, 1e-3)
+  assert_predictions(predict(clip, cfg, state.learnable, golden), golden, '_after')
+
+
+def test_first_gradient_is_the_recorded_one(clip, golden):
+  (value, _), gradient = grad_of(learned(), clip.params, *rows(golden, slice(0, 4)), None, clip=clip, cfg=configured())
+  assert float(value) == pytest.approx(golden['losses'][0], rel=1e-5)
+  theirs = ours(golden, 'grad_')
+  assert_trees(gradient, theirs, theirs, 3e-5)
+
+
+def test_goldens_are_what_the_transcription_says_today(golden):
+  pytest.importorskip('torch')
+  again = reference.run('cocoop', epochs=1)
+  for name in ('cls', 'tokens', 'score', 'map', 'grad_ctx', 'grad_meta_net.linear1.weight'):
+    np.testing.assert_allclose(again[name], golden[name], atol=1e-4 * np.abs(golden[name]).max(), err_msg=name)
+
+
+# What is learned
+
+
+def published(clip, **changes):
+  """What init draws, as shapes, with the token table as an argument."""
+  c = mlc.FrozenConfigDict(config.get_config())
+  table = jax.ShapeDtypeStruct((clip.arch.text.vocab, clip.arch.text.width), jnp.float32)
+  params = lambda table: {'text': {'token_embedding': {'embedding': table}}}
+  return jax.eval_shape(lambda t: method.init(jax.random.key(0), dataclasses.replace(clip, params=params(t)), c), table)
+
+
+def test_77616_numbers():
+  assert jax.tree.map(lambda leaf: leaf.shape, published(L14)) == {
+    'ctx': (4, 768), 'meta_net': {'linear1': {'kernel': (768, 48), 'bias': (48,)},
+                                  'linear2': {'kernel': (48, 768), 'bias': (768,)}}}
+  sizes = jax.tree.map(lambda leaf: leaf.size, published(L14))
+  assert sum(jax.tree.leaves(sizes)) == 77616 and sum(jax.tree.leaves(sizes['meta_net'])) == 74544
+
+
+def test_starts_from_a_photo_of_a_and_torchs_linear_layers(clip):
+  wide = dataclasses.replace(clip, arch=dataclasses.replace(ARCH, embed_dim=4096))  # enough numbers for statistics
+  start = method.init(jax.random.key(0), wide, configured())
+  ids = [reference.Words.vocabulary.index(word) for word in ('a', 'photo', 'of', 'a')]
+  np.testing.assert_array_equal(start['ctx'], small.weights()['token_embedding.weight'][ids])
+  for layer, inputs, outputs in (('linear1', 4096, 256), ('linear2', 256, 64)):
+    drawn = start['meta_net'][layer]
+    assert drawn['kernel'].shape == (inputs, outputs)
+    for numbers in drawn.values():
+      assert np.abs(numbers).max() <= inputs ** -0.5
+      assert np.std(numbers) == pytest.approx((3 * inputs) ** -0.5, rel=0.15)
+    assert not np.array_equal(drawn['kernel'][0], drawn['bias'])
+
+
+def test_random_contexts_and_contexts_that_do_not_fit(clip):
+  drawn = method.init(jax.random.key(0), clip, configured(prompt__ctx_init='', prompt__n_ctx=64))['ctx']
+  assert drawn.shape == (64, 64) and np.std(drawn) == pytest.approx(0.02, rel=0.05)
+  with pytest.raises(ValueError, match=r"ctx_init 'a photo of a' is 4 tokens, prompt\.n_ctx is 5; make them equal"):
+    method.init(jax.random.key(0), clip, configured(prompt__n_ctx=5))
+
+
+def test_token_ids_of_the_prompts():
+  lines = method.prompt_texts(('metal_nut',), configured())
+  assert lines == ['X X X X good metal nut.', 'X X X X damaged metal nut.']
+  ids = tokenizer.load().encode(lines, 77)[:, :11]
+  assert ids.tolist() == [[49406, 343, 343, 343, 343, 886, 4044, 6491, 269, 49407, 0],
+                          [49406, 343, 343, 343, 343, 13568, 4044, 6491, 269, 49407, 0]]
+
+
+# Texts per image
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Watched(clip_lib.Clip):
+  """A Clip whose text tower compiles at once, and that notes how often it is called."""
+  calls: list = dataclasses.field(default_factory=list)
+
+  def text(self, params, embeddings, eot, *, deep=None, deep_mode='overwrite'):
+    assert deep is None
+    self.calls.append(embeddings.shape)
+    upto = (jnp.arange(embeddings.shape[1])[None] <= eot[:, None])[..., None]
+    weight = jnp.arange(1, embeddings.shape[1] + 1)[None, :, None]
+    return jnp.tanh((embeddings * weight * upto).sum(1)) @ params['text']['text_projection']['kernel']
+
+
+class Wide(Watched):
+  """With activations much larger than what goes in."""
+
+  def text(self, params, embeddings, eot, *, deep=None, deep_mode='overwrite'):
+    return jnp.tanh(jnp.repeat(embeddings, 32, axis=-1) * embeddings.sum()).sum(1)[:, :self.arch.embed_dim]
+
+
+class Open(Watched):
+  """Whose text features are what goes in."""
+
+  def text(self, params, embeddings, eot, *, deep=None, deep_mode='overwrite'):
+    return embeddings.reshape(len(embeddings), -1)
+
+
+def another(kind, clip):
+  return kind(**{f.name: getattr(clip, f.name) for f in dataclasses.fields(clip)})
+
+
+@pytest.fixture(scope='module')
+def watched(clip):
+  return another(Watched, clip)
+
+
+def images(count, seed=5):
+  """Normalised features [B, E] and categories [B]."""
+  rng = np.random.default_rng(seed)
+  x = rng.standard_normal((count, small.EMBED)).astype(np.float32)
+  return jnp.asarray(x / np.linalg.norm(x, axis=1, keepdims=True)), jnp.asarray(rng.integers(0, 2, count))
+
+
+def test_one_call_of_the_text_tower_serves_a_batch(clip):
+  watched = another(Watched, clip)
+  bank = method.words(watched.params, reference.NAMES, clip=watched, cfg=configured())
+  image, category = images(6)
+  together = method.texts(learned(), watched.params, bank, image, category, clip=watched)
+  assert together.shape == (6, 2, small.EMBED) and watched.calls == [(2, 10, 64)]
+  for i in range(6):
+    alone = method.texts(learned(), watched.params, bank, image[i:i + 1], category[i:i + 1], clip=watched)[0]
+    np.testing.assert_allclose(together[i], alone, atol=1e-6)
+  np.testing.assert_allclose(jnp.linalg.norm(together, axis=-1), 1, rtol=1e-6)
+
+
+def test_a_large_batch_goes_through_in_parts_with_the_same_gradient(watched, monkeypatch):
+  bank = method.words(watched.params, reference.NAMES, clip=watched, cfg=configured())
+  image, category = images(7)
+  weigh = jnp.asarray(np.random.default_rng(1).standard_normal((7, 2, small.EMBED)), jnp.float32)
+
+  def pulled():
+    pull = lambda p: jnp.sum(weigh * method.texts(p, watched.params, bank, image, category, clip=watched))
+    return jax.jit(jax.value_and_grad(pull))(learned())
+
+  whole, gradient = pulled()
+  monkeypatch.setattr(prompts, 'CHUNK', 4)  # two images at a time, and one left over
+  parts, again = pulled()
+  assert float(whole) == pytest.approx(float(parts), rel=1e-5)
+  assert_trees(again, gradient, gradient, 1e-5)
+
+
+def test_parts_need_the_memory_of_a_part(clip, monkeypatch):
+  """Temporary memory of a gradient over 256 images, 16 at a time and all at once."""
+  wide = another(Wide, clip)
+  bank = method.words(clip.params, reference.NAMES, clip=wide, cfg=configured())
+  image, category = images(256)
+
+  def needs(chunk):
+    monkeypatch.setattr(prompts, 'CHUNK', chunk)
+    pull = lambda p: method.texts(p, clip.params, bank, image, category, clip=wide).sum()
+    return jax.jit(jax.grad(pull)).lower(learned()).compile().memory_analysis().temp_size_in_bytes
+
+  assert needs(32) < needs(512) / 4
+
+
+def test_the_shift_is_one_vector_for_the_whole_context_and_both_states(clip):
+  learnable, (image, category) = learned(), images(3)
+  bank = method.words(clip.params, reference.NAMES, clip=clip, cfg=configured())
+  found = method.texts(learnable, clip.params, bank, image, category, clip=another(Open, clip))
+  h = method.shift(learnable, image)
+  table, index = small.weights()['token_embedding.weight'], reference.Words.vocabulary.index
+  for i, state in ((i, state) for i in range(3) for state in (0, 1)):
+    said = [('good', 'damaged')[state], *reference.NAMES[int(category[i])].split(), '.']
+    ids = [*(index(word) for word in said), 47, 0][:10 - 5]
+    whole = np.concatenate([table[46][None], learnable['ctx'] + h[i][None], table[np.array(ids)]]).ravel()
+    np.testing.assert_allclose(found[i, state], whole / np.linalg.norm(whole), atol=1e-6)
+  assert np.abs(h[0] - h[1]).max() > 1e-4 and len(set(category.tolist())) == 2
+
+
+def test_the_meta_net_is_relu_between_two_layers():
+  net = {'linear1': {'kernel': jnp.array([[1., -1.], [0., 0.]]), 'bias': jnp.array([0., .5])},
+         'linear2': {'kernel': jnp.array([[2., 0., 1.], [0., 3., 1.]]), 'bias': jnp.array([0., 0., 10.])}}
+  found = method.shift({'meta_net': net}, jnp.array([[1., 5.], [-1., 5.]]))
+  np.testing.assert_allclose(found, [[2., 0., 11.], [0., 4.5, 11.5]])
+
+
+def test_the_meta_net_sees_normalised_features(clip, golden):
+  cfg = configured()
+  features, batch = rows(golden, slice(0, 4))
+  scaled = features._replace(cls=features.cls * jnp.array([1., 7., .1, 50.])[:, None])
+  value = lambda features: float(loss_of(learned(), clip.params, features, batch, None, clip=clip, cfg=cfg)[0])
+  assert value(scaled) == pytest.approx(value(features), rel=1e-5)
+
+
+def test_without_a_shift_it_is_coop(clip, golden):
+  still = learned()
+  still['meta_net']['linear2'] = jax.tree.map(jnp.zeros_like, still['meta_net']['linear2'])
+  c = coop_config.get_config()
+  c.image_size, c.prompt.categories, c.prompt.n_ctx = small.SIZE, reference.NAMES, 4
+  c.prompt.normal_word, c.prompt.abnormal_word = 'good', 'damaged'
+  their_cfg = mlc.FrozenConfigDict(c)
+  bank = jax.jit(functools.partial(coop.bank, categories=reference.NAMES, clip=clip, cfg=their_cfg))(still, clip.params)
+  features, batch = rows(golden, slice(None))
+  theirs = jax.jit(functools.partial(coop.predict, clip=clip, cfg=their_cfg))(
+    {}, clip.params, bank, None, features, batch)
+  found = predict(clip, configured(), still, golden)
+  np.testing.assert_allclose(found['score'], theirs['score'], atol=1e-5)
+  np.testing.assert_allclose(found['map'], theirs['map'], atol=1e-5)
+  assert coop.spec(clip, their_cfg) == method.spec(clip, configured())  # and one feature store serves both
+
+
+# Loss and predictions
+
+
+def test_every_image_meets_its_own_category_and_padding_weighs_nothing(watched, golden):
+  value = lambda batch, names: float(loss_of(learned(), watched.params, features, batch, None, clip=watched,
+                                             cfg=configured(prompt__categories=names))[0])
+  features, batch = rows(golden, slice(None))
+  alone = [value({**batch, 'valid': batch['category'] == c, 'category': jnp.zeros_like(batch['category'])}, (name,))
+           for c, name in enumerate(reference.NAMES)]
+  assert value(batch, reference.NAMES) == pytest.approx(np.mean(alone), rel=1e-5)
+  assert alone[0] != pytest.approx(alone[1], rel=1e-3)
+
+
+def test_a_category_without_texts_does_not_pass_for_another(watched, golden):
+  bank = method.bank(learned(), watched.params, reference.NAMES, clip=watched, cfg=configured())
+  features, batch = rows(golden, slice(0, 2))
+  batch['category'] = jnp.array([1, 2])
+  out = predict_of(learned(), watched.params, bank, None, features, batch, clip=watched, cfg=configured())
+  assert np.isnan(out['score']).tolist() == [False, True]
+
+
+def test_temperatures_of_training_and_of_scores_are_apart(watched, golden, monkeypatch):
+  unit = np.eye(small.EMBED, dtype=np.float32)
+  image = 3 * (.1 * unit[2] + np.sqrt(.99) * unit[0])[None]
+  features = Features(jnp.asarray(image), {TAP: jnp.asarray(np.tile(image[:, None], (1, 36, 1)))})
+  monkeypatch.setattr(method, 'texts', lambda *args, **kw: jnp.asarray(unit[None, 1:3]))
+  batch = dict(label=jnp.array([1]), category=jnp.array([0]), valid=jnp.array([True]))
+  ask = lambda **changes: float(method.loss(learned(), watched.params, features, batch, None, clip=watched,
+                                            cfg=configured(**changes))[0])
+  assert ask() == pytest.approx(np.log1p(np.exp(-10)), rel=1e-3)
+  assert ask(loss__temperature=0.07) == pytest.approx(np.log1p(np.exp(-.1 / .07)), rel=1e-4)
+  assert method.EVALUATION_KEYS == ('map.sigma', 'temperature', 'use_logit_scale')
+  assert ask() == ask(map__sigma=1., temperature=1., use_logit_scale=True)
+  cfg = configured(map__sigma=0.)
+  out = method.predict(learned(), watched.params, None, None, features, batch, clip=watched, cfg=cfg)
+  np.testing.assert_allclose(out['score'], 0.806679, rtol=1e-5)
+  np.testing.assert_allclose(out['map'], 0.806679, rtol=1e-5)
+
+
+# Configs and what is refused
+
+
+def test_presets():
+  c = config.get_config()
+  assert (c.train.batch, c.train.epochs, c.image_size, c.optim.epochs) == (8, 15, 518, 15)
+  assert c.optim == coop_config.get_config().optim
+  original = config.get_config('original')
+  assert (original.train.batch, original.train.epochs, original.optim.epochs) == (1, 10, 10)
+  assert original.prompt == c.prompt and original.loss == c.loss
+  demo = config.get_config('demo')
+  demo.train.epochs = 3
+  assert (demo.clip, demo.optim.epochs) == ('tiny', 3)
+  with pytest.raises(ValueError, match='unknown variant :ctx; this config has :original, :demo'):
+    config.get_config('ctx')
+
+
+@pytest.mark.parametrize('changes, message', [
+  (dict(prompt__n_ctx=0), 'prompt.n_ctx 0 is not in 1..73: the texts have 77 tokens'),
+  (dict(prompt__normal_word='damaged'), "prompt.abnormal_word 'damaged' must be two different words"),
+  (dict(prompt__normal_word=''), "prompt.normal_word '' and prompt.abnormal_word 'damaged' must be two"),
+  (dict(prompt__reduction=0), r'prompt.reduction 0 is not in 1..768: image features have 768 channels'),
+  (dict(prompt__reduction=769), r'prompt.reduction 769 is not in 1..768'),
+  (dict(prompt__init_std=0.), 'prompt.init_std 0.0 is not positive'),
+  (dict(temperature=0.), '^temperature 0.0 is not positive'),
+  (dict(loss__temperature=0.), 'loss.temperature 0.0 is not positive'),
+  (dict(map__sigma=-1.), 'map.sigma -1.0 is not 0 or more')])
+def test_bad_keys(changes, message):
+  for refuse in (method.spec, functools.partial(method.init, jax.random.key(0))):
+    with pytest.raises(ValueError, match=message):
+      refuse(L14, configured(**changes))
+
+
+def test_training_without_names_is_refused(clip, golden):
+  with pytest.raises(ValueError, match=r'CoCoOp is trained per category: set prompt\.categories'):
+    method.loss(learned(), clip.params, *rows(golden, slice(0, 2)), None, clip=clip,
+                cfg=configured(prompt__categories=()))

@@ -1,0 +1,46 @@
+r"""SPADE's rules (arXiv 2005.02357) on CLIP features: a few-shot sanity row.
+
+  python launch.py --config=configs/spade_clip.py:demo --workdir=runs/spade
+  python launch.py --config=configs/spade_clip.py --workdir=runs/spade-4 --config.fewshot.shots=4
+
+No published numbers: those of SPADE itself are of WideResNet-50 features and must not stand beside this row.
+"""
+
+import ml_collections as mlc
+
+from configs import common
+
+
+def get_config(arg=None):
+  """Every key; `:demo` fits the embedded tiny CLIP."""
+  variant = common.choice(arg, 'demo')
+  c = common.base()
+  c.clip, c.image_size = 'vit_b16_plus_240', 240
+  c.update(method())
+  if variant == 'demo':
+    c.update(common.embedded())
+    c.layers = (2, 3, 5)  # of 6 blocks
+    c.map.sigma = 2.0
+  return c
+
+
+def method():
+  """The keys that the method itself reads."""
+  c = mlc.ConfigDict()
+  c.method = 'spade_clip'
+  c.label = 'SPADE on CLIP features'  # what tables call this row
+  c.layers = (3, 6, 9)  # blocks whose patch tokens are read, counted from 1: three of four quarters
+  c.positions = 'bicubic_antialias'  # resampling of the positional table: bilinear, bicubic_antialias, bicubic
+
+  c.fewshot = mlc.ConfigDict()
+  c.fewshot.shots = 1  # k, normal images of each target category
+  c.fewshot.seed = 0  # of their draw
+  c.fewshot.replacement = False
+
+  c.spade = mlc.ConfigDict()
+  c.spade.neighbours = 50  # K, nearest normal images that are looked at; at most k
+  c.knn = mlc.ConfigDict()
+  c.knn.mib = 64.0  # MiB of distances held at once, for one image
+  c.map = mlc.ConfigDict()
+  c.map.sigma = 4.0  # of the Gaussian that smooths maps, in pixels; 0 = none
+  return c

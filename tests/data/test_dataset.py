@@ -107,6 +107,11 @@ def test_empty_and_one_class_categories_stay_in_the_list(tmp_path):
   assert len(chosen) == 0 and list(chosen) == []
 
 
+def test_a_category_absent_from_the_split_keeps_its_name(visa, tmp_path):
+  dataset = data.load('visa', root=tmp_path / 'data', manual_dir=visa.parent, categories=('pcb1', 'chewinggum'))
+  assert dataset.object_names == {'chewinggum': 'chewing gum', 'pcb1': 'printed circuit board'}
+
+
 def test_label_only_categories_say_so(layout, opened):
   (layout / 'grid' / 'ground_truth').rename(layout.parent / 'away')
   dataset = opened()

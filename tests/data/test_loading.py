@@ -2,9 +2,8 @@ import pytest
 from small_sets import picture, write_category
 
 from zsad_jax import data
-from zsad_jax.data import loading
+from zsad_jax.data import naming
 from zsad_jax.data.images import Rules
-from zsad_jax.data.mvtec_layout import mvtec_layout_dataset_builder as mvtec_layout
 
 
 def copies(root):
@@ -13,23 +12,23 @@ def copies(root):
 
 def test_names_are_the_builders_there_are():
   names = data.names()
-  assert {'mvtec_ad', 'visa', 'folder:<path>'} <= set(names)
-  assert 'mvtec_layout' not in names
+  assert {'mvtec_ad', 'visa', 'folder:<path>', 'csv:<path>'} <= set(names)
+  assert not {'mvtec_layout', 'plain_folders', 'image_table'} & set(names)
 
 
 def test_a_mistyped_name_gets_the_nearest():
   with pytest.raises(ValueError, match=r"no data set 'mvtecad'; nearest: mvtec_ad.*folder:<path>"):
-    loading.resolve('mvtecad')
+    naming.resolve('mvtecad')
   with pytest.raises(ValueError, match='visa'):
-    loading.resolve('zzzzzz')
+    naming.resolve('zzzzzz')
   with pytest.raises(ValueError, match=r"no data set 'kolektorsdd/thirds'; nearest: kolektor_sdd"):
-    loading.resolve('kolektorsdd/thirds')
+    naming.resolve('kolektorsdd/thirds')
 
 
 def test_configurations():
   with pytest.raises(ValueError, match="visa has no configuration 'small'; it has none"):
-    loading.resolve('visa/small')
-  chosen = {name: loading.configuration(name, loading.resolve(name)[0]) for name in (
+    naming.resolve('visa/small')
+  chosen = {name: naming.configuration(name, naming.resolve(name)[0]) for name in (
     'visa', 'kolektor_sdd', 'kolektor_sdd/thirds', 'folder:/a/b', 'synthetic_aux')}
   assert chosen == {'visa': '', 'kolektor_sdd': 'halves', 'kolektor_sdd/thirds': 'thirds', 'folder:/a/b': '',
                     'synthetic_aux': ''}
@@ -38,7 +37,7 @@ def test_configurations():
 @pytest.mark.parametrize('name', ['', '../visa', 'visa.visa_dataset_builder', 'images', 'mvtec_layout'])
 def test_only_data_sets_are_data_sets(name):
   with pytest.raises(ValueError, match='no data set'):
-    loading.resolve(name)
+    naming.resolve(name)
 
 
 def test_prepared_once_and_opened_again(layout, tmp_path):
@@ -110,14 +109,35 @@ def test_but_not_where_several_copies_could_be_meant(visa, tmp_path):
     data.load('visa', root=tmp_path / 'data', manual_dir=visa.parent)
 
 
-def test_another_process_may_be_faster(layout, tmp_path, monkeypatch):
-  generate = mvtec_layout.Builder._generate_examples
+def test_a_copy_made_by_other_rules_does_not_stand_in_for_its_source(visa, tmp_path):
+  root = tmp_path / 'data'
+  white, dropped = data.rules('visa'), data.rules('visa', transparency='drop')
+  data.load('visa', root=root, manual_dir=visa.parent, rules=dropped)
+  visa.rename(tmp_path / 'away')
+  with pytest.raises(FileNotFoundError, match=r'was made with Rules\(.*background=None\), not Rules\(.*255'):
+    data.load('visa', root=root, manual_dir=visa.parent, rules=white)
+  assert data.load('visa', root=root, manual_dir=visa.parent, rules=dropped).rules == dropped
 
-  def overtaken(self, split, items):
-    monkeypatch.setattr(mvtec_layout.Builder, '_generate_examples', generate)
-    data.load(f'folder:{layout}', root=tmp_path / 'data')
-    return generate(self, split, items)
-  monkeypatch.setattr(mvtec_layout.Builder, '_generate_examples', overtaken)
-  dataset = data.load(f'folder:{layout}', root=tmp_path / 'data')
-  assert len(dataset) == 9 and [r['id'] for r in dataset] == dataset.ids
-  assert not list((tmp_path / 'data').glob('*/mvtec_layout/incomplete*'))
+
+def test_each_set_has_its_own_rule_for_transparency(tmp_path):
+  for name, background in (('head_ct', None), ('visa', (255, 255, 255)), ('folder:/a', (255, 255, 255))):
+    assert data.rules(name) == Rules('ignore', background)
+  assert data.rules('head_ct', 'apply', 'white') == Rules('apply', (255, 255, 255))
+  assert data.rules('kolektor_sdd/thirds', transparency='drop').background is None
+  with pytest.raises(ValueError, match="transparency is 'black'; it must be one of default, white, drop"):
+    data.rules('visa', transparency='black')
+  with pytest.raises(ValueError, match=r"rules\.exif is 'turn'"):
+    data.rules('visa', 'turn')
+
+
+def test_hidden_colours_are_shown_as_the_set_says(tmp_path):
+  root = tmp_path / 'manual' / 'head_ct'
+  (root / 'head_ct').mkdir(parents=True)
+  clear = picture(mode='RGBA')
+  clear.putalpha(0)
+  clear.putpixel((0, 0), (9, 8, 7, 0))
+  clear.save(root / 'head_ct' / '000.png')
+  (root / 'labels.csv').write_text('id, hemorrhage\n0,1\n')
+  pixels = [data.load('head_ct', root=tmp_path / 'data', manual_dir=tmp_path / 'manual', rules=rules)[0][
+    'image'].getpixel((0, 0)) for rules in (None, data.rules('head_ct', transparency='white'))]
+  assert pixels == [(9, 8, 7), (255, 255, 255)]

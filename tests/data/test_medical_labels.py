@@ -9,7 +9,7 @@ from PIL import Image
 from small_sets import write
 
 from zsad_jax import data
-from zsad_jax.data import catalog, images, loading
+from zsad_jax.data import catalog, images, naming
 
 SETS = ('head_ct', 'brain_mri', 'br35h', 'covid19_radiography', 'covid19_radiography/current', 'sewer_ml')
 
@@ -241,7 +241,7 @@ def test_a_missing_folder_is_named(name, folder, tmp_path):
 def test_an_absent_and_an_unlisted_head_ct(tmp_path):
   root = raw('head_ct', tmp_path)
   (root / 'head_ct' / 'head_ct' / '100.png').rename(root / 'head_ct' / 'head_ct' / '102.png')
-  found = loading.resolve('head_ct')[0].survey(root)
+  found = naming.resolve('head_ct')[0].survey(root)
   assert found.problems == [f'{root}/head_ct/head_ct/100.png: listed in labels.csv but not there']
   assert found.notes == [f'{root}/head_ct/head_ct/102.png: not listed in labels.csv, ignored']
 
@@ -272,7 +272,7 @@ def test_sewer_images_are_stored_byte_for_byte(tmp_path):
 
 def test_sewer_files_listed_unlisted_and_twice(tmp_path):
   root = raw('sewer_ml', tmp_path)
-  survey = loading.resolve('sewer_ml')[0].survey
+  survey = naming.resolve('sewer_ml')[0].survey
   (root / 'valid00' / '00000010.png').rename(root / 'valid00' / '00000011.png')
   found = survey(root)
   assert found.problems == [f'00000010.png: listed in SewerML_Val.csv but in none of the folders {root}/val*']

@@ -7,7 +7,7 @@ from PIL import Image
 from small_sets import write
 
 from zsad_jax import data
-from zsad_jax.data import catalog, loading, survey
+from zsad_jax.data import catalog, naming, survey
 
 GROUND_TRUTH = 'ISBI2016_ISIC_Part1_Test_GroundTruth'
 # name: (category, defect type, mask threshold, layouts as (images, masks), the official one first)
@@ -154,5 +154,5 @@ def test_one_manual_folder_may_be_the_archive_of_three_sets(tmp_path):
   for name, top in (('cvc_clinicdb', 'CVC-ClinicDB'), ('cvc_colondb', 'CVC-ColonDB'), ('kvasir_seg', 'Kvasir')):
     write_pairs(manual / top, 'images/{}.png', 'masks/{}.png', [name])
   for name in ('cvc_clinicdb', 'cvc_colondb', 'kvasir_seg'):
-    found = loading.resolve(name)[0].survey(survey.find(name, manual))
+    found = naming.resolve(name)[0].survey(survey.find(name, manual))
     assert [item.stem for item in found.items] == [name] and found.notes == []

@@ -14,6 +14,7 @@ def test_a_sound_folder(layout):
     'grid': {'test anomalous': 2, 'test normal': 2, 'train': 2},
     'metal_nut': {'test anomalous': 3, 'test normal': 2, 'train': 2}}
   assert 'complete' in str(verdict) and '3 test anomalous' in str(verdict)
+  assert 'defects bent 1 scratch 2, masks 3' in str(verdict)
 
 
 def test_a_published_set_is_held_against_its_counts(tmp_path):
@@ -66,7 +67,39 @@ def test_the_text_shows_ten_problems_and_counts_the_rest(tmp_path):
   write_category(tmp_path / 'mvtec_ad' / 'toothbrush', {'defective': 1})
   verdict = data.verify('mvtec_ad', tmp_path)
   assert len(verdict.problems) == 14 + 45
-  assert '... and 49 more' in str(verdict)
+  assert '... and 35 more' in str(verdict) and '... and 4 more' in str(verdict)
+
+
+def test_ten_of_each_kind_are_named(layout):
+  for i in range(12):
+    (layout / 'grid' / 'test' / 'good' / f'b{i:02}.png').write_bytes(b'')
+    write(layout / 'grid' / 'ground_truth' / 'glue' / f'x{i:02}_mask.png', picture(mode='L'))
+    (layout / f'stray{i:02}').mkdir()
+  text = str(data.verify(f'folder:{layout}'))
+  assert text.count('... and 2 more') == 3 and 'and 4 more' not in text
+  for words in ('x09_mask.png', 'b09.png', 'stray09'):
+    assert words in text
+  for words in ('x10_mask.png', 'b10.png', 'stray10'):
+    assert words not in text
+
+
+def test_masks_are_counted(layout):
+  shutil.rmtree(layout / 'grid' / 'ground_truth')
+  verdict = data.verify(f'folder:{layout}')
+  assert verdict.masks == {'grid': 0, 'metal_nut': 3} and verdict.kinds['grid'] == {'glue': 2}
+  assert 'defects glue 2, no masks' in str(verdict)
+
+
+def test_the_rules_are_those_of_the_preparation(tmp_path):
+  grey = picture(size=(18, 30))
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  path = write(tmp_path / 'part' / 'test' / 'cut' / '0.png', grey)
+  grey.save(path, exif=exif)
+  write(tmp_path / 'part' / 'ground_truth' / 'cut' / '0.png', picture((0, 0, 3, 3), (30, 18), 'L'))
+  name = f'folder:{tmp_path}'
+  assert any('30x18' in p for p in data.verify(name).problems)
+  assert not any('30x18' in p for p in data.verify(name, rules=data.rules(name, 'apply')).problems)
 
 
 def test_a_drawn_set_has_no_folder_to_verify():

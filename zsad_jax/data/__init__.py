@@ -1,8 +1,9 @@
-"""Data sets: `load` one by name, read it in `batches`, `verify` its raw folder."""
+"""Data sets: `load` one by name, read it in `batches`, `verify` its raw folder, hold two against each other."""
 
 from zsad_jax.data.dataset import Dataset
-from zsad_jax.data.loading import load, names
+from zsad_jax.data.loading import load
+from zsad_jax.data.naming import names, rules
 from zsad_jax.data.pipeline import batches
 from zsad_jax.data.verification import Verdict, verify
 
-__all__ = ['Dataset', 'Verdict', 'batches', 'load', 'names', 'verify']
+__all__ = ['Dataset', 'Verdict', 'batches', 'load', 'names', 'rules', 'verify']

@@ -31,6 +31,7 @@ class SourceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     folder: the raw data set; by default the one found in the manual folder.
     rules: how image files become pixels.
     on_bad: 'error', or 'skip' to leave damaged images out; `info.metadata['skipped']` then lists their ids.
+    options: further arguments of `survey`, for folders of the user's own.
     file_format: of the prepared records.
     **kwargs: as for any tfds builder, `data_dir` above all.
   """
@@ -38,12 +39,12 @@ class SourceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   MASK_THRESHOLD = 0
 
   def __init__(self, *, folder=None, rules: images.Rules = images.DEFAULT_RULES, on_bad: str = 'error',
-               file_format='array_record', **kwargs):
+               options: dict | None = None, file_format='array_record', **kwargs):
     images.check_rules(rules)
     if on_bad not in ('error', 'skip'):
       raise ValueError(f"on_bad is {on_bad!r}; it is 'error' or 'skip'")
     self._folder = folder and Path(folder)
-    self._rules, self._on_bad = rules, on_bad
+    self._rules, self._on_bad, self._options = rules, on_bad, options or {}
     super().__init__(file_format=file_format, **kwargs)
 
   @classmethod
@@ -52,9 +53,14 @@ class SourceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     raise NotImplementedError
 
   @classmethod
-  def look(cls, root: Path, config: str = '') -> Survey:
-    """Returns `survey(root)`, or `survey(root, config)` where the data set has tfds configurations."""
-    return cls.survey(root, config) if cls.BUILDER_CONFIGS else cls.survey(root)
+  def look(cls, root: Path, config: str = '', **options) -> Survey:
+    """Returns `survey(root, **options)`, or `survey(root, config)` where the data set has tfds configurations."""
+    return cls.survey(root, config) if cls.BUILDER_CONFIGS else cls.survey(root, **options)
+
+  @classmethod
+  def listing(cls, root: Path) -> str:
+    """Returns the sha256 of what is there: names, sizes and times of its files."""
+    return survey.listing(root)
 
   def object_names(self) -> dict[str, str]:
     """Returns {category folder name: readable name} in the order of the class label."""
@@ -74,7 +80,7 @@ class SourceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _split_generators(self, dl_manager):
     root = self._folder or survey.find(self.name, dl_manager.manual_dir)
     config = self.builder_config.name if self.builder_config else ''
-    found = self.look(root, config)
+    found = self.look(root, config, **self._options)
     _refuse(root, found)
     differing = survey.compare(self.name, found.items, config) if self.name in catalog.CATALOG else []
     self.info.metadata['notes']['folder'] = survey.shorten(found.notes) + survey.shorten(differing)

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from tqdm import auto as tqdm
 
-from zsad_jax.data import catalog, images
+from zsad_jax.data import catalog, images, preparation
 
 _COLUMNS = ('id', 'category', 'object_name', 'defect_type', 'label', 'has_mask', 'image_sha256',
             'mask_sha256')
@@ -29,6 +29,7 @@ class Dataset:
     labels, category_index: per record, int32 0 normal / 1 anomalous, and the position in `categories`.
     has_mask: per record, bool, whether its mask is the truth.
     defect_types: per record, 'good' for normal images.
+    rules: how image files became pixels (`images.Rules`), None where none were read.
     notes, skipped: what is odd about the data, and the ids of damaged images that were left out.
     fingerprint: sha256 over the ids, labels, categories, image files and mask pixels of these records; the
       same source gives the same one on every machine.
@@ -57,9 +58,11 @@ class Dataset:
     self.labels = np.array(rows['label'], np.int32)
     self.has_mask = np.array(rows['has_mask'], bool)
     self.category_index = np.array([place[c] for c in rows['category']], np.int32)
-    self.object_names = {c: catalog.object_name(c) for c in self.categories} | dict(
-        zip(rows['category'], rows['object_name']))
-    self.notes, self.skipped = _remarks(builder.info.metadata or {}, split)
+    metadata = builder.info.metadata or {}
+    told = metadata.get('object_names', {}) | dict(zip(rows['category'], rows['object_name']))
+    self.object_names = {c: told.get(c, catalog.object_name(c)) for c in self.categories}
+    self.rules = preparation.rules_of(metadata)
+    self.notes, self.skipped = _remarks(metadata, split)
     self.notes += [f'{c}: no images in split {split!r}' for c in self.categories if c not in rows['category']]
     for note in self.notes:
       logging.warning('%s: %s', self.name, note)

@@ -18,7 +18,6 @@ from zsad_jax.data.survey import GOOD, Item, Survey
 LABELS = ('normal', 'anomalous')
 _PARTS = ('train', 'test', 'ground_truth')
 _SUFFIXES = ('_mask', '')        # what a mask's stem adds to its image's
-_NORMAL_ELSEWHERE = ('ok', 'normal', 'no', 'negative', 'healthy')      # what other data sets call `good`
 
 
 def features(categories: Sequence[str]) -> tfds.features.FeaturesDict:
@@ -64,8 +63,31 @@ def categories(root: Path) -> dict[str, Path]:
     return found
   raise FileNotFoundError(
       f'{root}: no folder in MVTec layout. Expected {root}/<category>/test/<good or a defect>/*.png or '
-      f'{root}/test/..., found: {", ".join(survey.shorten(list(inside))) or "no folder"}. '
-      f'{_hint(root, inside)}'.rstrip())
+      f'{root}/test/..., or one folder of normal and one of anomalous images; '
+      f'found: {", ".join(survey.shorten(list(inside))) or "no folder"}. {_hint(root, inside)}'.rstrip())
+
+
+def is_laid_out(root: Path) -> bool:
+  """Returns whether `root` is in MVTec layout, or one of the parts of a category that is."""
+  beside = set(_PARTS) & set(survey.folders(root.parent))
+  return (any(_is_category(p) for p in (root, *survey.folders(root).values()))
+          or (root.name in _PARTS and len(beside) > 1))
+
+
+def normal_folders(root: Path) -> tuple[tuple[str, ...], list[str]]:
+  """Returns (the folders of `root` that hold normal images, a problem for each split where two could).
+
+  They are recognised by their names, `survey.NORMAL_NAMES`; the first is 'good' where there is one.
+  """
+  names, problems = [], []
+  for path in categories(root).values():
+    for split in ('test', 'train'):
+      found = survey.normal_names(survey.folders(path / split))
+      names += found
+      if len(found) > 1:
+        problems.append(f'{path / split}: both {" and ".join(found)} may hold the normal images; say which: '
+                        f'folder:{root},normal={found[0]} or normal={"+".join(found)}')
+  return tuple(sorted(dict.fromkeys(names), key=lambda name: name != GOOD)) or (GOOD,), problems
 
 
 def _is_category(folder: Path) -> bool:
@@ -84,6 +106,8 @@ def _hint(root: Path, inside: dict[str, Path]) -> str:
         return f'{part!r} should be {part.lower()!r}: the names are case-sensitive.'
     if any(_is_category(p) for p in survey.folders(path).values()):
       return f'The categories are one level deeper: pass {path}.'
+    if survey.normal_names(survey.folders(path)):
+      return f'Folders of normal and of anomalous images are one level deeper: pass one such as {path}, or a table.'
   first = next(iter(inside.values()), None)
   return f'{first} holds {survey.outline(first)}.' if first else ''
 
@@ -164,7 +188,7 @@ def _add_images(out: Survey, folder: Path, kind: tuple[str, str, str], mask_fold
   for stem, image in found.items():
     mask = next((masks.pop(stem + s) for s in suffixes if stem + s in masks), None)
     if mask is None and mask_folder is not None and defect != GOOD:
-      normal = defect.lower() in _NORMAL_ELSEWHERE
+      normal = survey.normal_names([defect])
       problems.append(f'{image}: no mask {mask_folder / (stem + suffixes[0] + ".png")}'
                       + (f' (normal images belong in {GOOD!r}, not {defect!r})' if normal else ''))
     out.items.append(Item(category, split, defect, stem, image, mask, int(defect != GOOD)))

@@ -13,6 +13,7 @@ from PIL import ExifTags, Image, ImageOps
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 BACKGROUND = (255, 255, 255)     # what most viewers show behind transparent pixels
+TRANSPARENCY = {'white': BACKGROUND, 'drop': None}               # names of `Rules.background`
 
 # Everything the decoders were seen to raise on damaged bytes.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, ArithmeticError, MemoryError,

@@ -1,12 +1,11 @@
 """Raw folders that are not in MVTec layout: a few image folders, each of one kind, and label tables."""
 
-import csv
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from zsad_jax.data import catalog, survey
+from zsad_jax.data import catalog, survey, table
 from zsad_jax.data.images import SUFFIXES
 from zsad_jax.data.survey import GOOD, Item, Survey
 
@@ -132,30 +131,18 @@ def _strays(root: Path, used: set[Path], unused: Sequence[str]) -> Iterator[Path
         yield path
 
 
-def rows(table: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-  """Returns the rows of a CSV file as {column: value} of these columns, without blanks around names and values.
+def rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+  """Returns the rows of a table as {column: value} of these columns, none of which may be empty.
 
   Raises:
-    FileNotFoundError: no such file.
-    ValueError: it is no text, or lacks a column, or a row lacks a value; names the line.
+    FileNotFoundError, ValueError: as `table.read`, or a row lacks a value; names the line.
   """
-  if not table.is_file():
-    raise FileNotFoundError(f'{table}: missing; it comes with the archive and says what is anomalous')
-  try:
-    lines = table.read_text(encoding='utf-8-sig').splitlines()
-  except UnicodeDecodeError as e:
-    raise ValueError(f'{table}: not UTF-8 text ({e})') from e
-  header = [field.strip() for field in next(csv.reader(lines[:1]), [])]
-  lacking = [c for c in columns if c not in header]
-  if lacking:
-    raise ValueError(f'{table}: no column {", ".join(lacking)}; found {", ".join(header)}')
-  read = []
-  for number, values in enumerate(csv.reader(lines[1:]), 2):
-    row = {column: value.strip() for column, value in zip(header, values) if column in columns}
-    if values and not all(row.get(c) for c in columns):
-      raise ValueError(f'{table}, line {number}: no value for {" or ".join(columns)}: {",".join(values)!r}')
-    read += [row] if values else []
-  return read
+  read, _ = table.read(path, columns)
+  for line, row in read:
+    empty = [c for c in columns if not row[c]]
+    if empty:
+      raise ValueError(f'{path}, line {line}: no value for {" and ".join(empty)}')
+  return [row for _, row in read]
 
 
 def copies(items: Sequence[Item]) -> list[str]:

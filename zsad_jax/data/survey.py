@@ -11,6 +11,7 @@ from typing import NamedTuple
 from zsad_jax.data import catalog, images
 
 GOOD = 'good'
+NORMAL_NAMES = (GOOD, 'normal', 'ok', 'no', 'negative', 'healthy')      # what data sets call it, in any letter case
 SHOWN = 10                       # how many of the same kind a message lists
 _LEFT_BEHIND = ('Thumbs.db', 'desktop.ini')      # what Windows writes into folders that were looked at
 
@@ -98,6 +99,16 @@ def roll_call(root: Path, known: Iterable[str], present: Container[str], ignored
   """Returns a note for each known category that is not present and for each folder that is none."""
   return [*(f'{root / name}: category folder is missing or empty' for name in known if name not in present),
           *(f'{path}: not a category of this data set, ignored' for path in ignored)]
+
+
+def has_images(folder: Path) -> bool:
+  """Returns whether image files lie directly in `folder`."""
+  return any(p.suffix.lower() in images.SUFFIXES and p.is_file() for p in _visible(folder))
+
+
+def normal_names(names: Iterable[str]) -> list[str]:
+  """Returns those of these folder names that call normal images by a name in use."""
+  return [name for name in names if name.casefold() in NORMAL_NAMES]
 
 
 def outline(folder: Path) -> str:

@@ -31,6 +31,9 @@ class Entry(NamedTuple):
     tops: folders of the archive that hold all the rest; the data set is found inside them too.
     totals: {configuration, '' where there are none: (train, normal, anomalous)} where only the sums over the categories
       are sure, or where a configuration changes them; the default configuration first.
+    transparency: what transparent pixels show by default, a key of `images.TRANSPARENCY`: 'drop' where published
+      numbers come from code that drops alpha and files of the set have it.
+    contains: other published sets whose images are all in this one.
   """
   title: str
   homepage: str
@@ -47,6 +50,8 @@ class Entry(NamedTuple):
   remark: str = ''
   tops: tuple[str, ...] = ()
   totals: dict[str, tuple[int | None, int, int]] = {}  # noqa: RUF012 (never written)
+  transparency: str = 'white'
+  contains: tuple[str, ...] = ()
 
   @property
   def normal(self) -> int:

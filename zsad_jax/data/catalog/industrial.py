@@ -2,7 +2,7 @@
 
 from zsad_jax.data.catalog.entry import Category, Entry
 
-_UNSTATED = 'unstated; check the home page'
+_UNSTATED = 'not stated (look at its page before you use it)'
 
 ENTRIES = {
     'mvtec_ad': Entry(

@@ -111,6 +111,7 @@ ENTRIES = {
         masks='none',
         markers=('labels.csv', 'test'),
         tops=('brain', 'headct'),
+        transparency='drop',
         remark='12 of the 200 files have an alpha channel.'),
     'brain_mri': Entry(
         title='BrainMRI',
@@ -126,6 +127,7 @@ ENTRIES = {
         masks='none',
         markers=('yes', 'no', 'test'),
         tops=('brain_tumor_dataset', 'brain_mri'),
+        transparency='drop',
         remark='25 of the 253 files repeat another; file names and formats are mixed.'),
     'br35h': Entry(
         title='Br35H',
@@ -187,5 +189,6 @@ ENTRIES = {
         categories={'colon': Category('colon', 0, 163, 380)},
         domain='medical',
         markers=('CVC-ColonDB', 'normal'),
+        contains=('cvc_colondb',),
         remark='For training prompts on medical images (AnomalyCLIP, appendix B), not for evaluation.'),
 }

@@ -1,6 +1,5 @@
 """VisA (Zou et al., ECCV 2022): 12 objects, split by the archive's own split_csv/1cls.csv."""
 
-import csv
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
@@ -8,6 +7,7 @@ import tensorflow_datasets as tfds
 
 from zsad_jax.data import builder, catalog, survey
 from zsad_jax.data.survey import GOOD, Item, Survey
+from zsad_jax.data.table import read
 
 _ENTRY = catalog.CATALOG['visa']
 _COLUMNS = ('object', 'split', 'label', 'image', 'mask')
@@ -61,18 +61,13 @@ def walk(root: Path) -> Survey:
 def _rows(table: Path) -> list[dict[str, str]]:
   if not table.is_file():
     raise FileNotFoundError(f'{table}: missing; it comes with the archive and says what is test')
-  with table.open(encoding='utf-8-sig', newline='') as f:
-    reader = csv.DictReader(f)
-    rows = list(reader)
-  lacking = [c for c in _COLUMNS if c not in (reader.fieldnames or ())]
-  if lacking:
-    raise ValueError(f'{table}: no column {", ".join(lacking)}; found {", ".join(reader.fieldnames or ())}')
-  for number, row in enumerate(rows, 2):
-    paths = [PurePosixPath(row[c] or '') for c in ('image', 'mask')]
+  rows, _ = read(table, _COLUMNS)
+  for number, row in rows:
+    paths = [PurePosixPath(row[c]) for c in ('image', 'mask')]
     if (row['label'] not in _DEFECTS or row['split'] not in ('train', 'test') or not row['image']
         or any(p.is_absolute() or '..' in p.parts for p in paths)):
       raise ValueError(f'{table}, line {number}: cannot be read as a VisA row: {row}')
-  return rows
+  return [row for _, row in rows]
 
 
 def _add(out: Survey, root: Path, row: dict[str, str]) -> None:

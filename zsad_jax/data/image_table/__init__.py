@@ -1,0 +1,1 @@
+"""Any images that a table describes."""

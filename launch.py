@@ -1,8 +1,11 @@
-r"""Trains and evaluates zero-shot anomaly detectors; the only reader of command-line flags.
+r"""Trains and evaluates zero-shot anomaly detectors and shows data sets; the only reader of command-line flags.
 
   python launch.py --config=configs/anomalyclip.py:demo --workdir=runs/demo
   python launch.py --config=configs/anomalyclip.py --workdir=runs/visa-to-mvtec --config.data.root=/data
   python launch.py --config=configs/anomalyclip.py --workdir=runs/visa-to-mvtec --mode=evaluate
+  python launch.py --mode=datasets list
+  python launch.py --mode=datasets verify mvtec_ad visa --manual_dir=DOWNLOADS
+  python launch.py --mode=datasets prepare mvtec_ad folder:MY_IMAGES --data_root=/data
 """
 
 import contextlib
@@ -27,8 +30,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 import zsad_jax
+from configs import common
 from zsad_jax import data, encoder, evaluate, features, logs, methods, pretrain, runtime, train
-from zsad_jax.data import images
+from zsad_jax.data import commands, images, naming, protocol
 from zsad_jax.models import clip as clip_lib
 from zsad_jax.models import files, hub, preprocess
 from zsad_jax.report import figures, page, tables
@@ -37,25 +41,28 @@ CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'configs/METHOD.py[:variant]; set any key with --config.KEY=VALUE.', lock_config=True)
 WORKDIR = flags.DEFINE_string('workdir', None, 'Checkpoints, logs, results and pictures of this run.')
 MODE = flags.DEFINE_enum(
-  'mode', 'run', ('run', 'fit', 'evaluate', 'verify'),
+  'mode', 'run', ('run', 'fit', 'evaluate', 'datasets'),
   'run: fit, then evaluate. fit: train on data.aux. evaluate: the newest checkpoint of --workdir (or '
-  'config.checkpoint) on data.target. verify: what is missing from the unpacked data.aux and data.target.')
+  'config.checkpoint) on data.target. datasets: "list" the published data sets, "verify NAME..." their unpacked '
+  'folders against what was published, or "prepare NAME..." them. Without names: data.aux and data.target of '
+  '--config, or all that are unpacked.')
+DATA_ROOT = flags.DEFINE_string('data_root', None, 'datasets: folder of prepared data sets, in place of data.root.')
+MANUAL_DIR = flags.DEFINE_string('manual_dir', None, 'datasets: folder of unpacked ones, in place of data.manual_dir.')
+DECODE = flags.DEFINE_bool('decode', True, 'datasets verify: decode every image; --nodecode compares names and counts.')
 
-
-TRANSPARENCY = {'white': images.BACKGROUND, 'drop': None}
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: run the same command again
 # Keys that a checkpoint need not agree on; its data and weights are known by their digests, not by their names.
 NOT_RECIPE = ('arch', 'checkpoint', 'clip', 'data', 'eval', 'features', 'published', 'train')
 
 
 def main(argv):
+  if MODE.value == 'datasets':
+    sys.exit(datasets(argv[1:]))
   if len(argv) > 1:
     raise app.UsageError(f'unexpected argument {argv[1]!r}; options start with --, such as --config.seed=1')
   if CONFIG.value is None:
     raise app.UsageError('--config is missing; try --config=configs/anomalyclip.py:demo')
   cfg = mlc.FrozenConfigDict(CONFIG.value)
-  if MODE.value == 'verify':
-    sys.exit(verify(cfg))
   if not WORKDIR.value:
     raise app.UsageError('--workdir is missing; name a folder for this run, such as --workdir=runs/demo')
   workdir = Path(WORKDIR.value)
@@ -80,12 +87,17 @@ def run(cfg, workdir, mode):
     return pretrain.run(cfg, workdir)
   check(cfg)
   method = methods.get(cfg.method)
+  if hasattr(method, 'loss') and not (cfg.checkpoint or cfg.data.allow_seen):
+    protocol.check_names(cfg.data.aux, cfg.data.target, _names(cfg.data.aux_categories),
+                         _names(cfg.data.target_categories))
   clip = load_clip(cfg, method)
   print(f'zsad_jax {zsad_jax.__version__}: {cfg.method} on CLIP {cfg.clip} at {cfg.image_size} px; '
         f'{runtime.device_summary()}', flush=True)
   # Both sets are opened before the first step, so that a wrong name costs seconds and not a training.
   aux = open_data(cfg, 'aux') if trains(cfg, method, clip) else None
   target = open_data(cfg, 'target') if mode != 'fit' else None
+  if aux is not None and target is not None and not cfg.data.allow_seen:
+    protocol.check_images(aux, target)
   if aux is not None:
     cfg = with_aux_names(cfg, aux)
   learnable = fit(cfg, workdir, method, clip, aux) if aux is not None and mode != 'evaluate' else None
@@ -106,17 +118,10 @@ def check(cfg):
     raise ValueError(f'eval.fpr_limit is {cfg.eval.fpr_limit}; it must lie in (0, 1]')
   if cfg.features.max_gb <= 0:
     raise ValueError(f'features.max_gb is {cfg.features.max_gb}; it must be positive')
-  for key, allowed in (('features.storage', features.STORAGE), ('data.transparency', tuple(TRANSPARENCY)),
+  for key, allowed in (('features.storage', features.STORAGE), ('data.transparency', ('default', *images.TRANSPARENCY)),
                        ('data.exif', ('ignore', 'apply'))):
     if _get(cfg, key) not in allowed:
       raise ValueError(f'{key} is {_get(cfg, key)!r}; it must be one of {", ".join(allowed)}')
-  shared = set(_names(cfg.data.aux_categories)) & set(_names(cfg.data.target_categories))
-  every = not (cfg.data.aux_categories and cfg.data.target_categories)
-  if cfg.data.aux == cfg.data.target and (shared or every) and not cfg.data.allow_seen:
-    what = ', '.join(sorted(shared)) or 'every category'
-    raise ValueError(
-      f'data.aux and data.target are both {cfg.data.aux} and share {what}, so this would not be zero-shot; choose '
-      'other data.aux_categories and data.target_categories, or say --config.data.allow_seen=True')
 
 
 def load_clip(cfg, method):
@@ -158,7 +163,7 @@ def open_data(cfg, which):
   """The data set `which` ('aux' or 'target') of the config."""
   return data.load(cfg.data[which], root=cfg.data.root, split=cfg.data.split,
                    categories=_names(cfg.data[f'{which}_categories']), manual_dir=cfg.data.manual_dir or None,
-                   rules=images.Rules(cfg.data.exif, TRANSPARENCY[cfg.data.transparency]))
+                   rules=data.rules(cfg.data[which], cfg.data.exif, cfg.data.transparency))
 
 
 def fit(cfg, workdir, method, clip, dataset):
@@ -200,20 +205,17 @@ def evaluate_target(cfg, workdir, method, clip, learnable, aux, dataset):
     load, dataset, batch=cfg.eval.batch, place=place, fpr_limit=cfg.eval.fpr_limit,
     finish=getattr(method, 'finish', None), keep=chosen)
 
-  pair = f'{_slug(cfg.data.aux) if aux is not None else "nothing"}-to-{_slug(cfg.data.target)}'
+  pair = f'{naming.short(cfg.data.aux) if aux is not None else "nothing"}-to-{naming.short(cfg.data.target)}'
   folder = workdir / 'results' / cfg.method / pair / f'seed{cfg.seed}'
-  protocol = {
-    'auxiliary': None if aux is None else {'name': cfg.data.aux, 'split': cfg.data.split,
-                                           'categories': aux.categories, 'fingerprint': aux.fingerprint},
-    'target': {'name': cfg.data.target, 'split': cfg.data.split, 'categories': dataset.categories,
-               'fingerprint': dataset.fingerprint, 'notes': dataset.notes, 'skipped': dataset.skipped},
+  rules = protocol.record(aux, dataset, aux_name=cfg.data.aux, target_name=cfg.data.target,
+                          allow_seen=cfg.data.allow_seen) | {
     'selection': f'last epoch ({cfg.train.epochs})' if aux is not None else 'none', 'seed': cfg.seed,
     'checkpoint': cfg.checkpoint or None}
   logs.write_json(folder / 'metrics.json', {
-    'protocol': protocol, 'mean': result.summary, 'counts': result.counts,
+    'protocol': rules, 'mean': result.summary, 'counts': result.counts,
     'per_category': {c: {m: v._asdict() for m, v in row.items()} for c, row in result.rows.items()}})
   logs.write_atomic(folder / 'per_category.csv', tables.to_csv(result.rows, result.counts))
-  logs.write_json(folder / 'manifest.json', manifest(cfg, clip, protocol, time.time() - start))
+  logs.write_json(folder / 'manifest.json', manifest(cfg, clip, rules, time.time() - start))
   pictures = dict(write_sheets(folder / 'pictures', dataset, result, chosen))
   learned = sum(x.size for x in jax.tree.leaves(learnable))
   explanation = page.explain(cfg.method, cfg.clip, clip.image_size, learned, aux, dataset)
@@ -318,13 +320,20 @@ def published(cfg):
   return dict(cfg.published.get(cfg.data.target, {}))
 
 
-def verify(cfg):
-  """Prints what is missing from the unpacked data sets of the config; returns the exit code."""
+def datasets(words):
+  """Lists, verifies or prepares data sets as the command's words say; returns the exit code."""
+  given = {} if CONFIG.value is None else CONFIG.value.get('data', {})
+  keys = {**common.base().data, **given}
+  place = commands.Place(DATA_ROOT.value or keys['root'], MANUAL_DIR.value or keys['manual_dir'] or None,
+                         keys['exif'], keys['transparency'])
   code = 0
-  for name in dict.fromkeys((cfg.data.aux, cfg.data.target)):
-    verdict = data.verify(name, cfg.data.manual_dir or f'{cfg.data.root}/downloads/manual')
-    print(verdict)
-    code |= not verdict.ok
+  try:
+    for text, good in commands.run(words, place, names=[given[k] for k in ('aux', 'target') if k in given],
+                                   decode=DECODE.value):
+      print(text, flush=True)
+      code |= not good
+  except ValueError as error:
+    sys.exit(f'error: {error}')
   return code
 
 
@@ -336,10 +345,6 @@ def _get(cfg, dotted):
   for part in dotted.split('.'):
     cfg = cfg[part]
   return cfg
-
-
-def _slug(name):
-  return re.sub(r'[^\w.-]+', '-', name.rstrip('/').rsplit('/', 1)[-1])
 
 
 def _parse(argv):
@@ -373,4 +378,5 @@ def _show_progress():
 
 if __name__ == '__main__':
   _show_progress()
+  flags.FLAGS.set_gnu_getopt(True)  # options may follow the names of data sets
   app.run(main, flags_parser=_parse)

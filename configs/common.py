@@ -14,15 +14,15 @@ def base():
 
   c.data = mlc.ConfigDict()
   c.data.root = 'data'  # prepared data sets are kept here
-  c.data.manual_dir = ''  # unpacked archives; '' = <root>/manual
-  c.data.aux = 'visa'  # trained on; a data set's name or folder:PATH
+  c.data.manual_dir = ''  # unpacked archives; '' = <root>/downloads/manual
+  c.data.aux = 'visa'  # trained on; a data set's name, folder:PATH or csv:PATH
   c.data.target = 'mvtec_ad'  # evaluated on
   c.data.split = 'test'  # the split with anomalies, of both sets
   c.data.aux_categories = ''  # comma-separated; '' = all
   c.data.target_categories = ''
-  c.data.transparency = 'white'  # laid behind transparent pixels; 'drop' shows what they hide, as the official code
+  c.data.transparency = 'default'  # the data set's own: mostly 'white' behind transparent pixels, or 'drop' alpha
   c.data.exif = 'ignore'  # as the official code; 'apply' turns images and masks upright by their tags
-  c.data.allow_seen = False  # evaluate categories that were trained on
+  c.data.allow_seen = False  # evaluate images or categories that were trained on
 
   c.train = mlc.ConfigDict()
   c.train.epochs = 15

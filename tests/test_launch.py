@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import launch
-from configs import anomalyclip, common
+from configs import anomalyclip, clip, common
 from zsad_jax.models import files
 
 ROOT = Path(__file__).parents[1]
@@ -66,6 +66,8 @@ def test_writes_results_a_manifest_and_pictures(run):
   _cfg, workdir, results = run
   metrics = json.loads((results / 'metrics.json').read_text())
   assert metrics['protocol']['auxiliary']['categories'] == ['bolt', 'tile']
+  assert metrics['protocol']['shared_images'] == {'count': 0, 'first': []}
+  assert metrics['protocol']['target']['transparency'] == 'white' and not metrics['protocol']['allow_seen']
   assert metrics['counts']['wood'] == {'normal': 4, 'anomalous': 4, 'vanished': 0, 'contradicted': 0}
   assert 0 <= metrics['mean']['aupro']['value'] <= 1
   rows = list(csv.DictReader((results / 'per_category.csv').open()))
@@ -74,6 +76,7 @@ def test_writes_results_a_manifest_and_pictures(run):
   manifest = json.loads((results / 'manifest.json').read_text())
   assert manifest['config']['train']['epochs'] == 2
   assert len(manifest['weights_sha256']) == 64
+  assert manifest['protocol'] == metrics['protocol']
   assert manifest['metric_resolution'] == 56
   for category in ('wood', 'metal_nut'):
     assert Image.open(results / 'pictures' / f'{category}.png').format == 'PNG'
@@ -148,7 +151,8 @@ def test_official_prompts_evaluate_without_training(run, tmp_path):
   assert found['protocol']['checkpoint'].endswith('prompts.safetensors')
 
 
-@pytest.mark.parametrize(('transparency', 'pixel'), [('white', (255, 255, 255)), ('drop', (10, 20, 30))])
+@pytest.mark.parametrize(('transparency', 'pixel'), [
+  ('default', (255, 255, 255)), ('white', (255, 255, 255)), ('drop', (10, 20, 30))])
 def test_transparency_is_a_switch_of_the_config(tmp_path, transparency, pixel):
   draw(tmp_path / 'target', {'wood': (90, 60, 30)})
   clear = Image.new('RGBA', (72, 72), (10, 20, 30, 0))
@@ -186,7 +190,7 @@ def test_without_the_store_the_numbers_are_the_same_and_the_disk_stays_empty(run
   ('eval.fpr_limit', 1.5, r'eval.fpr_limit is 1.5; it must lie in \(0, 1\]'),
   ('features.max_gb', 0.0, 'features.max_gb is 0'),
   ('features.storage', 'fp8', "features.storage is 'fp8'.*float32, bfloat16"),
-  ('data.transparency', 'black', "data.transparency is 'black'.*white, drop"),
+  ('data.transparency', 'black', "data.transparency is 'black'.*default, white, drop"),
   ('data.exif', 'turn', "data.exif is 'turn'.*ignore, apply"),
   ('image_size', 57, 'image_size 57 .*multiple of the patch size 8'),
   ('local_layers', (7,), r'local_layers 7 is not in 1\.\.6'),
@@ -202,14 +206,40 @@ def test_values_out_of_range_are_refused_before_data_and_weights(tmp_path, key, 
 
 
 def test_training_and_testing_on_the_same_categories_is_refused(tmp_path):
-  same = {'data.aux': 'visa', 'data.target': 'visa'}
-  with pytest.raises(ValueError, match=r'share every category.*allow_seen'):
-    launch.check(config(tmp_path, **same))
-  with pytest.raises(ValueError, match='share pcb1'):
-    launch.check(config(tmp_path, **same, **{
-      'data.aux_categories': 'pcb1,pcb2', 'data.target_categories': 'pcb1'}))
-  launch.check(config(tmp_path, **same, **{'data.aux_categories': 'pcb1', 'data.target_categories': 'pcb2'}))
-  launch.check(config(tmp_path, **same, **{'data.allow_seen': True}))
+  same = {'data.aux': 'visa', 'data.target': 'visa', 'data.manual_dir': str(tmp_path)}
+  for changes, message in (
+      ({}, 'share every category.*allow_seen'),
+      ({'data.aux_categories': 'pcb1,pcb2', 'data.target_categories': 'pcb1'}, 'share pcb1'),
+      ({'data.aux': 'colon_ad', 'data.target': 'cvc_colondb'}, 'colon_ad contains cvc_colondb')):
+    with pytest.raises(ValueError, match=message):
+      launch.run(config(tmp_path, **(same | changes)), tmp_path, 'run')
+  for changes in ({'data.aux_categories': 'pcb1', 'data.target_categories': 'pcb2'}, {'data.allow_seen': True}):
+    with pytest.raises(FileNotFoundError, match='VisA must be downloaded'):      # past the guard
+      launch.run(config(tmp_path, **same, **changes), tmp_path, 'run')
+
+
+def test_an_untrained_method_may_be_evaluated_on_what_would_be_trained_on(tmp_path):
+  c = clip.get_config('demo')
+  c.update_from_flattened_dict({'data.root': str(tmp_path), 'data.aux': 'visa', 'data.target': 'visa'})
+  with pytest.raises(FileNotFoundError, match='VisA must be downloaded'):
+    launch.run(mlc.FrozenConfigDict(c), tmp_path, 'run')
+
+
+def test_shared_images_are_refused_before_training_unless_allowed(tmp_path, monkeypatch):
+  draw(tmp_path / 'aux', {'bolt': (40, 100, 40)})
+  draw(tmp_path / 'target', {'wood': (90, 60, 30)}, seed=1)
+  shutil.copy(tmp_path / 'aux' / 'bolt' / 'test' / 'good' / '001.png',
+              tmp_path / 'target' / 'wood' / 'test' / 'good' / '003.png')
+  trained = []
+  monkeypatch.setattr(launch, 'fit', lambda *args: trained.append(args))
+  monkeypatch.setattr(launch, 'trained', lambda *args: None)
+  monkeypatch.setattr(launch, 'evaluate_target', lambda *args: None)
+  for mode in ('run', 'evaluate'):
+    with pytest.raises(ValueError, match=r'1 of the 8 images of target .* bolt/test/good/001 = wood/test/good/003'):
+      launch.run(config(tmp_path), tmp_path, mode)
+  assert not trained
+  launch.run(config(tmp_path, **{'data.allow_seen': True}), tmp_path, 'run')
+  assert len(trained) == 1
 
 
 def test_pictured_takes_half_anomalous_and_fills_up_where_a_class_is_short():
@@ -235,7 +265,7 @@ def command(*args, cwd=ROOT):
 @pytest.mark.parametrize(('args', 'message'), [
   (['--config.prompt.dept=3'], "error: config: unknown key 'dept'; did you mean 'depth'?"),
   (['--config.train.epochs=many'], '--config.train.epochs=many'),
-  (['--mode=train'], 'run|fit|evaluate|verify'),
+  (['--mode=train'], 'run|fit|evaluate|datasets'),
   ([], '--workdir is missing'),
 ])
 def test_mistyped_flags_are_one_line(args, message):
@@ -252,11 +282,30 @@ def test_an_unusable_workdir_is_refused_first(tmp_path):
   assert 'cannot write to the workdir' in done.stderr
 
 
-def test_verify_names_what_is_missing(tmp_path):
-  done = command('--config=configs/anomalyclip.py', '--mode=verify', f'--config.data.root={tmp_path}')
+def test_datasets_need_no_config_and_take_options_anywhere(tmp_path):
+  draw(tmp_path / 'mine', {'bolt': (40, 100, 40)}, images=1)
+  done = command('--mode=datasets', 'prepare', f'folder:{tmp_path}/mine', 'visa', f'--data_root={tmp_path}')
   assert done.returncode == 1
-  assert 'mvtec_ad' in done.stdout
-  assert 'visa' in done.stdout
+  assert f'prepared: folder:{tmp_path}/mine; failed: visa' in done.stdout and 'VisA_20220922.tar' in done.stdout
+  assert 'Traceback' not in done.stderr
+
+
+def test_datasets_of_a_config_are_verified_without_being_named(tmp_path):
+  done = command('--config=configs/anomalyclip.py', '--mode=datasets', 'verify', f'--manual_dir={tmp_path}',
+                 f'--config.data.target=folder:{draw(tmp_path / "mine", {"bolt": (40, 100, 40)}, images=1)}')
+  assert done.returncode == 1
+  assert 'visa: no category folder such as' in done.stdout and 'mine: complete' in done.stdout
+
+
+def test_data_sets_are_listed(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  assert launch.datasets(['list']) == 0
+  assert 'MVTec AD' in capsys.readouterr().out
+
+
+def test_mistyped_data_set_commands_are_one_line():
+  with pytest.raises(SystemExit, match=r"^error: no command 'chekc'; say list, verify or prepare[^\n]*$"):
+    launch.datasets(['chekc'])
 
 
 def test_common_choice_names_the_variants():

@@ -1,0 +1,119 @@
+import pytest
+from medical_sets import write_pairs
+from small_sets import write_category
+
+from zsad_jax.data import catalog, commands
+
+PAIRS = 'CVC-ColonDB/images/{}.png', 'CVC-ColonDB/masks/{}.png'
+
+
+@pytest.fixture
+def place(tmp_path):
+  """An empty root, and a manual folder with two images of CVC-ColonDB."""
+  write_pairs(tmp_path / 'manual' / 'cvc_colondb', *PAIRS, ['1', '2'])
+  return commands.Place(tmp_path / 'data', tmp_path / 'manual')
+
+
+def row(place, name):
+  lines = commands.table(place).splitlines()
+  start = {word: lines[0].index(word) for word in ('raw', 'prepared', 'licence')}
+  line, = (line for line in lines if line.split()[:1] == [name])
+  return {word: line[at:].split()[0] for word, at in start.items()} | {'line': line}
+
+
+def test_list_shows_every_published_set_and_what_is_here(place):
+  text = commands.table(place)
+  for name, entry in catalog.CATALOG.items():
+    assert entry.title in row(place, name)['line'] and row(place, name)['line'].endswith(entry.licence)
+  assert ' 286         54 ' in row(place, 'kolektor_sdd/thirds')['line']
+  assert row(place, 'kvasir_seg')['line'].split()[3:9] == ['1', '0', '1000', 'pixel', 'pixel', '-']
+  assert (row(place, 'cvc_colondb')['raw'], row(place, 'cvc_colondb')['prepared']) == ('yes', '-')
+  assert 'synthetic_aux, synthetic_target. Your own images: folder:<path> or csv:<path>.' in text
+  assert not any(line.split()[:1] == ['image_table'] for line in text.splitlines())
+
+
+def test_list_tells_a_current_copy_from_an_older_one(place):
+  assert all(good for _, good in commands.prepare(['cvc_colondb'], place))
+  assert row(place, 'cvc_colondb')['prepared'] == 'yes'
+  write_pairs(place.manual / 'cvc_colondb', *PAIRS, ['3'])
+  assert row(place, 'cvc_colondb')['prepared'] == 'older'
+  (place.manual / 'cvc_colondb').rename(place.manual / 'away')
+  assert (row(place, 'cvc_colondb')['raw'], row(place, 'cvc_colondb')['prepared']) == ('-', 'yes')
+  assert row(place._replace(transparency='drop'), 'cvc_colondb')['prepared'] == 'older'
+
+
+def test_a_set_is_here_only_in_a_folder_of_its_own_name(tmp_path):
+  write_category(tmp_path / 'manual' / 'somebody', {'cut': 1})
+  (tmp_path / 'manual' / 'test').mkdir()
+  assert all(commands.raw_folder(name, tmp_path / 'manual') is None for name in catalog.CATALOG)
+
+
+def test_verify_goes_on_after_a_bad_one(place, layout):
+  told = list(commands.run(['verify', 'viza', 'cvc_colondb', 'visa', f'folder:{layout}'], place))
+  assert [good for _, good in told] == [False, False, False, True]
+  for (text, _), part in zip(told, ('nearest: visa', '2 test anomalous images, published 380', 'VisA_20220922.tar',
+                                    'complete')):
+    assert part in text
+
+
+def test_verify_decodes_unless_told_not_to(place):
+  (place.manual / 'cvc_colondb' / 'CVC-ColonDB' / 'images' / '1.png').write_bytes(b'')
+  (text, _), = commands.run(['verify'], place, names=['cvc_colondb'])
+  assert 'images/1.png: the file is empty' in text
+  (text, _), = commands.run(['verify'], place, names=['cvc_colondb'], decode=False)
+  assert 'empty' not in text
+
+
+def test_prepare_goes_on_after_a_bad_one_and_sums_up(place, layout):
+  names = ['cvc_colondb', 'visa', f'folder:{layout}', 'nothing']
+  told = list(commands.run(['prepare', *names, names[0]], place))
+  assert [good for _, good in told] == [True, False, True, False, False]
+  assert told[0][0].startswith('cvc_colondb: prepared in ') and '(test 2 images), ' in told[0][0]
+  assert told[1][0].startswith('visa: failed: ') and '(test 9, train 4 images)' in told[2][0].replace(
+    'train 4, test 9', 'test 9, train 4')
+  assert told[4][0] == f'prepared: cvc_colondb, folder:{layout}; failed: visa, nothing'
+  again = list(commands.run(['prepare', 'cvc_colondb'], place))
+  assert len(again) == 1 and again[0][0].startswith('cvc_colondb: prepared already (test 2 images), ')
+
+
+def test_a_damaged_set_is_prepared_after_it_was_mended(place):
+  image = place.manual / 'cvc_colondb' / 'CVC-ColonDB' / 'images' / '1.png'
+  data = image.read_bytes()
+  image.write_bytes(data[:60])
+  (text, good), = commands.prepare(['cvc_colondb'], place)
+  assert not good and 'images/1.png: the image is damaged' in text
+  image.write_bytes(data)
+  (text, good), = commands.prepare(['cvc_colondb'], place)
+  assert good and 'prepared in' in text
+
+
+def test_drawn_sets_can_be_named(tmp_path, monkeypatch):
+  from zsad_jax.data.synthetic import builder
+  monkeypatch.setattr(builder, 'TRAIN', 1)
+  monkeypatch.setattr(builder, 'NORMAL', 1)
+  monkeypatch.setattr(builder, 'EACH_DEFECT', 1)
+  place = commands.Place(tmp_path)
+  assert [good for _, good in commands.run(['prepare', 'synthetic_aux'], place)] == [True]
+  assert [good for _, good in commands.run(['verify', 'synthetic_aux'], place)] == [True]
+
+
+def test_without_names_all_that_is_unpacked_is_meant(place, tmp_path):
+  assert [text.split(':')[0] for text, _ in commands.run(['verify'], place)] == ['cvc_colondb']
+  with pytest.raises(ValueError, match=f'prepare: no data set is named, and none is in {tmp_path}/none'):
+    commands.run(['prepare'], place._replace(manual_dir=tmp_path / 'none'))
+
+
+@pytest.mark.parametrize(('words', 'message'), [
+  ([], 'no command; say list, verify or prepare'), (['check'], "no command 'check'; say list"),
+  (['list', 'visa'], "list takes no name.*verify visa")])
+def test_mistyped_commands(place, words, message):
+  with pytest.raises(ValueError, match=message):
+    commands.run(words, place)
+
+
+def test_rules_reach_the_copies(place):
+  for transparency in ('white', 'drop'):
+    list(commands.prepare(['cvc_colondb'], place._replace(transparency=transparency)))
+  assert len(list(place.root.iterdir())) == 2
+  (text, good), = commands.prepare(['cvc_colondb'], place._replace(transparency='black'))
+  assert not good and "transparency is 'black'" in text

@@ -1,5 +1,7 @@
 """Every method keeps the contract of zsad_jax/methods/__init__.py."""
 
+import functools
+import importlib
 import inspect
 
 import pytest
@@ -41,6 +43,22 @@ def test_docstrings_say_what_is_returned_and_whose_method_it_is(name):
   for function in methods.REQUIRED.keys() | methods.OPTIONAL.keys():
     if hasattr(module, function):
       assert getattr(module, function).__doc__.startswith('Returns'), f'{name}.{function}'
+
+
+@pytest.mark.parametrize('name', methods.names())
+def test_a_method_with_a_memory_says_how_many_references_and_how_they_are_drawn(name):
+  config = importlib.import_module(f'configs.{name}').get_config()
+  assert hasattr(methods.get(name), 'memory') == ('fewshot' in config)
+  if 'fewshot' in config:
+    assert {key: type(config.fewshot[key]) for key in ('shots', 'seed', 'replacement')} == dict(
+      shots=int, seed=int, replacement=bool)
+
+
+@pytest.mark.parametrize('name', methods.names())
+def test_evaluation_keys_are_keys_of_the_config(name):
+  config = importlib.import_module(f'configs.{name}').get_config()
+  for key in getattr(methods.get(name), 'EVALUATION_KEYS', ()):
+    functools.reduce(lambda node, part: node[part], key.split('.'), config)
 
 
 def test_unknown_method_is_refused_with_the_nearest_name():

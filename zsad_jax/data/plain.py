@@ -79,8 +79,9 @@ def _is_for_masks(name: str, inside: Sequence[str]) -> bool:
 
 def _unclear(root: Path, key: str, why: str, candidates: Sequence[str]) -> str:
   return (f'{root}: cannot tell which folder holds the {"normal" if key == "normal" else "anomalous"} images: {why}. '
-          f'Say folder:{root},{key}={"+".join(candidates) or "FOLDER"}; likewise normal=, abnormal=, masks=, with + '
-          f'between several, and nothing for none. It holds {survey.outline(root)}')
+          f'Say folder:{root},{key}=NAME' + (f', such as {" or ".join(candidates)}' if candidates else '') +
+          '; likewise normal=, abnormal= and masks=, with + between several names and nothing for none. '
+          f'It holds {survey.outline(root)}')
 
 
 def walk(root: Path, normal: Sequence[str] | None = None, abnormal: Sequence[str] | None = None,

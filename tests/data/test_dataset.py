@@ -42,6 +42,15 @@ def test_the_marked_pixels_are_the_masked_ones(opened):
       assert not record['mask'].any()
 
 
+def test_masks_that_are_zero_anyway_are_not_decoded(layout, opened, monkeypatch):
+  (layout / 'grid' / 'ground_truth').rename(layout.parent / 'away')
+  dataset = opened()
+  monkeypatch.setattr(data.dataset.images, 'decode_mask', lambda *_: pytest.fail('decoded'))
+  for i in np.flatnonzero((dataset.labels == 0) | ~dataset.has_mask):
+    record = dataset[int(i)]
+    assert record['mask'].shape == record['image'].size[::-1] and not record['mask'].any()
+
+
 def test_iteration_ends(opened):
   dataset = opened()
   assert [r['id'] for r in dataset] == dataset.ids

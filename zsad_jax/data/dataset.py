@@ -82,10 +82,14 @@ class Dataset:
       raise IndexError(f'{self.name}: record {i} of {len(self)}')
     raw = self._source[int(self._rows[i])]
     key = raw['id'].decode()
+    image, label, has_mask = images.decode_rgb(raw['image'], key), int(raw['label']), bool(raw['has_mask'])
+    if label and has_mask:
+      mask = images.decode_mask(raw['mask'], f'{key} (mask)')
+    else:
+      mask = np.zeros(image.size[::-1], np.uint8)      # what is stored; decoding it takes as long as a small image
     return {
-        'id': key, 'image': images.decode_rgb(raw['image'], key),
-        'mask': images.decode_mask(raw['mask'], f'{key} (mask)'), 'has_mask': bool(raw['has_mask']),
-        'label': int(raw['label']), 'category': self.categories[self.category_index[i]],
+        'id': key, 'image': image, 'mask': mask, 'has_mask': has_mask, 'label': label,
+        'category': self.categories[self.category_index[i]],
         'object_name': raw['object_name'].decode(), 'defect_type': raw['defect_type'].decode(),
     }
 

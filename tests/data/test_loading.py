@@ -128,16 +128,3 @@ def test_each_set_has_its_own_rule_for_transparency(tmp_path):
     data.rules('visa', transparency='black')
   with pytest.raises(ValueError, match=r"rules\.exif is 'turn'"):
     data.rules('visa', 'turn')
-
-
-def test_hidden_colours_are_shown_as_the_set_says(tmp_path):
-  root = tmp_path / 'manual' / 'head_ct'
-  (root / 'head_ct').mkdir(parents=True)
-  clear = picture(mode='RGBA')
-  clear.putalpha(0)
-  clear.putpixel((0, 0), (9, 8, 7, 0))
-  clear.save(root / 'head_ct' / '000.png')
-  (root / 'labels.csv').write_text('id, hemorrhage\n0,1\n')
-  pixels = [data.load('head_ct', root=tmp_path / 'data', manual_dir=tmp_path / 'manual', rules=rules)[0][
-    'image'].getpixel((0, 0)) for rules in (None, data.rules('head_ct', transparency='white'))]
-  assert pixels == [(9, 8, 7), (255, 255, 255)]

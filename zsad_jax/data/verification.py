@@ -13,7 +13,8 @@ from zsad_jax.data import builder, catalog, images, naming, survey
 
 # Kinds of findings, in the order in which they are told.
 PLACE, FILES, DAMAGE, COUNTS, ODD = (
-    'not found, or not as expected', 'files missing, extra or misplaced', 'images and masks that cannot be used', 'counts', 'odd')
+    'not found, or not as expected', 'files missing, extra or misplaced', 'images and masks that cannot be used',
+    'counts', 'odd')
 
 
 class Verdict(NamedTuple):

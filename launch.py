@@ -218,7 +218,8 @@ def evaluate_target(cfg, workdir, method, clip, learnable, aux, dataset):
   logs.write_json(folder / 'manifest.json', manifest(cfg, clip, rules, time.time() - start))
   pictures = dict(write_sheets(folder / 'pictures', dataset, result, chosen))
   learned = sum(x.size for x in jax.tree.leaves(learnable))
-  explanation = page.explain(cfg.method, cfg.clip, clip.image_size, learned, aux, dataset)
+  explanation = page.explain(cfg.method, cfg.clip, clip.image_size, learned, aux, dataset,
+                             rules['shared_images']['count'])
   title = f'{cfg.method}, {pair}: split {cfg.data.split}, seed {cfg.seed}'
   logs.write_atomic(folder / 'index.html', page.render(
     title, explanation, result.rows, result.summary, published(cfg),

@@ -57,8 +57,15 @@ def test_explanation_counts_and_names_what_is_new():
 
 def test_explanation_admits_what_was_trained_on():
   both = Sized(name='set', categories=('leaf',), defect_types=['good', 'glue'], labels=np.array([0, 1]))
-  tested = page.explain('anomalyclip', 'vit_l14_336', 518, 1, both, both)[1]
-  assert 'Trained on as well: leaf' in tested and 'not zero-shot' in tested
+  tested = page.explain('anomalyclip', 'vit_l14_336', 518, 1, both, both, shared=2)[1]
+  assert '2 of these images were trained on' in tested and 'not zero-shot' in tested
+
+
+def test_one_word_for_two_sets_is_not_what_was_trained_on():
+  aux, target = (Sized(name=n, categories=('colon',), defect_types=['good', 'polyp'], labels=np.array([0, 1]))
+                 for n in ('colon_ad', 'kvasir_seg'))
+  tested = page.explain('anomalyclip', 'vit_l14_336', 518, 1, aux, target)[1]
+  assert tested.endswith('None of these images was trained on.')
 
 
 def test_nothing_trained():

@@ -26,7 +26,7 @@ def render(title: str, explanation: Sequence[str], rows: Mapping[str, Mapping], 
       metrics=metrics, percent=tables.percent, notes=tables.notes(rows, summary, metrics))
 
 
-def explain(method: str, clip: str, image_size: int, learned: int, aux, target) -> list[str]:
+def explain(method: str, clip: str, image_size: int, learned: int, aux, target, shared: int = 0) -> list[str]:
   """Paragraphs on what a run did, what its numbers mean and what they do not.
 
   Args:
@@ -35,27 +35,33 @@ def explain(method: str, clip: str, image_size: int, learned: int, aux, target) 
     learned: how many numbers the method learned.
     aux: data.Dataset that it learned on, or None.
     target: data.Dataset that it was evaluated on.
+    shared: how many images of the target were learned on.
   """
+  done = f'{method} on CLIP {clip} at {image_size} px; '
+  tested = f'Evaluated on {_described(target)}. '
   if aux is None:
-    done = f'{method} on CLIP {clip} at {image_size} px; no image was trained on.'
+    done += 'no image was trained on.'
   else:
-    done = (f'{method} on CLIP {clip} at {image_size} px: {learned} numbers were learned on {_described(aux)}, with '
-            'their masks. CLIP itself was not changed.')
-  tested = f'Evaluated on {_described(target)}.'
-  if aux is not None:
-    unseen = sorted(set(target.defect_types) - set(aux.defect_types) - {'good'})
-    shared = sorted(set(target.categories) & set(aux.categories))
-    tested += (f' Trained on as well: {", ".join(shared)}, so for these it is not zero-shot.' if shared else
-               ' None of these kinds of things was trained on' + (
-                   f', and of their defects these are new too: {", ".join(unseen)}.' if unseen else '.'))
+    done += f'{learned} numbers were learned on {_described(aux)}. CLIP itself was not changed.'
+    tested += _news(aux, target, shared)
   reading = ('AUROC says how often an anomalous image (pixel) scores higher than a normal one: 50 is guessing. AUPRO '
              'counts each defect alike, large or small, at a limited share of false alarms.')
-  lines = [done, tested, reading]
+  lines = [done, tested.strip(), reading]
   if clip == 'tiny':
     lines.append('CLIP tiny is a working miniature for learning and tests, trained on drawings alone. These numbers '
-                 f'show that the machinery works, not how {method} performs: for that use real weights, such as '
-                 '--config.clip=vit_l14_336, and real data.')
+                 f'show that the machinery works, not how {method} performs: for that use the config without :demo, '
+                 'with real weights and real data.')
   return lines
+
+
+def _news(aux, target, shared: int) -> str:
+  """What of the target was never trained on."""
+  if shared:
+    return f'{shared} of these images were trained on, so this is not zero-shot.'
+  kinds = not set(target.categories) & set(aux.categories)
+  defects = sorted(set(target.defect_types) - set(aux.defect_types) - {'good'})
+  return ('None of these kinds of things was trained on' if kinds else 'None of these images was trained on') + (
+      f'; of their defects, these are new too: {", ".join(defects)}.' if kinds and defects else '.')
 
 
 def _described(dataset) -> str:

@@ -21,9 +21,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import launch
 from configs import anomalyclip, clip
-from zsad_jax import runtime
+from zsad_jax import experiment, runtime
 
 # {row: (title, config, changes)}; the rows after the first three are ablations of AnomalyCLIP.
 ROWS = {
@@ -75,7 +74,7 @@ def measure(module, changes):
     for key, value in changes.items():
       cfg.update_from_flattened_dict({key: tuple(value) if isinstance(value, list) else value})
   with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-    launch.run(mlc.FrozenConfigDict(cfg), Path(folder), 'run')
+    experiment.run(mlc.FrozenConfigDict(cfg), Path(folder), 'run')
     path, = Path(folder).glob('results/*/*/*/metrics.json')
     mean = json.loads(path.read_text())['mean']
   return {m: 100 * mean[m]['value'] for m in METRICS}

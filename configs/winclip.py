@@ -85,5 +85,5 @@ def method(shots):
 
   c.map = mlc.ConfigDict()
   c.map.sigma = 0.0  # of a Gaussian that smooths maps, in pixels; 0 = none
-  c.published = mlc.ConfigDict(PUBLISHED[shots])
+  c.published = mlc.ConfigDict(dict(PUBLISHED[shots], clip='vit_b16_plus_240', shots=shots))
   return c

@@ -24,6 +24,8 @@ MAY_IMPORT = {
   'checkpoint': {'runtime'},
   'train': {'runtime', 'checkpoint', 'features', 'encoder', 'logs', 'metrics', 'report', 'spec'},
   'evaluate': {'runtime', 'checkpoint', 'features', 'encoder', 'logs', 'metrics', 'report', 'spec'},
+  'experiment': {'data', 'encoder', 'evaluate', 'features', 'logs', 'methods', 'models', 'pretrain', 'report',
+                 'runtime', 'train'},
   'pretrain': {'models', 'runtime', 'checkpoint', 'logs', 'spec', 'losses', 'maps', 'metrics'},
 }
 FILES = sorted(p for p in PACKAGE.rglob('*.py') if p != PACKAGE / '__init__.py')

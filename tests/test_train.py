@@ -215,17 +215,17 @@ def test_a_step_that_does_not_know_its_epoch_refuses_a_schedule():
 def test_every_epoch_visits_every_image_once(seed, epoch, count, batch, data):
   assert sorted(train.order(seed, epoch, count)) == list(range(count))
   per_epoch = -(-count // batch)
-  whole = list(train._plan(seed, count, batch, 0, 3))
+  whole = list(train._plan(seed, count, batch, 0, 3, False))
   assert len(whole) == 3 * per_epoch
   np.testing.assert_array_equal(np.concatenate(whole[per_epoch:2 * per_epoch]), train.order(seed, 1, count))
   done = data.draw(st.integers(0, 3 * per_epoch))
-  for a, b in zip(whole[done:], train._plan(seed, count, batch, done, 3), strict=True):
+  for a, b in zip(whole[done:], train._plan(seed, count, batch, done, 3, False), strict=True):
     np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize('count, steps', [(1725, 216), (2162, 271)])
 def test_steps_an_epoch_of_the_published_recipe(count, steps):
-  assert len(list(train._plan(111, count, 8, 0, 1))) == steps
+  assert len(list(train._plan(111, count, 8, 0, 1, False))) == steps
 
 
 def test_order_is_fixed_across_versions():

@@ -162,7 +162,7 @@ def order(seed: int, epoch: int, count: int) -> np.ndarray:
 def fit(loss_fn: Callable, tx: optax.GradientTransformation, learnable, frozen, read: Callable, count: int, *,
         epochs: int, batch: int, seed: int, place: runtime.Placement | None = None, workdir=None,
         writer: logs.Writer | None = None, keep: int | None = None, identity: Mapping | None = None,
-        stop: threading.Event | None = None):
+        stop: threading.Event | None = None, fresh: bool = False):
   """Returns the learnable tree after `epochs` over `count` images; goes on from the last checkpoint, if any.
 
   A resumed run equals an uninterrupted one bit for bit on one device. The last batch of an epoch is padded to
@@ -182,6 +182,7 @@ def fit(loss_fn: Callable, tx: optax.GradientTransformation, learnable, frozen, 
     keep: how many checkpoints remain, the newest; None all.
     identity: what must not change when a run resumes, JSON-able (config, fingerprints of weights and data).
     stop: when set, the run saves after the step under way and raises Preempted.
+    fresh: whether image i of epoch e is read at i + e * count: `read` then gives other images in every epoch.
 
   Raises:
     ValueError: the checkpoints are another run's.
@@ -201,7 +202,7 @@ def fit(loss_fn: Callable, tx: optax.GradientTransformation, learnable, frozen, 
   step, frozen = make_step(loss_fn, tx, place.copy, per_epoch), runtime.replicate(frozen, place)
   meter = _Meter(per_epoch, sums)
   feed = runtime.prefetch(functools.partial(_rows, read, place, place.rows(batch)),
-                          _plan(seed, count, batch, done, epochs))
+                          _plan(seed, count, batch, done, epochs, fresh))
   bar = tqdm(total=total, initial=done, desc='fit', unit='step', disable=jax.process_index() > 0)
   with bar, contextlib.closing(feed):
     for now, (ids, rows, data) in enumerate(feed, done + 1):
@@ -266,13 +267,13 @@ def _require_same(directory: Path, there: dict, here: dict):
                        'choose another workdir')
 
 
-def _plan(seed: int, count: int, batch: int, done: int, epochs: int) -> Iterator[np.ndarray]:
+def _plan(seed: int, count: int, batch: int, done: int, epochs: int, fresh: bool) -> Iterator[np.ndarray]:
   """Yields the images of every step from `done` on."""
   per_epoch = math.ceil(count / batch)
   for epoch in range(done // per_epoch, epochs):
     images = order(seed, epoch, count)
     for at in range(max(0, done - epoch * per_epoch), per_epoch):
-      yield images[at * batch:(at + 1) * batch]
+      yield images[at * batch:(at + 1) * batch] + fresh * epoch * count
 
 
 def _rows(read: Callable, place: runtime.Placement, size: int, images: np.ndarray):

@@ -19,7 +19,7 @@ def get_config():
                                text_width=128, text_layers=4, text_heads=4))
   # Small pictures first: 64 tokens cost a third of 196.  They are cut from large ones, hardly shrunk: at a smaller
   # scale most damage is too fine to see.  `crop`: least and greatest side of the random crop, as shares.
-  c.phases = mlc.ConfigDict(dict(steps=(10000, 3500), image_size=(64, 112), batch=(32, 16), crop=((.5, .65), (.7, 1.))))
+  c.phases = mlc.ConfigDict(dict(steps=(10000, 2450), image_size=(64, 112), batch=(32, 16), crop=((.5, .65), (.7, 1.))))
   # Blocks of the V-V stream of AnomalyCLIP that the patch term reads, and where that stream begins.
   c.side_taps = (4, 5, 6)
   c.side_first_block = 2

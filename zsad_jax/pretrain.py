@@ -154,10 +154,14 @@ def init(clip, tx, seed: int) -> State:
 
 
 def encoders(clip, cfg):
-  """[(Spec, jitted images -> Features)] that `probe` reads with: CLIP's own last block, then the V-V stream's."""
+  """What `probe` reads with: ([(Spec, images -> Features)] of CLIP's own and the V-V stream, ids -> text features).
+
+  Jitted once for all probes: a tower that is called without compiles anew each time, until the memory maps run out.
+  """
   own = Spec(clip.image_size, 'ln_post_proj', (Tap('clip', cfg.arch.layers),))
   jitted = lambda spec: jax.jit(functools.partial(clip.image, spec=spec))
-  return [(spec, jitted(spec)) for spec in (own, specs(cfg, clip.image_size)[1])]
+  text = jax.jit(lambda params, ids: clip.text(params, clip.embed(params, ids), clip.eot(ids)))
+  return [(spec, jitted(spec)) for spec in (own, specs(cfg, clip.image_size)[1])], text
 
 
 def probe(clip, read, params, chunk, nouns, tokenize) -> dict[str, float]:
@@ -167,20 +171,22 @@ def probe(clip, read, params, chunk, nouns, tokenize) -> dict[str, float]:
   """
   templates, result = ('a photo of a {}.', 'a close-up photo of the {}.', '{}.'), {}
   images = chunk.image.reshape(-1, *chunk.image.shape[2:])
-  for spec, encode_images in read:
+  readers, encode_texts = read
+  encode_texts = functools.partial(encode_texts, params)
+  for spec, encode_images in readers:
     parts = np.array_split(images, max(len(images) // 48, 1))
     found = [encode_images(params, _normalise(part, clip)) for part in parts]
     cls = np.concatenate([f.cls for f in found])
     taps = np.concatenate([f.taps[spec.taps[-1].name] for f in found])
     for which in ('object', 'noun'):
       words = nouns if which == 'noun' else None
-      image, patch = _scores(clip, params, cls, taps, chunk.category, words, templates, tokenize)
+      image, patch = _scores(encode_texts, cls, taps, chunk.category, words, templates, tokenize)
       name = f'{spec.taps[-1].stream}_{which}'
       result.update({f'image_{name}': _image_auroc(image, chunk), f'pixel_{name}': _pixel_auroc(patch, chunk)})
   return result
 
 
-def _scores(clip, params, cls, taps, category, nouns, templates, tokenize):
+def _scores(encode, cls, taps, category, nouns, templates, tokenize):
   """Cosine with the anomalous text less that with the normal one: of images [n, 2], of patches [n, 2, G, G]."""
   category = np.repeat(category, 2)
   direction = []
@@ -188,7 +194,7 @@ def _scores(clip, params, cls, taps, category, nouns, templates, tokenize):
     sides = []
     for form in ('{}', 'damaged {}'):
       ids = tokenize([t.format(form.format(noun)) for t in templates])
-      text = maps.normalize(clip.text(params, clip.embed(params, ids), clip.eot(ids)))
+      text = maps.normalize(encode(ids))
       sides.append(np.asarray(maps.normalize(text.mean(0))))
     direction.append(sides[1] - sides[0])
   direction = np.stack(direction)[category if nouns else np.zeros_like(category)]

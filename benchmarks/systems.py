@@ -4,7 +4,8 @@ r"""Every system side by side on one target, over several seeds: the table of th
   python benchmarks/systems.py --target=folder:/path/in/mvtec/layout
 
 All rows read the embedded tiny CLIP: they compare what the methods do in miniature, not how good they are on real
-weights. Methods that learn do so on --aux; the others have no seed and one run. Percent; mean and standard deviation.
+weights. Methods that learn do so on --aux, seed by seed; references are drawn anew for each seed; what does neither has
+one run. Percent; mean and sample standard deviation.
 """
 
 import argparse
@@ -21,22 +22,44 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from configs import anomalyclip, clip
-from zsad_jax import experiment, runtime
+from configs import (
+  anomalyclip,
+  april_gan,
+  clip,
+  clip_surgery,
+  cocoop,
+  coop,
+  padim_clip,
+  patchcore_clip,
+  spade_clip,
+  winclip,
+)
+from zsad_jax import experiment, methods, runtime
 
-# {row: (title, config, changes)}; the rows after the first three are ablations of AnomalyCLIP.
-ROWS = {
+# {row: (title, config, changes)}.
+ZERO = {
   'clip': ('CLIP, two prompts', clip, {}),
-  'clip_object': ('CLIP, "object" for every name', clip, {'prompt.class_word': 'object'}),
   'clip_ac': ('CLIP-AC', clip, {'prompt.ensemble': 'imagenet'}),
   'clip_compound': ('CLIP, states and templates of APRIL-GAN', clip, {'prompt.ensemble': 'compound'}),
+  'winclip': ('WinCLIP', winclip, {}),
+  'clip_surgery': ('CLIP Surgery', clip_surgery, {}),
+  'coop': ('CoOp', coop, {}),
+  'cocoop': ('CoCoOp', cocoop, {}),
+  'april_gan': ('APRIL-GAN', april_gan, {}),
   'anomalyclip': ('AnomalyCLIP', anomalyclip, {}),
-  'qk': ('- Q-K in place of V-V', anomalyclip, {'t1_dpam': False}),
-  'aware': ('- object-aware prompts', anomalyclip, {'t2_object_agnostic': False}),
-  'untuned': ('- no deep tokens', anomalyclip, {'t3_text_tuning': False}),
-  'global': ('- global loss alone', anomalyclip, {'loss.focal': False, 'loss.dice': False}),
-  'local': ('- local loss alone', anomalyclip, {'loss.ce': False}),
 }
+ABLATIONS = {
+  'qk': ('AnomalyCLIP, Q-K in place of V-V', anomalyclip, {'t1_dpam': False}),
+  'aware': ('AnomalyCLIP, object-aware prompts', anomalyclip, {'t2_object_agnostic': False}),
+  'untuned': ('AnomalyCLIP, no deep tokens', anomalyclip, {'t3_text_tuning': False}),
+  'global': ('AnomalyCLIP, global loss alone', anomalyclip, {'loss.focal': False, 'loss.dice': False}),
+  'local': ('AnomalyCLIP, local loss alone', anomalyclip, {'loss.ce': False}),
+}
+FEW = {f'{name}_{k}': (f'{title}, {k}-shot', module, {'fewshot.shots': k}) for name, title, module in (
+  ('winclip', 'WinCLIP+', winclip), ('april_gan', 'APRIL-GAN', april_gan),
+  ('patchcore', 'PatchCore on CLIP features', patchcore_clip), ('spade', 'SPADE on CLIP features', spade_clip),
+  ('padim', 'PaDiM on CLIP features', padim_clip)) for k in (1, 2, 4)}
+ROWS = ZERO | ABLATIONS | FEW
 METRICS = {'image_auroc': 'image AUROC', 'image_ap': 'image AP', 'pixel_auroc': 'pixel AUROC', 'aupro': 'AUPRO'}
 
 
@@ -58,10 +81,11 @@ def main():
   print('| system | ' + ' | '.join(METRICS.values()) + ' | s a seed |\n|' + '---|' * (len(METRICS) + 2), flush=True)
   for name in args.rows.split(','):
     title, module, own = ROWS[name]
-    learns = module is not clip
+    learns, drawn = hasattr(methods.get(module.get_config().method), 'loss'), 'fewshot.shots' in own
     start, found = time.perf_counter(), []
-    for seed in range(args.seeds if learns else 1):
-      found.append(measure(module, shared | (changes if learns else {}) | own | {'seed': seed}))
+    for seed in range(args.seeds if learns or drawn else 1):
+      seeds = {'seed': seed} | ({'fewshot.seed': seed} if drawn else {})
+      found.append(measure(module, shared | (changes if learns else {}) | own | seeds))
     seconds = (time.perf_counter() - start) / len(found)
     cells = (cell([f[m] for f in found]) for m in METRICS)
     print(f'| {title} | ' + ' | '.join(cells) + f' | {seconds:.0f} |', flush=True)
@@ -77,7 +101,7 @@ def measure(module, changes):
     experiment.run(mlc.FrozenConfigDict(cfg), Path(folder), 'run')
     path, = Path(folder).glob('results/*/*/*/metrics.json')
     mean = json.loads(path.read_text())['mean']
-  return {m: 100 * mean[m]['value'] for m in METRICS}
+  return {m: np.nan if mean[m]['value'] is None else 100 * mean[m]['value'] for m in METRICS}
 
 
 def cell(values):

@@ -147,13 +147,14 @@ def test_switches_that_leave_nothing_to_learn_evaluate_untrained(run, tmp_path):
   assert not (tmp_path / 'checkpoints').exists()
 
 
-def test_without_the_store_the_numbers_are_the_same_and_the_disk_stays_empty(run, tmp_path):
+def test_without_the_store_the_numbers_are_the_same_and_the_disk_stays_empty(run, tmp_path, capfd):
   cfg, _, results = run
   changed = mlc.ConfigDict(cfg.to_dict())
   changed.features.store = False
   changed.features.dir = str(tmp_path / 'features')
   experiment.run(mlc.FrozenConfigDict(changed), tmp_path / 'work', 'run')
   assert not (tmp_path / 'features').exists()
+  assert 'features of aux are not stored' in capfd.readouterr().out
   again = json.loads((tmp_path / 'work/results/anomalyclip/aux-to-target/seed3/metrics.json').read_text())
   before = json.loads((results / 'metrics.json').read_text())
   for metric, mean in before['mean'].items():
@@ -248,6 +249,11 @@ def test_references_are_normal_training_images_and_are_named_in_the_result(folde
 def test_more_references_than_there_are_is_an_error(folders):
   with pytest.raises(ValueError, match=r"fewshot\.shots is 4, but metal_nut has 3 normal images in split 'train'"):
     experiment.run(small(patchcore_clip, folders, **{'fewshot.shots': 4}), folders / 'work', 'run')
+
+
+def test_a_negative_number_of_references_is_refused_first(tmp_path):
+  with pytest.raises(ValueError, match=r'fewshot\.shots is -1; it must be at least 0'):
+    experiment.run(small(winclip, tmp_path, **{'fewshot.shots': -1}), tmp_path, 'run')
 
 
 def test_references_are_drawn_by_seed_and_category(folders):

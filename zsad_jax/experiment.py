@@ -60,6 +60,8 @@ def check(cfg):
     value = _get(cfg, key)
     if value < low:
       raise ValueError(f'{key} is {value}; it must be at least {low}')
+  if 'fewshot' in cfg and cfg.fewshot.shots < 0:
+    raise ValueError(f'fewshot.shots is {cfg.fewshot.shots}; it must be at least 0')
   if not 0 < cfg.eval.fpr_limit <= 1:
     raise ValueError(f'eval.fpr_limit is {cfg.eval.fpr_limit}; it must lie in (0, 1]')
   if cfg.features.max_gb <= 0:
@@ -93,6 +95,8 @@ def reader(cfg, method, clip, dataset, stored=True):
     return data.batches(dataset, transform=transform, mask_size=clip.image_size, batch_size=size, indices=indices)
 
   if not (stored and cfg.features.store and getattr(method, 'STORED', True)):
+    if stored:
+      print(f'features of {dataset.name} are not stored: every read runs the image tower', flush=True)
     return lambda indices: next(features.encode_batches(batches(indices, len(indices)), encode, clip.params))
 
   image = jax.ShapeDtypeStruct((1, clip.image_size, clip.image_size, 3), np.float32)

@@ -18,5 +18,27 @@ def test_text_tells_windows_apart():
   assert eval(repr(two)) == two and hash(one) != hash(two)
 
 
-def test_features_without_windows():
-  assert Features(None, {}).windows == {}
+def test_text_tells_taps_apart():
+  plain, cls = Tap('clip', 4, 'attention'), Tap('clip', 4, 'attention', 'cls', 'ln_post_proj')
+  assert repr(plain) == "Tap(stream='clip', block=4, point='attention')"
+  assert repr(cls) == "Tap(stream='clip', block=4, point='attention', token='cls', read='ln_post_proj')"
+  assert eval(repr(cls)) == cls and plain.name != cls.name and plain.name == 'clip/4/attention'
+
+
+def test_text_tells_crops_apart():
+  plain = Spec(240, cls='ln_post_proj', positions='bicubic', windows=(2,))
+  cropped = plain._replace(crops=270)
+  assert repr(cropped) == f'{repr(plain)[:-1]}, crops=270)' and eval(repr(cropped)) == cropped
+
+
+def test_crops_have_a_spec_of_their_own():
+  """Whatever else is read of the whole image, the crops of it are the same."""
+  one = Spec(240, cls='ln_post_proj', positions='bicubic', windows=(2,), crops=270)
+  other = Spec(240, cls='ln_post_proj', positions='bicubic', taps=(Tap('clip', 3),), read='none', crops=270)
+  assert repr(one.of_crops()) == repr(other.of_crops()) != repr(one)
+  for change in (dict(image_size=224), dict(cls='proj'), dict(positions='bilinear'), dict(crops=290)):
+    assert repr(one._replace(**change).of_crops()) != repr(one.of_crops())
+
+
+def test_features_without_windows_and_crops():
+  assert Features(None, {}).windows == {} and Features(None, {}).crops is None

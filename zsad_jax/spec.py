@@ -32,20 +32,35 @@ class Side(NamedTuple):
 
 
 class Tap(NamedTuple):
-  """One place to read patch tokens.
+  """One place to read tokens.
 
   Attributes:
     stream: 'clip' or the name of a Side. A side read before its first_block is CLIP's own stream.
-    block: 1-based block number.
-    point: 'block', the block's output; 'attention', the residual stream after its attention, before its MLP.
+    block: 1-based block number; of a ResNet, whose tokens differ in number and width from block to block, its stage.
+    point: 'block', the block's output; 'attention', the residual stream after its attention, before its MLP. In the
+      attention pool behind block 4 of a ResNet, where nothing is read from block to block: 'pool', what CLIP's own
+      attention gives for every token; 'pool_vv', the same with the values as queries and keys (CLIP Surgery);
+      'pool_cosine', with their cosines (CLIP-AD, whose class token is that of 'pool_vv').
+    token: 'patches', or 'cls' for the class token in their place.
+    read: what follows, one of Spec.read's values; '' is the Spec's own.
   """
   stream: str
   block: int
   point: str = 'block'
+  token: str = 'patches'
+  read: str = ''
 
   @property
   def name(self) -> str:
-    return f'{self.stream}/{self.block}/{self.point}'
+    parts = (self.stream, self.block, self.point, *(() if self.token == 'patches' else (self.token,)), self.read)
+    return '/'.join(str(part) for part in parts if part)
+
+  def __repr__(self):
+    # As with a Spec: stores are known by this text.
+    fields = self._asdict()
+    shown = [key for key in fields if key not in Tap._field_defaults or key == 'point' or
+             fields[key] != Tap._field_defaults[key]]
+    return f'Tap({", ".join(f"{key}={fields[key]!r}" for key in shown)})'
 
 
 class Spec(NamedTuple):
@@ -54,12 +69,13 @@ class Spec(NamedTuple):
   Attributes:
     image_size: pixels a side of the square input.
     cls: read-out of the class token: 'proj', 'ln_post_proj', or '' for none.
-    taps: where to read patch tokens.
+    taps: where to read tokens.
     sides: the side streams that taps name.
-    read: what follows a tap: 'ln_post_proj', 'proj', 'ln_post' or 'none'.
+    read: what follows a tap that does not say so itself: 'ln_post_proj', 'proj', 'ln_post' or 'none'.
     positions: resampling of the positional table: 'bilinear' (AnomalyCLIP), 'bicubic_antialias' (open_clip),
       'bicubic' (Hugging Face).
     windows: sides, in patches, of the square windows that are encoded by themselves, at every place (WinCLIP).
+    crops: pixels a side that the image is resized to for ten crops of image_size (multi-crop prediction); 0 none.
   """
   image_size: int
   cls: str = 'proj'
@@ -68,12 +84,18 @@ class Spec(NamedTuple):
   read: str = 'ln_post_proj'
   positions: str = 'bilinear'
   windows: tuple[int, ...] = ()
+  crops: int = 0
+
+  def of_crops(self) -> 'Spec':
+    """Returns the Spec of the crops alone: they are of another image, so they are encoded and stored by themselves."""
+    return Spec(self.image_size, self.cls, positions=self.positions, crops=self.crops)
 
   def __repr__(self):
     # Stores and checkpoints are known by this text: a field that came later shows only where it says something.
     fields = self._asdict()
-    if not self.windows:
-      del fields['windows']
+    for later in ('windows', 'crops'):
+      if not fields[later]:
+        del fields[later]
     return f'Spec({", ".join(f"{name}={value!r}" for name, value in fields.items())})'
 
 
@@ -82,10 +104,14 @@ class Features(NamedTuple):
 
   Attributes:
     cls: [B, E] class-token feature, or None where the Spec reads none.
-    taps: {Tap.name: [B, N, E]} patch tokens in row-major order, class token dropped ([B, N, D] without 'proj').
+    taps: {Tap.name: [B, N, E]} patch tokens in row-major order, class token dropped ([B, N, D] without 'proj'), or
+      the class token alone, [B, 1, E].
     windows: {side: [B, n, E]} class-token feature of every window alone, after ln_post and the projection, in
       row-major order of its upper left patch.
+    crops: [B, 10, E] class-token feature, read as cls is, of five crops (upper left, upper right, lower left, lower
+      right, centre), then of their mirror images; None where the Spec has none.
   """
   cls: Any
   taps: dict[str, Any]
   windows: dict[int, Any] = {}  # noqa: RUF012 (never written)
+  crops: Any = None

@@ -100,14 +100,15 @@ side_records = st.builds(
 def test_any_sides_and_taps_equal_the_loop(small, blocks, data):
   sides = data.draw(st.lists(side_records, max_size=3))
   sides = tuple(side._replace(name=f's{i}') for i, side in enumerate(sides))
-  every = [Tap(stream, block, point) for stream in ('clip', *(s.name for s in sides))
-           for block in range(1, DIMS.layers + 1) for point in vit.POINTS]
+  every = [Tap(stream, block, point, token) for stream in ('clip', *(s.name for s in sides))
+           for block in range(1, DIMS.layers + 1) for point in vit.POINTS for token in vit.TOKENS]
   taps = tuple(data.draw(st.lists(st.sampled_from(every), unique=True, min_size=1, max_size=8)))
   out = run(small, Spec(SIZE, taps=taps, sides=sides, read='none'))
   want = streams(blocks, sides)
   assert out.taps.keys() == {tap.name for tap in taps}
   for tap in taps:
-    np.testing.assert_allclose(out.taps[tap.name], want[tuple(tap)][:, 1:], atol=1e-5, err_msg=tap.name)
+    rows = slice(0, 1) if tap.token == 'cls' else slice(1, None)
+    np.testing.assert_allclose(out.taps[tap.name], want[tap[:3]][:, rows], atol=1e-5, err_msg=tap.name)
   np.testing.assert_allclose(out.cls, want['clip', DIMS.layers, 'block'][:, 0]
                              @ small[0].params['visual']['proj']['kernel'], atol=1e-5)
 
@@ -279,6 +280,31 @@ def test_read_rules(small, read, width):
   out = run(small, Spec(SIZE, cls='', taps=(Tap('clip', 2),), read=read))
   assert out.cls is None and out.taps['clip/2/block'].shape == (2, 49, width)
   np.testing.assert_allclose(out.taps['clip/2/block'], want, atol=1e-4)
+
+
+def test_a_tap_may_be_read_its_own_way(small):
+  """Raw patches and read-out class tokens in one pass; the last block's class token costs no patches there."""
+  last = DIMS.layers
+  taps = (Tap('clip', 2), Tap('clip', 2, token='cls', read='ln_post_proj'), Tap('clip', last, token='cls', read='proj'))
+  assert [tap.name for tap in taps] == ['clip/2/block', 'clip/2/block/cls/ln_post_proj', f'clip/{last}/block/cls/proj']
+  spec = Spec(SIZE, taps=taps, read='none')
+  out = run(small, spec)
+  raw, other, end = out.taps.values()
+  np.testing.assert_array_equal(raw, run(small, Spec(SIZE, taps=taps[:1], read='none')).taps['clip/2/block'])
+  assert other.shape == (2, 1, DIMS.embed)
+  np.testing.assert_allclose(end[:, 0], out.cls, atol=1e-6)
+  own = run(small, Spec(SIZE, taps=(Tap('clip', 2, token='cls'),))).taps['clip/2/block/cls']
+  np.testing.assert_allclose(other, own, atol=1e-6)
+  assert not vit.VisionTower(SIZE, DIMS.patch, DIMS.width, last, DIMS.heads, DIMS.embed, DIMS.activation,
+                             spec)._last_whole()
+
+
+@pytest.mark.parametrize('tap, message', [
+  (Tap('clip', 1, token='class'), r"spec.taps\[0\].token 'class' is not one of \('patches', 'cls'\)"),
+  (Tap('clip', 1, read='raw'), r"spec.taps\[0\].read 'raw' is not one of \('', 'ln_post_proj'")])
+def test_taps_that_say_something_else_are_refused(tap, message):
+  with pytest.raises(ValueError, match=message):
+    vit.validate(Spec(SIZE, taps=(tap,)), patch=DIMS.patch, layers=DIMS.layers)
 
 
 def test_features_is_a_pytree_of_the_taps_in_order(small):

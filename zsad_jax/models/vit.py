@@ -14,6 +14,7 @@ POSITIONS = ('bilinear', 'bicubic_antialias', 'bicubic')
 CLS = ('proj', 'ln_post_proj', '')
 READ = ('ln_post_proj', 'proj', 'ln_post', 'none')
 POINTS = ('block', 'attention')
+TOKENS = ('patches', 'cls')
 # Tokens of windows that run at once. On a CPU more would fall out of its caches; an accelerator wants to be filled,
 # and this many take 2 GB in the widest tower.
 _WINDOW_TOKENS_CPU = 1000
@@ -100,8 +101,10 @@ def validate(spec, *, patch, layers):
       raise ValueError(f'{at}.stream {tap.stream!r} is not one of {("clip", *names)}')
     if not 1 <= tap.block <= layers:
       raise ValueError(f'{at}.block {tap.block} is not in 1..{layers}, the blocks of this tower')
-    if tap.point not in POINTS:
-      raise ValueError(f'{at}.point {tap.point!r} is not one of {POINTS}')
+    for key, value, known in (('point', tap.point, POINTS), ('token', tap.token, TOKENS),
+                              ('read', tap.read, ('', *READ))):
+      if value not in known:
+        raise ValueError(f'{at}.{key} {value!r} is not one of {known}')
   grid = spec.image_size // patch
   if len(set(spec.windows)) < len(spec.windows):
     raise ValueError(f'spec.windows names a window twice: {spec.windows}')
@@ -111,9 +114,14 @@ def validate(spec, *, patch, layers):
 
 
 def source(spec, tap):
-  """Returns the (stream, point) that a tap is read from: CLIP's own stream before a side's first block."""
+  """Returns the (stream, point, token) that a tap is read from: CLIP's own stream before a side's first block."""
   first = {side.name: side.first_block for side in spec.sides}
-  return ('clip' if tap.block < first.get(tap.stream, 0) else tap.stream, tap.point)
+  return ('clip' if tap.block < first.get(tap.stream, 0) else tap.stream, tap.point, tap.token)
+
+
+def _rows(x, token):
+  """Returns of tokens [B, N, D] what a buffer of TOKENS holds: all of them, or the class token, which is the first."""
+  return x[:, :1] if token == 'cls' else x
 
 
 class Layer(block.Block):
@@ -121,13 +129,13 @@ class Layer(block.Block):
 
   Attributes:
     sides: the side streams that ride along.
-    kept: the (stream, point) pairs that have a buffer, with a slot for every block they are read at and a last
-      one that takes all other blocks.
+    kept: the (stream, point, token) that have a buffer, with a slot for every block they are read at and a last one
+      that takes all other blocks.
     last_whole: whether anybody reads CLIP's own patches after the last block; if not, it steps the class token
       alone there.
   """
   sides: tuple[spec_lib.Side, ...] = ()
-  kept: tuple[tuple[str, str], ...] = ()
+  kept: tuple[tuple[str, str, str], ...] = ()
   last_whole: bool = True
 
   def __call__(self, carry, index, slots):
@@ -145,7 +153,7 @@ class Layer(block.Block):
                                self, sides, x, own, (q, k, v), index)
       seen |= {(name, 'block'): y for name, y in sides.items()}
       seen |= {(name, 'attention'): y for name, y in middles.items()}
-    buffers = {key: jax.lax.dynamic_update_index_in_dim(buffers[key], seen[key], slots[key], 0)
+    buffers = {key: jax.lax.dynamic_update_index_in_dim(buffers[key], _rows(seen[key[:2]], key[2]), slots[key], 0)
                for key in self.kept}
     return (after, sides, buffers), None
 
@@ -217,19 +225,21 @@ class VisionTower(nn.Module):
     self.proj = nn.Dense(self.embed_dim, use_bias=False, kernel_init=normal)
 
   def _kept(self):
-    """Returns {(stream, point): the blocks it is read at, in order}."""
+    """Returns {(stream, point, token): the blocks it is read at, in order}."""
     kept = {}
     for tap in sorted(self.spec.taps, key=lambda tap: tap.block):
-      kept.setdefault(source(self.spec, tap), []).append(tap.block)
+      blocks = kept.setdefault(source(self.spec, tap), [])
+      blocks += [tap.block] if tap.block not in blocks else []
     return kept
 
   def _sides(self):
-    read = {stream for stream, _ in self._kept()}
+    read = {stream for stream, _, _ in self._kept()}
     return tuple(side for side in self.spec.sides if side.name in read)
 
   def _last_whole(self):
     """Returns whether CLIP's own patches are read at the last block, by a tap or by a side that adds them up."""
-    read = {source(self.spec, tap)[0] for tap in self.spec.taps if tap.block == self.layers}
+    read = {source(self.spec, tap)[0] for tap in self.spec.taps
+            if tap.block == self.layers and tap.token == 'patches'}
     modes = {side.mode for side in self._sides()}
     return 'clip' in read or 'qk' in modes
 
@@ -257,17 +267,19 @@ class VisionTower(nn.Module):
     taps, kept = {}, self._kept()
     for tap in self.spec.taps:
       key = source(self.spec, tap)
-      taps[tap.name] = self.read(buffers[key][kept[key].index(tap.block), :, 1:], self.spec.read)
+      tokens = buffers[key][kept[key].index(tap.block)]
+      tokens = tokens if tap.token == 'cls' else tokens[:, 1:]
+      taps[tap.name] = self.read(tokens, tap.read or self.spec.read)
     cls = self.read(x[:, 0], self.spec.cls) if self.spec.cls else None
     return spec_lib.Features(cls, taps, self._windows(start))
 
   def _run(self, x):
-    """Returns x [B, M, D] after all blocks, and {(stream, point): [slots, B, M, D]} of what is read on the way."""
+    """Returns x [B, M, D] after all blocks, and {(stream, point, token): [slots, B, M or 1, D]} of what is read."""
     kept = self._kept()
     index = np.arange(1, self.layers + 1)
     slots = {key: jnp.array([blocks.index(b) if b in blocks else len(blocks) for b in index])
              for key, blocks in kept.items()}
-    buffers = {key: jnp.zeros((len(blocks) + 1, *x.shape), x.dtype) for key, blocks in kept.items()}
+    buffers = {key: jnp.zeros((len(blocks) + 1, *_rows(x, key[2]).shape), x.dtype) for key, blocks in kept.items()}
     sides = {side.name: jnp.zeros_like(x) for side in self._sides()}
     (x, _, buffers), _ = self.blocks((x, sides, buffers), jnp.array(index), slots)
     return x, buffers

@@ -59,6 +59,20 @@ def test_training_checkpoint_of_open_clip(tmp_path, params):
   assert same(ported(tmp_path / 'a.safetensors'), params)
 
 
+def test_trained_affine_layers(tmp_path):
+  """As APRIL-GAN and CLIP-AD save them: torch.save({'trainable_linearlayer': ModuleList of Linear .state_dict()})."""
+  torch = pytest.importorskip('torch')
+  layers = torch.nn.Module()
+  layers.fc = torch.nn.ModuleList(torch.nn.Linear(6, 4) for _ in range(2))
+  torch.save({'trainable_linearlayer': layers.state_dict()}, tmp_path / 'epoch_5.pth')
+  done = convert.convert(tmp_path / 'epoch_5.pth', tmp_path / 'a.safetensors')
+  assert (done.kind, done.count) == ('affine layers of APRIL-GAN or CLIP-AD', 4)
+  read = weights.read_safetensors(tmp_path / 'a.safetensors')
+  assert set(read) == {'fc.0.weight', 'fc.0.bias', 'fc.1.weight', 'fc.1.bias'}
+  np.testing.assert_array_equal(read['fc.1.weight'], layers.fc[1].weight.detach().numpy())
+  assert files.read_metadata(tmp_path / 'a.safetensors')['kind'] == 'affine_layers'
+
+
 def test_a_torchscript_archive_as_openai_publishes_them(tmp_path, params):
   state = tensors(params)
   import torch

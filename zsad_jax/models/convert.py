@@ -2,10 +2,11 @@
 
   python -m zsad_jax.models.convert ViT-L-14-336px.pt model.safetensors      # OpenAI's or open_clip's CLIP
   python -m zsad_jax.models.convert epoch_15.pth prompts.safetensors         # official AnomalyCLIP prompts
+  python -m zsad_jax.models.convert epoch_5.pth layers.safetensors           # official APRIL-GAN or CLIP-AD layers
 
 Names, dtypes and values stay as they are; only wrappings come off: 'state_dict' and 'module.' of training
-checkpoints, 'prompt_learner' of AnomalyCLIP's. The sha256 of the input is kept in the output's metadata, and
-with it the name of the weights where that digest is a published one.
+checkpoints, 'prompt_learner' of AnomalyCLIP's, 'trainable_linearlayer' of APRIL-GAN's and CLIP-AD's. The sha256 of
+the input is kept in the output's metadata, and with it the name of the weights where that digest is a published one.
 """
 
 import argparse
@@ -14,6 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zsad_jax.models import archive, files, published, weights
+
+# {key that wraps what a system has trained: (what it is, the output's metadata 'kind')}.
+TRAINED = {'prompt_learner': ('AnomalyCLIP prompts', 'anomalyclip_prompts'),
+           'trainable_linearlayer': ('affine layers of APRIL-GAN or CLIP-AD', 'affine_layers')}
 
 
 class Converted(NamedTuple):
@@ -29,7 +34,7 @@ def convert(source, target) -> Converted:
 
   Args:
     source: a .pt or .pth file of torch 1.6 or later: a state dict, a training checkpoint, a TorchScript
-      archive, or an AnomalyCLIP checkpoint (a dict with 'prompt_learner').
+      archive, or a checkpoint of a system with a key of TRAINED.
     target: the .safetensors file to write.
 
   Raises:
@@ -47,9 +52,10 @@ def convert(source, target) -> Converted:
   _check_name(source, source_sha256)
   name = published.of_digest(source_sha256)
   metadata = {'source': source.name, 'source_sha256': source_sha256}
-  if isinstance(tree.get('prompt_learner'), dict):
-    kind, arrays = 'AnomalyCLIP prompts', archive.flatten(tree['prompt_learner'])
-    metadata['kind'] = 'anomalyclip_prompts'
+  wrapping = next((key for key in TRAINED if isinstance(tree.get(key), dict)), None)
+  if wrapping:
+    arrays = archive.flatten(tree[wrapping])
+    kind, metadata['kind'] = TRAINED[wrapping]
   else:
     arrays = archive.flatten(dict(weights.plain(tree)))
     kind = _describe(arrays, source)

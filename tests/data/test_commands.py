@@ -2,7 +2,8 @@ import pytest
 from medical_sets import write_pairs
 from small_sets import write_category
 
-from zsad_jax.data import catalog, commands
+from zsad_jax.data import builder, catalog, commands
+from zsad_jax.data.synthetic import builder as drawn
 
 PAIRS = 'CVC-ColonDB/images/{}.png', 'CVC-ColonDB/masks/{}.png'
 
@@ -40,6 +41,25 @@ def test_list_tells_a_current_copy_from_an_older_one(place):
   (place.manual / 'cvc_colondb').rename(place.manual / 'away')
   assert (row(place, 'cvc_colondb')['raw'], row(place, 'cvc_colondb')['prepared']) == ('-', 'yes')
   assert row(place._replace(transparency='drop'), 'cvc_colondb')['prepared'] == 'older'
+
+
+def test_list_tells_of_an_interrupted_preparation(place, monkeypatch):
+  def interrupt(*_, **__):
+    raise KeyboardInterrupt
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(builder, 'record', interrupt)
+    list(commands.prepare(['cvc_colondb'], place))
+  assert row(place, 'cvc_colondb')['prepared'] == 'begun'
+  assert [good for _, good in commands.prepare(['cvc_colondb'], place)] == [True]
+  assert row(place, 'cvc_colondb')['prepared'] == 'yes'
+
+
+def test_prepare_makes_up_for_an_index_that_was_interrupted(place):
+  list(commands.prepare(['cvc_colondb'], place))
+  index, = place.root.glob('*/*/*/index-test.json')
+  index.unlink()
+  (text, good), = commands.prepare(['cvc_colondb'], place)
+  assert good and 'prepared already' in text and index.is_file()
 
 
 def test_a_set_is_here_only_in_a_folder_of_its_own_name(tmp_path):
@@ -88,10 +108,8 @@ def test_a_damaged_set_is_prepared_after_it_was_mended(place):
 
 
 def test_drawn_sets_can_be_named(tmp_path, monkeypatch):
-  from zsad_jax.data.synthetic import builder
-  monkeypatch.setattr(builder, 'TRAIN', 1)
-  monkeypatch.setattr(builder, 'NORMAL', 1)
-  monkeypatch.setattr(builder, 'EACH_DEFECT', 1)
+  for name in ('TRAIN', 'NORMAL', 'EACH_DEFECT'):
+    monkeypatch.setattr(drawn, name, 1)
   place = commands.Place(tmp_path)
   assert [good for _, good in commands.run(['prepare', 'synthetic_aux'], place)] == [True]
   assert [good for _, good in commands.run(['verify', 'synthetic_aux'], place)] == [True]

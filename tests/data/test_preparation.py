@@ -1,4 +1,6 @@
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -6,63 +8,183 @@ import time
 from pathlib import Path
 
 import pytest
+from small_sets import picture, write, write_category
+from tensorflow_datasets.core import shuffle
 
 from zsad_jax import data
-from zsad_jax.data import commands, loading, naming, preparation
+from zsad_jax.data import builder, commands, images, loading, naming, preparation, shards
 
 ROOT = Path(__file__).parents[2]
 KILLED = '''
 import os, signal, sys
 from zsad_jax import data
-from zsad_jax.data import builder
-
-def die(*args, **kwargs):
-  os.kill(os.getpid(), signal.SIGKILL)
+from zsad_jax.data import builder, shards
 
 read = builder.record
-builder.record = lambda item, **kwargs: die() if item.key.endswith('glue/001') else read(item, **kwargs)
+builder.record = lambda item, **kwargs: (
+  os.kill(os.getpid(), signal.SIGKILL) if item.key == sys.argv[3] else read(item, **kwargs))
+shards.SHARD_BYTES = int(sys.argv[4])
 data.load(sys.argv[1], root=sys.argv[2])
 '''
+LAST = 'metal_nut/test/bent/000'           # 8 of the 13 images come before it, training images first
 
 
 def leftovers(root):
-  return list(root.glob('*/*/incomplete.*'))
+  return [*root.glob('*/*/incomplete.*'), *root.glob('*/*/unfinished.*')]
 
 
-def killed(layout, root):
-  """What a preparation of `layout` leaves that is killed at its second image."""
-  done = subprocess.run([sys.executable, '-c', KILLED, f'folder:{layout}', str(root)], cwd=ROOT, check=False,
+def content(root):
+  # Not the index: it is made by whoever reads the copy first.
+  return {path.name: path.read_bytes() for path in root.glob('*/*/*/*') if not path.name.startswith('index')}
+
+
+def counted(monkeypatch, stop=None, error=KeyboardInterrupt):
+  """The ids of the images that are read from now on; reading `stop` fails."""
+  seen, read = [], builder.record
+
+  def record(item, **kwargs):
+    if item.key == stop:
+      raise error
+    seen.append(item.key)
+    return read(item, **kwargs)
+  monkeypatch.setattr(builder, 'record', record)
+  return seen
+
+
+@pytest.fixture
+def interrupted(layout, tmp_path, monkeypatch):
+  """The root of a preparation of `layout` that ended early, one image to a shard; records are counted no more."""
+  monkeypatch.setattr(shards, 'SHARD_BYTES', 1)
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    counted(patch, LAST)
+    data.load(f'folder:{layout}', root=tmp_path / 'data')
+  assert len(list((tmp_path / 'data').glob('*/*/unfinished.1.0.0/*.json'))) == 8
+  return tmp_path / 'data'
+
+
+def test_a_killed_preparation_goes_on_and_gives_what_an_uninterrupted_one_gives(layout, tmp_path, monkeypatch, caplog):
+  name, root, whole = f'folder:{layout}', tmp_path / 'data', tmp_path / 'whole'
+  size = (layout / 'grid' / 'test' / 'glue' / '000.png').stat().st_size + 1        # one image or two to a shard
+  done = subprocess.run([sys.executable, '-c', KILLED, name, str(root), LAST, str(size)], cwd=ROOT, check=False,
                         capture_output=True)
-  assert done.returncode == -signal.SIGKILL and len(leftovers(root)) == 1
-  return leftovers(root)[0]
-
-
-def test_a_killed_preparation_starts_anew_and_leaves_nothing(layout, tmp_path, caplog):
-  root = tmp_path / 'data'
-  left = killed(layout, root)
+  assert done.returncode == -signal.SIGKILL and len(leftovers(root)) == 2
+  monkeypatch.setattr(shards, 'SHARD_BYTES', size)
+  seen = counted(monkeypatch)
   with caplog.at_level('INFO', logger='absl'):
-    dataset = data.load(f'folder:{layout}', root=root)
+    dataset = data.load(name, root=root)
   assert len(dataset) == 9 and [r['id'] for r in dataset] == dataset.ids and leftovers(root) == []
-  assert f'{left}: left by a preparation that was killed; removed, it starts anew' in caplog.text
+  again = len(seen)
+  assert LAST in seen and 5 <= again < 13
+  assert f'mvtec_layout: going on with a preparation that was interrupted; {13 - again} of 13 images' in caplog.text
+  assert dataset.fingerprint == data.load(name, root=whole).fingerprint and len(seen) == again + 13
+  assert content(root) == content(whole) and 4 < sum('array_record' in name for name in content(whole)) < 13
 
 
-def test_what_a_killed_preparation_of_older_files_left_is_removed_too(layout, tmp_path):
-  root = tmp_path / 'data'
-  killed(layout, root)
+@pytest.mark.parametrize('error', [KeyboardInterrupt, OSError(28, 'No space left on device')])
+def test_what_fails_can_go_on_too(layout, tmp_path, monkeypatch, error):
+  monkeypatch.setattr(shards, 'SHARD_BYTES', 1)
+  with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, OSError)):
+    counted(patch, LAST, error)
+    data.load(f'folder:{layout}', root=tmp_path)
+  seen = counted(monkeypatch)
+  data.load(f'folder:{layout}', root=tmp_path)
+  assert len(seen) == 5 and seen[0] == LAST
+
+
+def test_notes_and_skipped_images_of_finished_shards_are_kept(layout, tmp_path, monkeypatch):
+  monkeypatch.setattr(shards, 'SHARD_BYTES', 1)
+  (layout / 'grid' / 'test' / 'good' / '000.png').write_bytes(b'')
+  for kind in ('grid/test/good/001', 'metal_nut/test/good/001'):
+    write(layout / f'{kind}.png', picture(mode='RGBA'))
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    counted(patch, LAST)
+    data.load(f'folder:{layout}', root=tmp_path / 'data', on_bad='skip')
+  for root in ('data', 'whole'):
+    dataset = data.load(f'folder:{layout}', root=tmp_path / root, on_bad='skip')
+    assert [r['id'] for r in dataset] == dataset.ids and len(dataset) == 8
+  assert content(tmp_path / 'data') == content(tmp_path / 'whole') and dataset.skipped == ['grid/test/good/000']
+  assert dataset.notes == ['alpha laid over (255, 255, 255): 2 of 9 images, first grid/test/good/001',
+                           'damaged and left out: 1 of 9 images, first grid/test/good/000']
+
+
+@pytest.mark.parametrize('harm', ['shard', 'told', 'gone', 'items'])
+def test_a_damaged_shard_is_made_anew(layout, interrupted, tmp_path, monkeypatch, caplog, harm):
+  shard = sorted(interrupted.glob('*/*/unfinished.1.0.0/*test*00001-of-*[0-9]'))[0]
+  told = shard.with_name(f'{shard.name}.json')
+  data_of = bytearray(shard.read_bytes())
+  data_of[-1] ^= 1
+  {'shard': lambda: shard.write_bytes(data_of), 'told': lambda: told.write_bytes(b''), 'gone': shard.unlink,
+   'items': lambda: told.write_text(json.dumps(json.loads(told.read_text()) | {'items': 'others'}))}[harm]()
+  seen = counted(monkeypatch)
+  data.load(f'folder:{layout}', root=interrupted)
+  assert seen[:2] == ['grid/test/glue/001', LAST] and len(seen) == 6
+  reason = 'holds other images than it should' if harm == 'items' else 'damaged since it was written'
+  assert f'{shard}: {reason}; it is made anew' in caplog.text
+  data.load(f'folder:{layout}', root=tmp_path / 'whole')
+  assert content(interrupted) == content(tmp_path / 'whole')
+
+
+def another_archive(root):
+  shutil.rmtree(root)
+  write_category(root / 'metal_nut', {'scratch': 3})
+
+
+@pytest.mark.parametrize('change', [
+  lambda root: (root / 'grid' / 'test' / 'good' / '001.png').unlink(), another_archive,
+  lambda root: write(root / 'grid' / 'test' / 'good' / '000.png', picture((3, 3, 5, 5))),
+  lambda root: os.utime(root / 'grid' / 'test' / 'good' / '000.png', (1, 1))])
+def test_shards_of_a_source_that_has_changed_are_not_used(layout, interrupted, tmp_path, monkeypatch, caplog, change):
+  change(layout)
+  seen = counted(monkeypatch)
+  lines = list(commands.prepare([f'folder:{layout}'], commands.Place(interrupted)))
+  assert len(lines) == 1 and lines[0][1] and leftovers(interrupted) == []
+  assert (f'{layout}: the files, or how they are to be read, have changed since a preparation was interrupted; its '
+          'shards are removed and it starts anew') in caplog.text
+  data.load(f'folder:{layout}', root=tmp_path / 'whole')
+  assert content(interrupted) == content(tmp_path / 'whole') and len(seen) % 2 == 0
+
+
+def test_shards_read_by_other_rules_are_not_used(layout, interrupted, monkeypatch, caplog):
+  seen = counted(monkeypatch)
+  data.load(f'folder:{layout}', root=interrupted, rules=images.Rules(exif='apply'))
+  assert len(seen) == 13 and leftovers(interrupted) == [] and 'starts anew' in caplog.text
+
+
+def test_shards_of_another_source_stay(layout, interrupted, tmp_path):
+  write_category(tmp_path / 'other' / 'raw' / 'screw', {'cut': 1})
+  data.load(f'folder:{tmp_path}/other/raw', root=interrupted)
+  assert len(leftovers(interrupted)) == 1
+
+
+def test_a_source_that_changes_meanwhile_is_refused(layout, tmp_path, monkeypatch):
+  read = builder.record
+  monkeypatch.setattr(builder, 'record', lambda item, **kwargs: (
+    write(layout / 'grid' / 'test' / 'good' / '009.png', picture()), read(item, **kwargs))[1])
+  with pytest.raises(ValueError, match='files in it changed while they were prepared; wait'):
+    data.load(f'folder:{layout}', root=tmp_path / 'data')
+  assert not list((tmp_path / 'data').glob('*/*/1.0.0'))
+
+
+def test_what_another_process_is_writing_is_left_alone(layout, interrupted):
+  (shelf,) = leftovers(interrupted)
   (layout / 'grid' / 'test' / 'good' / '001.png').unlink()
-  lines = list(commands.prepare([f'folder:{layout}'], commands.Place(root)))
-  assert len(lines) == 1 and lines[0][1] and leftovers(root) == []
+  with preparation._alone(shelf.parent):
+    data.load(f'folder:{layout}', root=interrupted)
+  assert leftovers(interrupted) == [shelf]
 
 
-def test_what_another_process_is_writing_is_left_alone(layout, tmp_path):
-  builder = loading.locate(f'folder:{layout}', root=tmp_path)
-  folder = Path(builder.data_dir).parent
-  (folder / 'incomplete.ABCDEF_1.0.0').mkdir(parents=True)
-  with preparation._alone(folder):
-    preparation.clean(tmp_path, naming.resolve(f'folder:{layout}').builder, '')
-    assert len(leftovers(tmp_path)) == 1
-  preparation.clean(tmp_path, naming.resolve(f'folder:{layout}').builder, '')
-  assert leftovers(tmp_path) == []
+def test_without_hard_links_shards_are_copied(layout, tmp_path, monkeypatch):
+  def refuse(*_):
+    raise OSError(95, 'Operation not supported')
+  data.load(f'folder:{layout}', root=tmp_path / 'whole')
+  monkeypatch.setattr(shards.os, 'link', refuse)
+  data.load(f'folder:{layout}', root=tmp_path / 'data')
+  assert content(tmp_path / 'data') == content(tmp_path / 'whole') and leftovers(tmp_path / 'data') == []
+
+
+def test_more_than_tfds_holds_in_memory_needs_no_tensorflow(layout, tmp_path, monkeypatch):
+  monkeypatch.setattr(shuffle, 'MAX_MEM_BUFFER_SIZE', 1)
+  assert len(data.load(f'folder:{layout}', root=tmp_path)) == 9
 
 
 LOADED = '''
@@ -74,17 +196,17 @@ print(data.load(sys.argv[1], root=sys.argv[2]).fingerprint)
 
 
 def test_who_comes_second_waits_for_the_first_and_reads_its_copy(layout, tmp_path):
-  builder = loading.locate(f'folder:{layout}', root=tmp_path)
+  made = loading.locate(f'folder:{layout}', root=tmp_path)
   command = [sys.executable, '-c', LOADED, f'folder:{layout}', str(tmp_path)]
-  with preparation._alone(Path(builder.data_dir).parent):
+  with preparation._alone(Path(made.data_dir).parent):
     other = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert other.stdout.readline() == 'begun\n'
     time.sleep(.5)
     assert other.poll() is None
-    builder.download_and_prepare()
-    inode = os.stat(builder.data_dir).st_ino
+    made.download_and_prepare()
+    inode = os.stat(made.data_dir).st_ino
   said, _ = other.communicate(timeout=30)
-  assert os.stat(builder.data_dir).st_ino == inode
+  assert os.stat(made.data_dir).st_ino == inode
   assert data.load(f'folder:{layout}', root=tmp_path).fingerprint == said.strip()
 
 
@@ -93,13 +215,14 @@ def test_without_locks_another_process_may_be_faster(layout, tmp_path, monkeypat
     raise OSError(37, 'No locks available')
   monkeypatch.setattr(preparation.fcntl, 'flock', refuse)
   name = f'folder:{layout}'
-  generate = naming.resolve(name).builder._generate_examples
+  kind = naming.resolve(name).builder
+  divided = kind._divided
 
-  def overtaken(self, split, items):
-    monkeypatch.setattr(naming.resolve(name).builder, '_generate_examples', generate)
+  def overtaken(self, root):
+    monkeypatch.setattr(kind, '_divided', divided)
     data.load(name, root=tmp_path)
-    return generate(self, split, items)
-  monkeypatch.setattr(naming.resolve(name).builder, '_generate_examples', overtaken)
+    return divided(self, root)
+  monkeypatch.setattr(kind, '_divided', overtaken)
   dataset = data.load(name, root=tmp_path)
   assert len(dataset) == 9 and [r['id'] for r in dataset] == dataset.ids and leftovers(tmp_path) == []
   assert 'cannot be locked' in caplog.text

@@ -30,6 +30,14 @@ def test_listing_is_that_of_the_content_wherever_it_lies(layout):
   assert survey.listing(layout.rename(layout.with_name('moved'))) == before
 
 
+@pytest.mark.parametrize('name', ['.DS_Store', 'grid/Thumbs.db', '.git/index', 'metal_nut/.cache/a.png'])
+def test_what_file_managers_leave_behind_changes_no_listing(layout, name):
+  before = survey.listing(layout)
+  (layout / name).parent.mkdir(exist_ok=True)
+  (layout / name).write_bytes(b'x')
+  assert survey.listing(layout) == before
+
+
 def test_shorten_counts_what_it_leaves_out():
   assert survey.shorten(['a', 'b']) == ['a', 'b']
   assert survey.shorten(list('abcdefghijkl')) == [*'abcdefghij', '... and 2 more']

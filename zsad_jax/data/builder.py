@@ -4,6 +4,7 @@ import collections
 import contextlib
 import functools
 import io
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
@@ -14,14 +15,14 @@ import tensorflow_datasets as tfds
 from absl import logging
 from tqdm import auto as tqdm
 
-from zsad_jax.data import catalog, folder, images, survey
+from zsad_jax.data import catalog, folder, images, shards, survey
 from zsad_jax.data.survey import Item, Survey
 
 EMPTY_MASK = 'anomalous image with an all-zero mask'
 STRAY_MASK = 'normal image with a mask that is not zero; zeros are stored'
 
 
-class SourceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class SourceBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
   """A builder that copies a surveyed folder into ArrayRecord files, without TensorFlow.
 
   Every image is decoded in full once, so a damaged file stops the preparation, not an evaluation hours later.
@@ -45,6 +46,7 @@ class SourceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       raise ValueError(f"on_bad is {on_bad!r}; it is 'error' or 'skip'")
     self._folder = folder and Path(folder)
     self._rules, self._on_bad, self._options = rules, on_bad, options or {}
+    self._shelf = None
     super().__init__(file_format=file_format, **kwargs)
 
   @classmethod
@@ -59,7 +61,7 @@ class SourceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   @classmethod
   def listing(cls, root: Path) -> str:
-    """Returns the sha256 of what is there: names, sizes and times of its files."""
+    """Returns the sha256 of what is there: names, sizes and times of its visible files."""
     return survey.listing(root)
 
   def object_names(self) -> dict[str, str]:
@@ -77,40 +79,104 @@ class SourceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         metadata=tfds.core.MetadataDict(metadata), homepage=entry and entry.homepage,
         license=entry and entry.licence)
 
-  def _split_generators(self, dl_manager):
+  @property
+  def source(self) -> Path | None:
+    """The raw data set, where it was given."""
+    return self._folder
+
+  @classmethod
+  def remarks(cls, items: Sequence[Item]) -> list[str]:
+    """Returns what is odd about the images of one split, for its notes."""
+    del items
+    return []
+
+  def resume(self, shelf: shards.Shelf) -> None:
+    """Lets the next preparation go on from the shards on `shelf`, and leave its own there should it end early.
+
+    They must be of the same files, read by the same rules, and no other process may use them.
+    """
+    self._shelf = shelf
+
+  def _download_and_prepare(self, dl_manager, download_config=None) -> None:
     root = self._folder or survey.find(self.name, dl_manager.manual_dir)
+    before = self.listing(root)
+    self._plan = self._divided(root)
+    every = [shard for made in self._plan.values() for shard in made]
+    if self._shelf:
+      self._shelf.open(root)
+      self._shelf.take(every)
+    total, done = (sum(len(shard.items) for shard in some)
+                   for some in (every, [shard for shard in every if shard.written is not None]))
+    if done:
+      logging.info('%s: going on with a preparation that was interrupted; %d of %d images are done', self.name, done,
+                   total)
+    with tqdm.tqdm(desc=self.name, total=total, initial=done, unit='image', leave=False) as self._bar:
+      super()._download_and_prepare(dl_manager, download_config)
+    for split, made in self._plan.items():
+      self._note(split, made)
+    if self.listing(root) != before:
+      raise ValueError(f'{root}: files in it changed while they were prepared; wait until whatever writes there is '
+                       'done, then prepare the data set again')
+
+  def _divided(self, root: Path) -> dict[str, list[shards.Shard]]:
+    """{split: its shards}, from what the folder holds."""
     config = self.builder_config.name if self.builder_config else ''
     found = self.look(root, config, **self._options)
     _refuse(root, found)
     differing = survey.compare(self.name, found.items, config) if self.name in catalog.CATALOG else []
     self.info.metadata['notes']['folder'] = survey.shorten(found.notes) + survey.shorten(differing)
-    splits = {split: [i for i in found.items if i.split == split] for split in ('train', 'test')}
-    return {split: self._generate_examples(split, items) for split, items in splits.items() if items}
+    plan = {}
+    for split in ('train', 'test'):
+      runs = shards.divide(item for item in found.items if item.split == split)
+      names = tfds.core.ShardedFileTemplate(data_dir=self.data_dir, dataset_name=self.name, split=split,
+                                            filetype_suffix=self.info.file_format.file_suffix)
+      if runs:
+        plan[split] = [shards.Shard(names.relative_filepath(shard_index=i, num_shards=len(runs)), run)
+                       for i, run in enumerate(runs)]
+    return plan
 
-  def _generate_examples(self, split: str, items: Sequence[Item]) -> Iterator[tuple[str, dict]]:
-    read = functools.partial(record, names=self.object_names(), threshold=self.MASK_THRESHOLD,
-                             rules=self._rules)
-    seen, skipped = collections.defaultdict(list), []
+  def _example_writer(self) -> shards.Writer:
+    return shards.Writer(self.info.file_format, itertools.chain(*self._plan.values()), self._shelf)
+
+  def _shard_iterators_per_split(self, dl_manager) -> dict[str, list[Callable]]:
+    del dl_manager
+    return {split: [functools.partial(self._examples, shard) for shard in made] for split, made in self._plan.items()}
+
+  def _examples(self, shard: shards.Shard) -> Iterator[tuple[str, dict | None]]:
+    """(id, record) of the images of a shard; of a finished one only as many, for tfds to count."""
+    if shard.written is not None:
+      yield from ((item.key, None) for item in shard.items[:shard.written])
+      return
+    read = functools.partial(record, names=self.object_names(), threshold=self.MASK_THRESHOLD, rules=self._rules)
     # Closed here: left to the garbage collector, the pool of a failed preparation may be joined inside another lock.
-    with contextlib.closing(ahead(read, items)) as results:
-      for item, future in tqdm.tqdm(results, f'{self.name} {split}', len(items), unit='image', leave=False):
+    with contextlib.closing(ahead(read, shard.items)) as results:
+      for item, future in results:
+        self._bar.update()
         try:
           example, notes = future.result()
         except images.BadImage as e:
           if self._on_bad == 'error':
             raise
           logging.warning('%s: skipped %s', self.name, e)
-          skipped.append(item.key)
+          shard.skipped.append(item.key)
           continue
         for note in notes:
-          seen[note].append(item.key)
+          shard.note(note, item.key)
         yield item.key, example
-    lines = [f'{note}: {len(keys)} of {len(items)} images, first {keys[0]}' for note, keys in seen.items()]
+
+  def _note(self, split: str, made: Sequence[shards.Shard]) -> None:
+    """Keeps in the metadata what was noticed in the shards of a split."""
+    items, seen = [item for shard in made for item in shard.items], {}
+    skipped = [key for shard in made for key in shard.skipped]
+    for note, (times, first) in itertools.chain(*(shard.seen.items() for shard in made)):
+      seen.setdefault(note, [0, first])[0] += times
+    lines = [f'{note}: {times} of {len(items)} images, first {first}' for note, (times, first) in seen.items()]
     if len(skipped) == len(items):
       raise ValueError(f'{self.name}: all {len(items)} images of split {split!r} are damaged')
     if skipped:
       lines.append(f'damaged and left out: {len(skipped)} of {len(items)} images, first {skipped[0]}')
-    self.info.metadata['notes'][split], self.info.metadata['skipped'][split] = lines, skipped
+    self.info.metadata['notes'][split] = lines + self.remarks(items)
+    self.info.metadata['skipped'][split] = skipped
 
 
 def _refuse(root: Path, found: Survey) -> None:

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from zsad_jax.data import builder, catalog, images, loading, naming, preparation, survey
+from zsad_jax.data import catalog, images, loading, naming, preparation, survey
 from zsad_jax.data.catalog import Entry
-from zsad_jax.data.dataset import Dataset
+from zsad_jax.data.dataset import Dataset, index_file
 from zsad_jax.data.verification import verify as verify_set
 
 ACTIONS = ('list', 'verify', 'prepare')
@@ -79,7 +79,8 @@ def table(place: Place) -> str:
   drawn = [n for n in naming.names() if n not in catalog.CATALOG and n not in naming.OWN]
   return '\n'.join([
       *lines, '', f'normal and anomalous: published test images. raw: whether it is unpacked in {place.manual}/<name>.',
-      f'prepared: in {Path(place.root).expanduser().absolute()}; older = from files or rules that have changed since.',
+      f'prepared: in {Path(place.root).expanduser().absolute()}; begun = interrupted, prepare goes on from there; '
+      'older = from files or rules that have changed since.',
       f'Drawn by the program: {", ".join(drawn)}. Your own images: {" or ".join(naming.OWN)}.'])
 
 
@@ -109,7 +110,10 @@ def _prepared(name: str, place: Place) -> str:
   if source is None:
     current = [copy for copy in copies if preparation.rules_of_copy(copy) == rules]
   else:
-    current = {root / loading.key(builder_class, source, rules) / preparation.inside(builder_class, config)} & {*copies}
+    copy = root / loading.key(builder_class, source, rules) / preparation.inside(builder_class, config)
+    if preparation.begun(copy) and copy not in copies:
+      return 'begun'
+    current = {copy} & {*copies}
   return 'yes' if current else 'older' if copies else '-'
 
 
@@ -127,8 +131,8 @@ def _verdict(name: str, place: Place, decode: bool) -> tuple[str, bool]:
 def prepare(names: Sequence[str], place: Place) -> Iterator[tuple[str, bool]]:
   """Prepares data sets one by one and yields a line on each, then one on all.
 
-  What is prepared already is passed over; a preparation that was killed starts anew, without what it left behind. One
-  that fails does not stop the others.
+  What is prepared already is passed over, and a preparation that was interrupted goes on where it was. One that fails
+  does not stop the others.
   """
   told = {'prepared': [], 'prepared already': [], 'failed': []}
   for name in names:
@@ -142,14 +146,12 @@ def prepare(names: Sequence[str], place: Place) -> Iterator[tuple[str, bool]]:
 
 def _prepare(name: str, place: Place, made: list[str]) -> tuple[str, bool]:
   """The line on one data set; appends its name to `made` where it was not prepared before."""
-  start, found = time.monotonic(), naming.resolve(name)
-  if issubclass(found.builder, builder.SourceBuilder):
-    root = Path(place.root).expanduser().absolute()
-    preparation.clean(root, found.builder, naming.configuration(name, found.builder))
+  start = time.monotonic()
   made_from = loading.locate(name, root=place.root, manual_dir=place.manual_dir, rules=place.rules(name))
   if preparation.ensure(made_from):
     made.append(name)
-    for split in made_from.info.splits:
+  for split in made_from.info.splits:
+    if made or not index_file(made_from, split).is_file():
       Dataset(made_from, split, name=name)             # writes the index beside the records, and warns of what is odd
   sizes = ', '.join(f'{split} {s.num_examples}' for split, s in made_from.info.splits.items())
   took = f' in {time.monotonic() - start:.0f} s' if made else ' already'

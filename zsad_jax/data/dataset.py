@@ -113,9 +113,14 @@ def _remarks(metadata: dict, split: str) -> tuple[list[str], list[str]]:
   return [*notes.get('folder', ()), *notes.get(split, ())], list(metadata.get('skipped', {}).get(split, ()))
 
 
+def index_file(builder: tfds.core.DatasetBuilder, split: str) -> Path:
+  """Returns where the index of a split is kept once the records have been read through."""
+  return Path(builder.data_dir) / f'index-{split}.json'
+
+
 def _index(builder: tfds.core.DatasetBuilder, split: str, source) -> dict[str, list]:
   """The columns of all records, from the file beside them, or read through once and kept there."""
-  path = Path(builder.data_dir) / f'index-{split}.json'
+  path = index_file(builder, split)
   sizes = {f.name: f.stat().st_size for f in map(Path, sorted(builder.info.splits[split].filepaths))}
   if path.is_file():
     kept = json.loads(path.read_text(encoding='utf-8'))

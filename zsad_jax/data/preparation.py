@@ -11,9 +11,8 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 from absl import logging
 
-from zsad_jax.data import images
-
-_UNFINISHED = 'incomplete.*'      # folders that tfds writes into and renames when all is there
+from zsad_jax.data import images, shards
+from zsad_jax.data.builder import SourceBuilder
 
 
 def inside(builder: type[tfds.core.DatasetBuilder], config: str) -> Path:
@@ -40,8 +39,9 @@ def rules_of_copy(where: Path) -> images.Rules | None:
 def ensure(builder: tfds.core.DatasetBuilder) -> bool:
   """Prepares what the builder describes, unless that has been done; returns whether it was done now.
 
-  A preparation that was killed starts anew: records are only read once all of them are there, and what it left is
-  removed. While another process prepares the same copy this one waits for it.
+  The copy appears when all of it is there. Where image files are read, a preparation that was killed or failed goes on
+  from its finished shards as long as the files and the rules are the same; else it starts anew, and says so. While
+  another process prepares the same copy this one waits for it.
   """
   where = Path(builder.data_dir)
   if where.exists():
@@ -51,7 +51,10 @@ def ensure(builder: tfds.core.DatasetBuilder) -> bool:
       builder.info.read_from_directory(where)
       return False
     if alone:
-      _remove_unfinished(where.parent)
+      _remove_temporary(where.parent)
+      if isinstance(builder, SourceBuilder):
+        _discard(builder)
+        builder.resume(shards.Shelf(_shelf(where)))
     logging.info('preparing %s in %s', builder.name, where)
     try:
       with contextlib.redirect_stdout(io.StringIO()):  # tfds prints of downloads; there are none
@@ -60,20 +63,38 @@ def ensure(builder: tfds.core.DatasetBuilder) -> bool:
       if alone or not where.exists():
         raise
       builder.info.read_from_directory(where)          # without locks another process may have been faster
+    if alone:
+      shutil.rmtree(_shelf(where), ignore_errors=True)
   return True
 
 
-def clean(root: Path, builder: type[tfds.core.DatasetBuilder], config: str) -> None:
-  """Removes what killed preparations of a data set left under `root`, whichever state of its source they read."""
-  for folder in {path.parent for path in Path(root).glob(f'*/{inside(builder, config).parent}/{_UNFINISHED}')}:
-    with _alone(folder, wait=False) as alone:
+def begun(where: Path) -> bool:
+  """Returns whether a preparation of the copy `where` ended early and can go on."""
+  return _shelf(where).is_dir()
+
+
+def _shelf(where: Path) -> Path:
+  """Where finished shards wait until the copy `where` is complete."""
+  return where.with_name(f'unfinished.{where.name}')
+
+
+def _discard(builder: SourceBuilder) -> None:
+  """Removes what unfinished preparations of the builder's source left that was in another state or read otherwise."""
+  where, root = Path(builder.data_dir), Path(builder.data_dir_root)
+  for shelf in root.parent.glob(f'*/{_shelf(where).relative_to(root)}'):
+    if shelf.parent == where.parent or shards.Shelf(shelf).source != str(builder.source):
+      continue
+    with _alone(shelf.parent, wait=False) as alone:
       if alone:
-        _remove_unfinished(folder)
+        logging.warning('%s: the files, or how they are to be read, have changed since a preparation was interrupted; '
+                        'its shards are removed and it starts anew', builder.source)
+        shutil.rmtree(shelf)
+        _remove_temporary(shelf.parent)
 
 
-def _remove_unfinished(folder: Path) -> None:
-  for path in folder.glob(_UNFINISHED):
-    logging.info('%s: left by a preparation that was killed; removed, it starts anew', path)
+def _remove_temporary(folder: Path) -> None:
+  """Removes the folders that tfds writes into and renames when all is there, of processes that were killed."""
+  for path in folder.glob('incomplete.*'):
     shutil.rmtree(path)
 
 

@@ -92,7 +92,11 @@ def files(path: Path, expected: Container[str] = ()) -> tuple[dict[str, Path], l
 def _visible(path: Path) -> list[Path]:
   if not path.is_dir():
     return []
-  return sorted(p for p in path.iterdir() if not p.name.startswith('.') and p.name not in _LEFT_BEHIND)
+  return sorted(p for p in path.iterdir() if _is_visible(p.name))
+
+
+def _is_visible(name: str) -> bool:
+  return not name.startswith('.') and name not in _LEFT_BEHIND
 
 
 def roll_call(root: Path, known: Iterable[str], present: Container[str], ignored: Iterable[Path]) -> list[str]:
@@ -126,14 +130,15 @@ def _files(folder: Path) -> list[Path]:
 
 
 def listing(folder: Path) -> str:
-  """Returns the sha256 of every file's relative path, size and modification time below `folder`.
+  """Returns the sha256 of every visible file's relative path, size and modification time below `folder`.
 
-  Cheap (nothing is read) and changed by anything that is added, removed, renamed or written.
+  Cheap (nothing is read) and changed by anything that is added, removed, renamed or written, but not by what file
+  managers leave in folders that were looked at.
   """
   digest = hashlib.sha256()
   for where, inner, names in os.walk(folder, followlinks=True):
-    inner.sort()
-    for name in sorted(names):
+    inner[:] = sorted(filter(_is_visible, inner))
+    for name in sorted(filter(_is_visible, names)):
       path = os.path.join(where, name)
       if os.path.exists(path):
         stat = os.stat(path)

@@ -1,6 +1,6 @@
 """BrainMRI (Chakrabarty, 2019): 253 brain MRI slices, 155 of them with a tumour."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -31,6 +31,6 @@ class Builder(builder.SourceBuilder):
   def survey(cls, root: Path) -> Survey:
     return layouts.walk(root, 'brain_mri', _LAYOUTS)
 
-  def _generate_examples(self, split: str, items: Sequence[Item]) -> Iterator[tuple[str, dict]]:
-    yield from super()._generate_examples(split, items)
-    self.info.metadata['notes'][split] += layouts.copies(items)
+  @classmethod
+  def remarks(cls, items: Sequence[Item]) -> list[str]:
+    return layouts.copies(items)

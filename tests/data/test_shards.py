@@ -40,7 +40,8 @@ def test_the_order_in_which_protobuf_lays_out_a_record_does_not_show(tmp_path):
   for order in (('id', 'image', 'mask'), ('mask', 'id', 'image')):
     path = tmp_path / order[0] / 'one'
     path.parent.mkdir()
-    shards.Writer(tfds.core.FileFormat.ARRAY_RECORD, [shards.Shard('one', ())], None).write(path, [(0, laid_out(order))])
+    writer = shards.Writer(tfds.core.FileFormat.ARRAY_RECORD, [shards.Shard('one', ())], None)
+    writer.write(path, [(0, laid_out(order))])
     written.append(path.read_bytes())
   assert laid_out('ab') != laid_out('ba') and written[0] == written[1]
 

@@ -91,6 +91,7 @@ def method():
   c.positions = 'bilinear'  # resampling of the positional table: bilinear, bicubic_antialias, bicubic
   c.temperature = 0.07  # divides every cosine
   c.use_logit_scale = False  # take CLIP's own temperature exp(-logit_scale), about 0.01, in its place
+  c.multicrop = common.multicrop()  # of the image score
 
   c.loss = mlc.ConfigDict()
   c.loss.ce = True  # global: cross-entropy of image labels

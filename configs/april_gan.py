@@ -51,6 +51,7 @@ def method():
   c.prompt.raw_names = True  # texts say metal_nut, as folders are named, and not metal nut
   c.temperature = 0.01  # divides every cosine: times 100, a fixed number here and not CLIP's logit_scale
   c.mosaic = 0.0  # probability that a training image becomes a mosaic of four; above 0 nothing is stored
+  c.multicrop = common.multicrop()  # of the image score
 
   c.fewshot = mlc.ConfigDict()
   c.fewshot.shots = 0  # k, normal images of each target category to compare with; 0 = zero-shot

@@ -40,8 +40,9 @@ def method(ensemble):
   c.prompt.ensemble = ensemble  # pair, imagenet (CLIP-AC) or compound, the states and templates of APRIL-GAN's code
   c.prompt.class_word = ''  # what to call every object; '' = its category's name
   c.positions = 'bilinear'  # resampling of the positional table: bilinear, bicubic_antialias, bicubic
-  c.temperature = 0.07  # divides every cosine; the paper states none, image metrics do not depend on it
+  c.temperature = 0.07  # divides every cosine; the paper states none; without crops image metrics do not depend on it
   c.use_logit_scale = False  # take CLIP's own temperature exp(-logit_scale), about 0.01, in its place
+  c.multicrop = common.multicrop()  # of the image score
   c.map = mlc.ConfigDict()
   c.map.sigma = 4.0  # of the Gaussian that smooths maps, in pixels; 0 = none
   c.published = mlc.ConfigDict(PUBLISHED[ensemble])

@@ -37,6 +37,7 @@ def method():
   c.prompt = mlc.ConfigDict()
   c.prompt.raw_names = True  # texts say metal_nut, as folders are named, and not metal nut
   c.temperature = 0.01  # of the image score's softmax
+  c.multicrop = common.multicrop()  # of the image score
 
   c.surgery = mlc.ConfigDict()
   c.surgery.last_n = 6  # last blocks of which the V-V stream collects

@@ -51,6 +51,7 @@ def method():
   c.positions = 'bilinear'  # resampling of the positional table: bilinear, bicubic_antialias, bicubic
   c.temperature = 0.07  # divides every cosine of scores and maps
   c.use_logit_scale = False  # take CLIP's own temperature exp(-logit_scale), about 0.01, in its place
+  c.multicrop = common.multicrop()  # of the image score
 
   c.loss = mlc.ConfigDict()
   c.loss.temperature = 0.01  # the same in training: a logit scale of 100

@@ -42,6 +42,15 @@ def base():
   return c
 
 
+def multicrop():
+  """The keys of multi-crop prediction, which every method has whose image score is the class token's probability."""
+  c = mlc.ConfigDict()
+  c.recipe = 'none'  # the whole image; ten: the mean of ten crops; 003: the mean of both, as CLIP-AD (2311.00453) does
+  c.average = 'prob'  # what is averaged: prob, logit or embedding
+  c.resize = 0  # pixels a side that crops of image_size are cut from; 0 = 270/240 of image_size
+  return c
+
+
 def embedded():
   """The keys that differ with the tiny CLIP and the data sets that are drawn on this machine."""
   c = mlc.ConfigDict()

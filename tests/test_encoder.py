@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from PIL import Image, ImageOps
 
 from zsad_jax import encoder
-from zsad_jax.models import clip, vit
+from zsad_jax.models import clip, preprocess, vit
 from zsad_jax.spec import Side, Spec, Tap
 
 ARCH = clip.Arch('small', 12, clip.Vision(32, 8, 16, 4, 2), clip.Text(8, 9, 8, 2, 2))
@@ -40,6 +41,58 @@ def test_promised_shapes_and_bytes(small, images, spec):
   assert encoder.predicted_bytes(small, spec, jnp.bfloat16) == stored // 2
 
 
+@pytest.mark.parametrize('cls', ['proj', 'ln_post_proj'])
+def test_promised_shape_and_bytes_of_crops(small, cls):
+  spec = SPEC._replace(cls=cls, crops=54)
+  out = jax.eval_shape(encoder.encode_crops(small, spec), small.params, np.zeros((8, 54, 54, 3), np.float32))
+  assert jax.tree.map(lambda x: x.shape, out) == (None, {}, {}, (8, 10, 8))
+  assert encoder.features_shape(small, spec) == encoder.features_shape(small, SPEC._replace(cls=cls))._replace(
+    crops=(10, 8))
+  plain = encoder.predicted_bytes(small, spec._replace(crops=0))
+  assert encoder.predicted_bytes(small, spec) == plain + 4 * 10 * 8
+
+
+def pillow_crops(image, size):
+  """Corners and centre, row-major, then the mirror images, cut by Pillow."""
+  end, centre = image.width - size, round((image.width - size) / 2)
+  cut = [image.crop((x, y, x + size, y + size)) for x, y in
+         ((0, 0), (end, 0), (0, end), (end, end), (centre, centre))]
+  return cut + [ImageOps.mirror(crop) for crop in cut]
+
+
+@pytest.mark.parametrize('side', [48, 53, 80])
+def test_crops_are_those_that_pillow_cuts_of_the_larger_image(small, side):
+  pictures = [Image.fromarray(x) for x in np.random.default_rng(side).integers(0, 256, (2, 70, 90, 3), np.uint8)]
+  larger = np.stack([preprocess.image_transform(ARCH, side)(picture) for picture in pictures])
+  found = encoder.encode_crops(small, SPEC._replace(cls='ln_post_proj', crops=side))(small.params, larger)
+  assert found.cls is None and found.taps == {}
+  normalise = preprocess.image_transform(ARCH, 48)  # of a crop that is of this size already
+  resized = [picture.resize((side, side), Image.Resampling.BICUBIC) for picture in pictures]
+  crops = np.stack([normalise(crop) for picture in resized for crop in pillow_crops(picture, 48)])
+  whole = encoder.encode(small, Spec(48, cls='ln_post_proj'))
+  want = np.asarray(whole(small.params, crops).cls).reshape(2, 10, 8)
+  np.testing.assert_allclose(found.crops, want, atol=2e-5)
+  apart = np.abs(want[:, :, None] - want[:, None]).max(-1) > 1e-3  # [2, 10, 10]: all, or the two mirror images
+  assert apart.sum((1, 2)).tolist() == [90 if side > 48 else 50] * 2
+
+
+def test_crops_of_a_mirror_image_change_places(small):
+  image = np.random.default_rng(3).standard_normal((1, 54, 54, 3)).astype(np.float32)
+  both = np.concatenate([image, image[:, :, ::-1], (image + image[:, :, ::-1]) / 2])
+  one, other, symmetric = np.asarray(encoder.encode_crops(small, SPEC._replace(crops=54))(small.params, both).crops)
+  np.testing.assert_allclose(other, one[[6, 5, 8, 7, 9, 1, 0, 3, 2, 4]], atol=1e-5)
+  np.testing.assert_allclose(symmetric[:5], symmetric[[6, 5, 8, 7, 9]], atol=1e-5)
+  assert np.abs(one[:5] - one[[6, 5, 8, 7, 9]]).max() > 1e-3
+
+
+def test_crops_need_the_memory_of_one_pass(small):
+  def size(encode, side):
+    images = jax.ShapeDtypeStruct((16, side, side, 3), np.float32)
+    return encode.lower(small.params, images).compile().memory_analysis().temp_size_in_bytes
+
+  assert size(encoder.encode_crops(small, Spec(48, crops=54)), 54) < 1.5 * size(encoder.encode(small, Spec(48)), 48)
+
+
 def test_published_size_in_bytes():
   """MVTec AD's 1725 images at one layer of ViT-L/14-336 take about 6.8 GiB."""
   big = clip.Clip(clip.ARCHS['vit_l14_336'], 518, params=None)
@@ -67,6 +120,16 @@ def test_one_device_or_eight(small, images, spec, monkeypatch):
   split = encode(params, jax.device_put(images, NamedSharding(mesh, P('data'))))
   assert all(leaf.sharding.spec[0] == 'data' for leaf in jax.tree.leaves(split))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), split, encode(small.params, images))
+
+
+def test_crops_on_one_device_or_eight(small):
+  images = np.random.default_rng(4).standard_normal((8, 54, 54, 3)).astype(np.float32)
+  mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
+  params = jax.device_put(small.params, NamedSharding(mesh, P()))
+  encode = encoder.encode_crops(small, SPEC._replace(crops=54))
+  split = encode(params, jax.device_put(images, NamedSharding(mesh, P('data')))).crops
+  assert split.sharding.spec[0] == 'data'
+  np.testing.assert_allclose(split, encode(small.params, images).crops, atol=1e-5)
 
 
 def test_weights_are_arguments(small, images):
@@ -117,3 +180,21 @@ def test_bad_specs_are_refused_before_anything_runs(small, spec, message):
       refuse(shell, spec)
   with pytest.raises(ValueError, match=message):
     small.image(small.params, np.zeros((1, spec.image_size, spec.image_size, 3), np.float32), spec)
+
+
+@pytest.mark.parametrize('spec, message', [
+    (SPEC._replace(crops=40), r'spec\.crops 40 is smaller than spec\.image_size 48, the crops'),
+    (SPEC._replace(crops=-54), r'spec\.crops -54 is smaller'),
+    (SPEC._replace(crops=54, cls=''), r"spec\.crops 54 asks for class tokens of crops, but spec\.cls is ''")])
+def test_bad_crops_are_refused_before_anything_runs(spec, message):
+  shell = clip.Clip(ARCH, 48, params=None)
+  for refuse in (encoder.validate, encoder.encode, encoder.encode_crops, encoder.features_shape):
+    with pytest.raises(ValueError, match=message):
+      refuse(shell, spec)
+
+
+def test_crops_of_another_image_or_none_are_refused(small):
+  with pytest.raises(ValueError, match=r'spec\.crops is 0: there are no crops to encode'):
+    encoder.encode_crops(small, SPEC)
+  with pytest.raises(ValueError, match=r'images \(2, 48, 48, 3\) are not \[B, 54, 54, 3\], the size of spec\.crops'):
+    encoder.encode_crops(small, SPEC._replace(crops=54))(small.params, np.zeros((2, 48, 48, 3), np.float32))

@@ -81,25 +81,40 @@ def load_clip(cfg, method):
   return dataclasses.replace(clip_lib.load(cfg.clip, arch=cfg.arch or None, image_size=cfg.image_size), arch=arch)
 
 
-def reader(cfg, method, clip, dataset, stored=True):
+def reader(cfg, method, clip, dataset, stored=True, crops=True):
   """Returns load(indices) -> (Features, batch), from the feature store, which is filled first, or past it.
 
   The store is bypassed where `stored` is False, the config says so, or the method learns inside the image tower and
-  says so by `STORED = False`; every read then runs the image tower.
+  says so by `STORED = False`; every read then runs the image tower. Crops, which with `crops` False are left out,
+  have a store of their own: whatever multicrop says, the rest is encoded once.
   """
   spec = method.spec(clip, cfg)
-  encode = encoder.encode(clip, spec)
-  transform = preprocess.image_transform(clip.arch, clip.image_size)
+  past = not (stored and cfg.features.store and getattr(method, 'STORED', True))
+  if past and stored:
+    print(f'features of {dataset.name} are not stored: every read runs the image tower', flush=True)
+  whole = _reader(cfg, clip, dataset, spec._replace(crops=0), encoder.encode, clip.image_size, past)
+  if not (crops and spec.crops):
+    return whole
+  of_crops = _reader(cfg, clip, dataset, spec.of_crops(), encoder.encode_crops, spec.crops, past)
+
+  def load(indices):
+    values, batch = whole(indices)
+    return values._replace(crops=of_crops(indices)[0].crops), batch
+
+  return load
+
+
+def _reader(cfg, clip, dataset, spec, make_encode, side, past):
+  """load(indices) of what make_encode(clip, spec) reads of images resized to `side` px; `past` the store or from it."""
+  encode, transform = make_encode(clip, spec), preprocess.image_transform(clip.arch, side)
 
   def batches(indices, size=cfg.features.batch):
     return data.batches(dataset, transform=transform, mask_size=clip.image_size, batch_size=size, indices=indices)
 
-  if not (stored and cfg.features.store and getattr(method, 'STORED', True)):
-    if stored:
-      print(f'features of {dataset.name} are not stored: every read runs the image tower', flush=True)
+  if past:
     return lambda indices: next(features.encode_batches(batches(indices, len(indices)), encode, clip.params))
 
-  image = jax.ShapeDtypeStruct((1, clip.image_size, clip.image_size, 3), np.float32)
+  image = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
   key = {'weights': clip.fingerprint, 'arch': repr(clip.arch), 'spec': repr(spec), 'data': dataset.fingerprint,
          'preprocessing': 'squash'}
   store = features.Store.open(
@@ -122,7 +137,7 @@ def fit(cfg, workdir, method, clip, dataset):
   if fresh:
     view = mosaic.Mosaics(dataset, probability=cfg.mosaic, seed=cfg.seed, epochs=cfg.train.epochs)
     print(f'mosaic={cfg.mosaic:g}: images differ from epoch to epoch, so every epoch runs the image tower', flush=True)
-  load = reader(cfg, method, clip, view if fresh else dataset, stored=not fresh)
+  load = reader(cfg, method, clip, view if fresh else dataset, stored=not fresh, crops=False)
   learnable = method.init(jax.random.key(cfg.seed), clip, cfg)
   frozen = clip.params
   if hasattr(method, 'fixed'):
@@ -142,7 +157,7 @@ def few_shot(cfg, method, clip):
     return None, None
   dataset = open_data(cfg, 'target', 'train')
   drawn = references.draw(dataset, cfg.fewshot.shots, seed=cfg.fewshot.seed, replacement=cfg.fewshot.replacement)
-  load, parts = reader(cfg, method, clip, dataset, stored=False), []
+  load, parts = reader(cfg, method, clip, dataset, stored=False, crops=False), []
   for start in range(0, drawn.size, cfg.features.batch):
     indices, valid = features.padded(drawn.reshape(-1)[start:start + cfg.features.batch], cfg.features.batch)
     parts.append(jax.tree.map(lambda x, keep=valid: x[keep], load(indices)[0]))
@@ -157,8 +172,8 @@ def identity(cfg, method, clip, dataset):
   for dotted in getattr(method, 'EVALUATION_KEYS', ()):
     *path, last = dotted.split('.')
     functools.reduce(dict.__getitem__, path, recipe).pop(last)
-  return {'weights': clip.fingerprint, 'auxiliary data': dataset.fingerprint, 'spec': repr(method.spec(clip, cfg)),
-          'features.storage': cfg.features.storage, **recipe}
+  return {'weights': clip.fingerprint, 'auxiliary data': dataset.fingerprint,
+          'spec': repr(method.spec(clip, cfg)._replace(crops=0)), 'features.storage': cfg.features.storage, **recipe}
 
 
 def evaluate_target(cfg, workdir, method, clip, learnable, aux, dataset):

@@ -156,6 +156,17 @@ def test_windows_are_stored_as_taps_are(tmp_path):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, want)
 
 
+def test_crops_are_stored_by_themselves(tmp_path):
+  cropped = jax.jit(lambda params, x: Features(None, {}, crops=encode(params, x).taps['vv/2/block']))
+  fields = features.fields(jax.eval_shape(cropped, PARAMS, jax.ShapeDtypeStruct((1, R, R, 3), np.float32)), R)
+  assert fields['crops'] == ((4, 75), 'float32') and 'cls' not in fields
+  store = features.Store.open(tmp_path, key={}, count=COUNT, max_gb=1, fields=fields)
+  features.fill(store, all_batches, cropped, PARAMS)
+  got, _ = features.load(store, [3, 1])
+  assert got.cls is None and got.taps == {} and got.windows == {}
+  np.testing.assert_allclose(got.crops, cropped(PARAMS, images([3, 1])).crops, atol=1e-6)
+
+
 def test_pipeline_that_loses_images_is_an_error(tmp_path):
   with pytest.raises(RuntimeError, match='4 images are still missing'):
     features.fill(opened(tmp_path), lambda indices: all_batches(indices[:9]), encode, PARAMS)

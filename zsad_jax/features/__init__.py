@@ -51,7 +51,7 @@ def load(store: Store, indices) -> tuple[Features, dict]:
   batch |= {'index': index, 'valid': np.ones(len(index), bool), 'id': [store.ids[i] for i in index]}
   under = lambda folder: {name.removeprefix(folder): rows[name] for name in rows if name.startswith(folder)}
   windows = {int(side): rows for side, rows in under('windows/').items()}
-  return Features(rows.get('cls'), under('taps/'), windows), batch
+  return Features(rows.get('cls'), under('taps/'), windows, rows.get('crops')), batch
 
 
 def load_batches(store: Store, batch_size: int, indices=None) -> Iterator[tuple[Features, dict]]:
@@ -142,6 +142,6 @@ def _packed(features: Features, batch: dict) -> tuple[np.ndarray, dict, list[str
 
 
 def _named(features: Features) -> dict:
-  cls = {} if features.cls is None else {'cls': features.cls}
+  single = {name: getattr(features, name) for name in ('cls', 'crops') if getattr(features, name) is not None}
   taps = {f'taps/{name}': tap for name, tap in features.taps.items()}
-  return cls | taps | {f'windows/{side}': rows for side, rows in features.windows.items()}
+  return single | taps | {f'windows/{side}': rows for side, rows in features.windows.items()}

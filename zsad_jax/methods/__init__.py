@@ -39,6 +39,10 @@ tree of arrays with leading axis C, of which predict takes the rows batch['categ
 Names: `categories` are object names as one says them, 'metal nut', in the order of batch['category']; where
 cfg.prompt.raw_names is set they are the categories themselves, 'metal_nut'.
 
+Crops: a method whose image score is the class token's probability has cfg.multicrop. Its Spec's crops are
+multicrop.side, its score is multicrop.score (zsad_jax/multicrop.py), and one that is trained has 'multicrop' among
+EVALUATION_KEYS: training and references are read without crops.
+
 Augmentation: cfg.mosaic is the probability that a training image is replaced by a mosaic of four
 (zsad_jax/data/mosaic.py). Above 0, training reads past the feature store; evaluation is as ever.
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsad_jax import losses, maps
+from zsad_jax import losses, maps, multicrop
 from zsad_jax.methods import prompts
 from zsad_jax.spec import Side, Spec, Tap
 
@@ -25,11 +25,11 @@ DPAM_MODES = {
   'ens1': ('qq', 'kk', 'vv'), 'ens2': ('qk', 'qq', 'kk', 'vv'),
 }
 
-EVALUATION_KEYS = ('map.sigma', 'prompt.object_re')
+EVALUATION_KEYS = ('map.sigma', 'multicrop', 'prompt.object_re')
 
 
 def spec(clip, cfg):
-  """Returns the Spec: the class token, released without ln_post, and one tap per layer and stream."""
+  """Returns the Spec: the class token, also of crops, released without ln_post, and one tap per layer and stream."""
   check(clip, cfg)
   sides = _sides(cfg)
   streams = sides or ('clip',)
@@ -39,6 +39,7 @@ def spec(clip, cfg):
     taps=tuple(Tap(stream, layer) for layer in layers(clip, cfg) for stream in streams),
     sides=tuple(Side(mode, mode, cfg.dpam.first_block, ffn=cfg.dpam.ffn) for mode in sides),
     positions=cfg.positions,
+    crops=multicrop.side(clip.image_size, cfg.multicrop),
   )
 
 
@@ -114,12 +115,13 @@ def loss(learnable, frozen, features, batch, rng, *, clip, cfg):
 def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
   """Returns score [B], the probability of the abnormal prompt, and map [B, R, R] at image_size (sec. 3.4).
 
-  The map sums (1 - S_n + S_a) / 2 = S_a over the layers and is smoothed with a Gaussian of map.sigma pixels.
+  The map sums (1 - S_n + S_a) / 2 = S_a over the layers and is smoothed with a Gaussian of map.sigma pixels. The score
+  may be averaged over crops, see multicrop.score, as the paper's is not.
   """
   del learnable, memory
   pair = maps.of_category(bank, batch['category'])
   temperature = _temperature(frozen, cfg)
-  score = jax.nn.softmax(_image_logits(features, pair, temperature), axis=-1)[:, 1]
+  score = multicrop.score(features, pair, temperature, cfg.multicrop)
   # Upsampling is linear, so the layers are summed on the patch grid.
   abnormal = sum(count * _patch_probs(features, layer, pair, temperature, cfg)[..., 1]
                  for layer, count in layers(clip, cfg).items())

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsad_jax import losses, maps, neighbours
+from zsad_jax import losses, maps, multicrop, neighbours
 from zsad_jax.methods import prompts
 from zsad_jax.spec import Spec, Tap
 
 ACTIVATIONS = ('gelu', 'quick_gelu')
 SCORE_NORMS = ('class_minmax', 'none')
-EVALUATION_KEYS = ('fewshot', 'knn', 'score_norm')
+EVALUATION_KEYS = ('fewshot', 'knn', 'multicrop', 'score_norm')
 
 
 def arch(arch, cfg):
@@ -32,10 +32,10 @@ def arch(arch, cfg):
 
 
 def spec(clip, cfg):
-  """Returns the Spec: the class token as CLIP reads it, and patch tokens without ln_post and projection."""
+  """Returns the Spec: the class token as CLIP reads it, also of crops, and patch tokens as the blocks leave them."""
   check(clip, cfg)
   return Spec(clip.image_size, cls='ln_post_proj', taps=tuple(_tap(block) for block in cfg.layers), read='none',
-              positions=cfg.positions)
+              positions=cfg.positions, crops=multicrop.side(clip.image_size, cfg.multicrop))
 
 
 def init(rng, clip, cfg):
@@ -96,6 +96,7 @@ def memory(frozen, reference_features, *, clip, cfg):
 def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
   """Returns score [B], the probability of the abnormal texts for the class token, and map [B, R, R] at image_size.
 
+  The score may be averaged over crops, see multicrop.score; the released code's is not.
   The map sums the taps' probabilities, each in 0..1, and where there are references also the taps' cosine distances
   to the nearest of them. `finish` then brings the map into the score.
 
@@ -104,7 +105,7 @@ def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
   """
   del frozen
   pair = maps.of_category(bank, batch['category'])
-  score = maps.states(features.cls[:, None], pair, cfg.temperature)[:, 0, 1]
+  score = multicrop.score(features, pair, cfg.temperature, cfg.multicrop)
   total = sum(jax.nn.sigmoid(_excess(learnable, features, block, pair, clip, cfg)) for block in cfg.layers)
   if cfg.fewshot.shots:
     if memory is None:

@@ -8,7 +8,7 @@ anomalous [cls]", CLIP-AC fills the ImageNet templates with "normal [cls]" and "
 
 import jax.numpy as jnp
 
-from zsad_jax import maps
+from zsad_jax import maps, multicrop
 from zsad_jax.methods import prompts
 from zsad_jax.spec import Spec, Tap
 
@@ -21,10 +21,10 @@ ENSEMBLES = {
 
 
 def spec(clip, cfg):
-  """Returns the Spec: class token and last block's patch tokens, both through ln_post and the projection."""
+  """Returns the Spec: class token, also of crops, and last block's patch tokens, through ln_post and projection."""
   check(cfg)
   return Spec(clip.image_size, cls='ln_post_proj', taps=(Tap('clip', clip.arch.vision.layers),),
-              positions=cfg.positions)
+              positions=cfg.positions, crops=multicrop.side(clip.image_size, cfg.multicrop))
 
 
 def init(rng, clip, cfg):
@@ -42,14 +42,14 @@ def bank(learnable, frozen, categories, *, clip, cfg):
 
 
 def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
-  """Returns score [B], the probability of the abnormal state (eq. 1), and map [B, R, R] at image_size."""
+  """Returns score [B], the probability of the abnormal state (eq. 1; multicrop.score), and map [B, R, R]."""
   del learnable, memory
   temperature = jnp.exp(-frozen['logit_scale']) if cfg.use_logit_scale else cfg.temperature
   pair = maps.of_category(bank, batch['category'])
   patches, = features.taps.values()
-  image = maps.states(features.cls[:, None], pair, temperature)[:, 0, 1]
+  score = multicrop.score(features, pair, temperature, cfg.multicrop)
   abnormal = maps.states(patches, pair, temperature)[..., 1]
-  return {'score': image, 'map': maps.upsample_blur(maps.square(abnormal), clip.image_size, cfg.map.sigma)}
+  return {'score': score, 'map': maps.upsample_blur(maps.square(abnormal), clip.image_size, cfg.map.sigma)}
 
 
 def check(cfg):

@@ -4,12 +4,13 @@ In the last blocks of the image tower a second stream collects attention of valu
 own and reading it block after block ("architecture surgery"). Its patches, through ln_post and the projection, are
 compared with the texts of "normal" and "abnormal" so that what both have in common is subtracted ("feature
 surgery"; arXiv 2304.05653). That work explains what CLIP sees; CLIP-AD (arXiv 2311.00453) made a row for anomaly
-detection of it, which this follows: no stretching of maps to 0..1, and the image score is plain CLIP's.
+detection of it, which this follows: no stretching of maps to 0..1, and the image score is plain CLIP's, of the whole
+image or averaged over crops.
 """
 
 import jax.numpy as jnp
 
-from zsad_jax import maps
+from zsad_jax import maps, multicrop
 from zsad_jax.methods import prompts
 from zsad_jax.spec import Side, Spec, Tap
 
@@ -19,11 +20,12 @@ EMPTY_TEMPLATES = prompts.IMAGENET_TEMPLATES + tuple(
 
 
 def spec(clip, cfg):
-  """Returns the Spec: CLIP's class token, and the V-V stream of the last blocks at the end, both fully read out."""
+  """Returns the Spec: CLIP's class token, also of crops, and the V-V stream at the end, all fully read out."""
   check(clip, cfg)
   last = clip.arch.vision.layers
   return Spec(clip.image_size, cls='ln_post_proj', taps=(Tap('surgery', last),),
-              sides=(Side('surgery', 'vv', first_block=last - cfg.surgery.last_n + 1),), positions=cfg.positions)
+              sides=(Side('surgery', 'vv', first_block=last - cfg.surgery.last_n + 1),), positions=cfg.positions,
+              crops=multicrop.side(clip.image_size, cfg.multicrop))
 
 
 def init(rng, clip, cfg):
@@ -44,7 +46,7 @@ def bank(learnable, frozen, categories, *, clip, cfg):
 
 
 def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
-  """Returns score [B], CLIP's probability of the abnormal texts, and map [B, R, R] at image_size.
+  """Returns score [B], CLIP's probability of the abnormal texts (multicrop.score), and map [B, R, R] at image_size.
 
   The map is the abnormal text's similarity after feature surgery, maps.surgery, so that 0 is as normal as abnormal;
   with surgery.single_text it is f . (t - t_empty) of the abnormal text alone.
@@ -55,7 +57,7 @@ def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
   patches, = features.taps.values()
   patches = maps.normalize(patches.astype(jnp.float32))
   cls = maps.normalize(features.cls.astype(jnp.float32))
-  score = maps.similarity(cls[:, None], pair, cfg.temperature)[:, 0, 1]
+  score = multicrop.score(features, pair, cfg.temperature, cfg.multicrop)
   if cfg.surgery.single_text:
     abnormal = maps.logits(patches, text[..., 1:2, :] - text[..., 2:, :], 1.0)[..., 0]
   else:

@@ -11,18 +11,18 @@ own last block.
 import jax
 import jax.numpy as jnp
 
-from zsad_jax import losses, maps
+from zsad_jax import losses, maps, multicrop
 from zsad_jax.methods import prompts
 from zsad_jax.spec import Spec, Tap
 
-EVALUATION_KEYS = ('map.sigma', 'temperature', 'use_logit_scale')
+EVALUATION_KEYS = ('map.sigma', 'multicrop', 'temperature', 'use_logit_scale')
 
 
 def spec(clip, cfg):
-  """Returns the Spec: class token and last block's patch tokens, both through ln_post and the projection."""
+  """Returns the Spec: class token, also of crops, and last block's patch tokens, through ln_post and projection."""
   check(clip, cfg)
   return Spec(clip.image_size, cls='ln_post_proj', taps=(Tap('clip', clip.arch.vision.layers),),
-              positions=cfg.positions)
+              positions=cfg.positions, crops=multicrop.side(clip.image_size, cfg.multicrop))
 
 
 def init(rng, clip, cfg):
@@ -110,13 +110,16 @@ def loss(learnable, frozen, features, batch, rng, *, clip, cfg):
 
 
 def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
-  """Returns score [B], the probability of the damaged prompt, and map [B, R, R] at image_size."""
+  """Returns score [B], the probability of the damaged prompt (multicrop.score), and map [B, R, R] at image_size.
+
+  Crops meet the texts of their whole image, which so has one pair in all.
+  """
   del memory
   temperature = _temperature(frozen, cfg)
   image = maps.normalize(features.cls.astype(jnp.float32))
   pair = texts(learnable, frozen, bank, image, batch['category'], clip=clip)
   patches, = features.taps.values()
-  score = maps.similarity(image[:, None], pair, temperature)[:, 0, 1]
+  score = multicrop.score(features, pair, temperature, cfg.multicrop)
   abnormal = maps.states(patches, pair, temperature)[..., 1]
   return {'score': score, 'map': maps.upsample_blur(maps.square(abnormal), clip.image_size, cfg.map.sigma)}
 

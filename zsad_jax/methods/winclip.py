@@ -5,14 +5,14 @@ the first block. A window's score is the softmax of its cosines with the mean te
 state; a patch takes the harmonic mean over the windows that cover it, then over the window sizes and the image score
 (WinCLIP, arXiv 2303.14814). WinCLIP+ adds half the cosine distance to the nearest feature of a few normal images,
 for windows of both sizes and for patch tokens. Its authors released no code: formulas and defaults follow
-Accurate-WinCLIP, on which anomalib's agrees. Image scores are of the whole image alone; the paper's multi-crop
-prediction, which it does not define, is not here.
+Accurate-WinCLIP, on which anomalib's agrees. Image scores are of the whole image alone, as theirs: the paper's
+multi-crop prediction, which it does not define, can be had as CLIP-AD describes its own (zsad_jax/multicrop.py).
 """
 
 import jax.numpy as jnp
 import numpy as np
 
-from zsad_jax import maps, neighbours
+from zsad_jax import maps, multicrop, neighbours
 from zsad_jax.methods import prompts
 from zsad_jax.spec import Spec, Tap
 
@@ -23,9 +23,10 @@ TINY = 1e-30  # 1 / TINY is finite in float32; a smaller score counts as this, a
 
 
 def spec(clip, cfg):
-  """Returns the Spec: class token, windows of every size and, with references, the patch tokens of one block."""
+  """Returns the Spec: class token, also of crops, windows and, with references, the patch tokens of one block."""
   check(clip, cfg)
-  whole = Spec(clip.image_size, cls='ln_post_proj', positions=cfg.positions, windows=tuple(cfg.windows))
+  whole = Spec(clip.image_size, cls='ln_post_proj', positions=cfg.positions, windows=tuple(cfg.windows),
+               crops=multicrop.side(clip.image_size, cfg.multicrop))
   if not cfg.fewshot.shots:
     return whole
   tap = Tap('clip', cfg.fewshot.patch_block or clip.arch.vision.layers)
@@ -60,9 +61,9 @@ def memory(frozen, reference_features, *, clip, cfg):
 def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
   """Returns score [B] and map [B, R, R] at image_size.
 
-  Zero-shot: the image's probability of the anomalous state, and M_0, the mean over window sizes and that probability.
-  With references: half that score and half the maximum of M_ref, the mean of the three maps of distances, before it
-  is upsampled; and the mean (or sum) of M_0 and M_ref.
+  Zero-shot: the probability of the anomalous state, see multicrop.score, and M_0, the mean over window sizes and the
+  whole image's probability. With references: half that score and half the maximum of M_ref, the mean of the three
+  maps of distances, before it is upsampled; and the mean (or sum) of M_0 and M_ref.
   """
   del learnable, frozen
   pair = maps.of_category(bank, batch['category'])
@@ -71,14 +72,15 @@ def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
             for side, x in features.windows.items()]
   whole = jnp.broadcast_to(image[:, None, None], (len(image), clip.grid, clip.grid))
   text_map = _mean(jnp.stack([*scales, whole]), cfg.mean.scales)
+  score = multicrop.score(features, pair, cfg.temperature, cfg.multicrop)
   if not cfg.fewshot.shots:
-    return {'score': image, 'map': maps.upsample_blur(text_map, clip.image_size, cfg.map.sigma)}
+    return {'score': score, 'map': maps.upsample_blur(text_map, clip.image_size, cfg.map.sigma)}
   if memory is None:
     raise ValueError(f'fewshot.shots is {cfg.fewshot.shots}, but predict was given no memory of references')
   distance_map = _distances(memory, features, batch['category'], clip.grid, cfg)
   both = text_map + distance_map
   fused = both / 2 if cfg.fewshot.combine == 'mean' else both
-  return {'score': (image + distance_map.max((1, 2))) / 2,
+  return {'score': (score + distance_map.max((1, 2))) / 2,
           'map': maps.upsample_blur(fused, clip.image_size, cfg.map.sigma)}
 
 

@@ -33,8 +33,9 @@ def kde(points, *, bandwidth=0.3):
 
   Densities in hundreds of dimensions leave float32, so weights are a softmax of their logarithms, which is the same.
   """
-  square = np.sum((points[:, None] - points[None]) ** 2, axis=-1) / (2 * bandwidth ** 2)
-  density = np.logaddexp.reduce(-square, axis=1)
+  norms = np.sum(points ** 2, axis=1)
+  square = norms[:, None] + norms[None] - 2 * points @ points.T
+  density = np.logaddexp.reduce(-square / (2 * bandwidth ** 2), axis=1)
   weights = np.exp(density - density.max())
   return weights @ points / weights.sum()
 

@@ -17,6 +17,10 @@ and, where its paper needs them,
   fixed(frozen, categories, *, clip, cfg) -> frozen
     what loss gets in place of the weights, computed once a training, such as text features of the auxiliary
     categories that nothing learned enters
+  select(texts, dataset, *, cfg) -> texts
+    on the host, where texts are clustered, say: what predict gets in place of what bank returned, and loss in place
+    of what fixed returned; these are given as numpy arrays. dataset is their set's name, cfg.data.target or .aux.
+    Nothing learned enters the bank of such a method, which is given {} and called once
   memory(frozen, reference_features, *, clip, cfg) -> memory
     of few-shot and transductive methods, once per evaluation; None for the others
   finish(outputs, *, cfg) -> outputs
@@ -67,6 +71,7 @@ OPTIONAL = {
   'arch': ('arch', 'cfg'),
   'loss': ('learnable', 'frozen', 'features', 'batch', 'rng', '*', 'clip', 'cfg'),
   'fixed': ('frozen', 'categories', '*', 'clip', 'cfg'),
+  'select': ('texts', 'dataset', '*', 'cfg'),
   'memory': ('frozen', 'reference_features', '*', 'clip', 'cfg'),
   'finish': ('outputs', '*', 'cfg'),
   'examples': ('rng', 'frozen', 'clip', 'cfg'),

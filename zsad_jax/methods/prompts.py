@@ -90,6 +90,51 @@ ACCURATE_TEMPLATES = (
 )
 
 
+# The states of CLIP-AD (arXiv 2311.00453, suppl. A), whose templates are WINCLIP_TEMPLATES.
+CLIP_AD_STATES = (
+  ('flawless {}', 'perfect {}', 'unblemished {}', '{} without flaw', '{} without defect', '{} without damage',
+   '{} without scratch', '{} without crack', '{} without contamination'),
+  ('damaged {}', 'imperfect {}', 'blemished {}', 'broken {}', '{} with flaw', '{} with defect', '{} with damage',
+   '{} with scratch', '{} with crack', '{} with contamination'),
+)
+# What it says of medical images in place of scratches and cracks, and what it calls what they show.
+CLIP_AD_UNMEDICAL = ('scratch', 'crack')
+CLIP_AD_MEDICAL = {'head_ct': ('hemorrhage',), 'brain_mri': ('tumor',), 'cvc_clinicdb': ('polypus', 'polyp')}
+CLIP_AD_OBJECTS = {'head_ct': 'head ct', 'brain_mri': 'brain ct', 'isic2016': 'skin', 'cvc_clinicdb': 'colon'}
+
+
+def clip_ad_states(dataset, words=()):
+  """Returns CLIP-AD's normal and abnormal states for a data set.
+
+  Where its list has `words` of its own, by default those of CLIP_AD_MEDICAL, "without" and "with" each of them stand
+  in place of scratch and crack. The paper names the words alone; both forms are a guess.
+  """
+  words = tuple(words) or CLIP_AD_MEDICAL.get(dataset.partition('/')[0], ())
+  if not words:
+    return CLIP_AD_STATES
+  forms = zip(CLIP_AD_STATES, ('{} without ', '{} with '))
+  return tuple((*(state for state in states if not state.endswith(CLIP_AD_UNMEDICAL)), *(form + w for w in words))
+               for states, form in forms)
+
+
+def clip_ad(clip, frozen, categories, dataset, *, words=(), raw_names=False):
+  """Returns the L2-normalised features of every text of CLIP-AD, (normal [C, n, E], abnormal [C, m, E]).
+
+  22 templates around 9 and 10 states of every category, of which a rule then makes one vector a state.
+
+  Args:
+    clip, frozen, raw_names: see ensemble.
+    categories: object names, those of CLIP_AD_OBJECTS taking their place.
+    dataset: the data set's name in the config.
+    words: see clip_ad_states.
+  """
+  name = CLIP_AD_OBJECTS.get(dataset.partition('/')[0])
+  called = tuple(name or category for category in categories)
+  return tuple(
+    encode(clip, frozen, [compose(forms, WINCLIP_TEMPLATES, said, raw_names=raw_names) for said in called])
+    for forms in clip_ad_states(dataset, words))
+
+
 def spoken(name):
   """Returns an object name as text: 'metal_nut' becomes 'metal nut'."""
   return name.replace('_', ' ')
@@ -120,16 +165,27 @@ def ensemble(clip, frozen, names, states, templates, *, normalize_each=True, raw
     raw_names: see compose.
   """
   groups = [compose(forms, templates, name, raw_names=raw_names) for name in names for forms in states]
-  ids = clip.tokenize([text for group in groups for text in group])
+  features = _encode(clip, frozen, [text for group in groups for text in group], normalize_each)
+  ends = np.cumsum([len(group) for group in groups])
+  means = [maps.normalize(part.mean(0)) for part in jnp.split(features, ends[:-1])]
+  return jnp.stack(means).reshape(len(names), len(states), -1)
+
+
+def encode(clip, frozen, groups):
+  """Returns the L2-normalised features of equally many texts a group, [G, n, E]; ids are cut as in ensemble."""
+  features = _encode(clip, frozen, [text for group in groups for text in group], True)
+  return features.reshape(len(groups), len(groups[0]), -1)
+
+
+def _encode(clip, frozen, texts, normalize_each):
+  """Returns the features of texts, [T, E]."""
+  ids = clip.tokenize(texts)
   eot = clip.eot(ids)
 
-  def encode(row):
+  def one(row):
     tokens = clip.embed(frozen, row[0][None])
     feature = clip.text(frozen, tokens, row[1][None])[0]
     return maps.normalize(feature) if normalize_each else feature
 
   rows = jnp.asarray(ids[:, :eot.max() + 1]), jnp.asarray(eot, jnp.int32)
-  features = jax.lax.map(encode, rows, batch_size=CHUNK)  # [T, E]
-  ends = np.cumsum([len(group) for group in groups])
-  means = [maps.normalize(part.mean(0)) for part in jnp.split(features, ends[:-1])]
-  return jnp.stack(means).reshape(len(names), len(states), -1)
+  return jax.lax.map(one, rows, batch_size=CHUNK)

@@ -36,11 +36,11 @@ class Tap(NamedTuple):
 
   Attributes:
     stream: 'clip' or the name of a Side. A side read before its first_block is CLIP's own stream.
-    block: 1-based block number; of a ResNet, whose tokens differ in number and width from block to block, its stage.
-    point: 'block', the block's output; 'attention', the residual stream after its attention, before its MLP. In the
-      attention pool behind block 4 of a ResNet, where nothing is read from block to block: 'pool', what CLIP's own
-      attention gives for every token; 'pool_vv', the same with the values as queries and keys (CLIP Surgery);
-      'pool_cosine', with their cosines (CLIP-AD, whose class token is that of 'pool_vv').
+    block: 1-based block number; a ResNet's blocks are its four stages, each with its own number and width of tokens.
+    point: 'block', the block's output; 'attention', the residual stream after its attention, before its MLP. The
+      attention pool behind a ResNet's block 4 has three, all after its projection: 'pool', CLIP's own attention asked
+      for every token; 'pool_vv', with the values as queries and keys (CLIP Surgery); 'pool_cosine', with the values'
+      cosines (CLIP-AD, arXiv 2311.00453, whose class token is 'pool_vv').
     token: 'patches', or 'cls' for the class token in their place.
     read: what follows, one of Spec.read's values; '' is the Spec's own.
   """

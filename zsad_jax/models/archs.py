@@ -6,18 +6,50 @@ import jax
 import jax.numpy as jnp
 
 from zsad_jax import spec as spec_lib
-from zsad_jax.models import text, vit
+from zsad_jax.models import resnet, text, vit
 
 
 @dataclasses.dataclass(frozen=True)
 class Vision:
-  """Shape of an image tower; image_size is the pretrained one, in pixels."""
+  """Shape of an image tower.
+
+  Attributes:
+    image_size: the pretrained one, in pixels.
+    patch: pixels a side of a patch, or of one place of a ResNet's last map.
+    width: of the tokens, or of a ResNet's stem.
+    layers: blocks that a Tap can name: transformer blocks, or a ResNet's four stages.
+    heads: of every attention, or of a ResNet's attention pool.
+    kind: 'vit' or 'resnet'.
+    stages: how many bottlenecks each stage of a ResNet has.
+  """
   image_size: int
   patch: int
   width: int
   layers: int
   heads: int
   kind: str = 'vit'
+  stages: tuple[int, ...] = ()
+
+  def channels(self, block: int) -> int:
+    """Returns the width of the tokens that block `block` leaves."""
+    return resnet.channels(self.width, block) if self.kind == 'resnet' else self.width
+
+  def grid(self, image_size: int, block: int) -> int:
+    """Returns how many tokens a side block `block` leaves of an image."""
+    return image_size // (resnet.stride(block) if self.kind == 'resnet' else self.patch)
+
+  def __repr__(self):
+    # Feature stores are known by this text, and were before there were ResNets.
+    fields = dataclasses.asdict(self)
+    if not self.stages:
+      del fields['stages']
+    return f'Vision({", ".join(f"{name}={value!r}" for name, value in fields.items())})'
+
+
+def resnet_vision(image_size: int, width: int, stages: tuple[int, ...], head_width: int = 64) -> Vision:
+  """Returns the Vision of a CLIP ResNet with a stem of `width` and so many bottlenecks in each of its stages."""
+  heads = resnet.channels(width, resnet.BLOCKS) // head_width
+  return Vision(image_size, resnet.STRIDE, width, resnet.BLOCKS, heads, 'resnet', stages)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +67,8 @@ class Arch:
   """Everything but the weights that decides what a CLIP computes.
 
   Attributes:
-    activation: 'quick_gelu' (OpenAI, LAION-400M ViT-B/32) or 'gelu' (exact erf; other LAION-400M weights).
+    activation: of the transformers, 'quick_gelu' (OpenAI, LAION-400M ViT-B/32) or 'gelu' (exact erf; other
+      LAION-400M weights); ResNets have ReLU in any case.
     mean, std: channel statistics that images are normalised with.
     resize: filter of the image preprocessing.
   """
@@ -55,6 +88,8 @@ ARCHS = {arch.name: arch for arch in (
     Arch('vit_b16_plus_240', 640, Vision(240, 16, 896, 12, 14), Text(77, 49408, 640, 12, 10), 'gelu'),
     Arch('vit_l14', 768, Vision(224, 14, 1024, 24, 16), Text(77, 49408, 768, 12, 12)),
     Arch('vit_l14_336', 768, Vision(336, 14, 1024, 24, 16), Text(77, 49408, 768, 12, 12)),
+    Arch('rn50', 1024, resnet_vision(224, 64, (3, 4, 6, 3)), Text(77, 49408, 512, 12, 8)),
+    Arch('rn101', 512, resnet_vision(224, 64, (3, 4, 23, 3)), Text(77, 49408, 512, 12, 8)),
     Arch('tiny', 128, Vision(112, 8, 128, 6, 4), Text(77, 4096, 128, 4, 4)),
 )}
 
@@ -69,11 +104,12 @@ def find(arch: Arch | str) -> Arch:
 
 
 def init_params(arch: Arch | str, rng):
-  """Returns fresh float32 parameters, initialised as OpenAI's CLIP initialises its transformers."""
+  """Returns fresh float32 parameters, initialised as OpenAI's CLIP initialises its transformers and ResNets."""
   arch = find(arch)
   keys = jax.random.split(rng)
   size, tokens = arch.vision.patch, jnp.zeros((1, 1), jnp.int32)
-  every = spec_lib.Spec(size, cls='ln_post_proj')  # reads through every parameter, on an image of one patch
+  # These read through every parameter, on an image of one patch.
+  every = spec_lib.Spec(size, cls='proj' if arch.vision.kind == 'resnet' else 'ln_post_proj')
   return {
       'visual': vision_tower(arch, every).init(keys[0], jnp.zeros((1, size, size, 3)))['params'],
       'text': text_tower(arch).init(keys[1], tokens, method='everything')['params'],
@@ -86,11 +122,27 @@ def template(arch: Arch | str):
   return jax.eval_shape(lambda rng: init_params(arch, rng), jax.random.key(0))
 
 
-def vision_tower(arch: Arch, spec: spec_lib.Spec, unroll: bool = False) -> vit.VisionTower:
-  """Returns the image tower that reads `spec`; raises ValueError for a kind that is not here."""
-  if arch.vision.kind != 'vit':
-    raise ValueError(f'vision.kind {arch.vision.kind!r} of {arch.name} is not one of: vit')
+def validate(arch: Arch, spec: spec_lib.Spec) -> None:
+  """Raises ValueError, naming key, value and allowed range, where the image tower cannot give what `spec` asks."""
+  if _checked_kind(arch) == 'resnet':
+    resnet.validate(spec)
+    return
+  for i, tap in enumerate(spec.taps):
+    if tap.point in resnet.POOLS:
+      raise ValueError(f'spec.taps[{i}].point {tap.point!r} is in the attention pool of a ResNet; {arch.name} is a '
+                       f'vision transformer, whose points are {vit.POINTS}')
+  vit.validate(spec, patch=arch.vision.patch, layers=arch.vision.layers)
+
+
+def vision_tower(arch: Arch, spec: spec_lib.Spec, unroll: bool = False) -> vit.VisionTower | resnet.ResNetTower:
+  """Returns the image tower that reads `spec`; raises ValueError for a tower or a spec that is not to be had.
+
+  A ResNet takes no notice of `unroll`.
+  """
+  validate(arch, spec)
   v = arch.vision
+  if v.kind == 'resnet':
+    return resnet.ResNetTower(v.image_size, v.width, v.stages, v.heads, arch.embed_dim, spec)
   return vit.VisionTower(v.image_size, v.patch, v.width, v.layers, v.heads, arch.embed_dim, arch.activation, spec,
                          unroll)
 
@@ -99,3 +151,21 @@ def text_tower(arch: Arch, unroll: bool = False) -> text.TextTower:
   """Returns the text tower."""
   t = arch.text
   return text.TextTower(t.context, t.vocab, t.width, t.layers, t.heads, arch.embed_dim, arch.activation, unroll)
+
+
+def _checked_kind(arch):
+  """Returns vision.kind; raises ValueError where it is unknown, or where the record of a ResNet is none."""
+  v = arch.vision
+  if v.kind == 'vit' and not v.stages:
+    return v.kind
+  if v.kind not in ('vit', 'resnet'):
+    raise ValueError(f'vision.kind {v.kind!r} of {arch.name} is not one of: vit, resnet')
+  if v.kind == 'vit':
+    raise ValueError(f'vision.stages {v.stages} of {arch.name} are of a ResNet, but vision.kind is {v.kind!r}')
+  if (v.patch, v.layers, len(v.stages)) != (resnet.STRIDE, resnet.BLOCKS, resnet.BLOCKS) or min(v.stages) < 1:
+    raise ValueError(f'vision of {arch.name}: a ResNet has patch {resnet.STRIDE}, layers {resnet.BLOCKS} and as many '
+                     f'stages, each of at least one bottleneck; not {v.patch}, {v.layers} and {v.stages}')
+  if v.heads < 1 or v.channels(resnet.BLOCKS) % v.heads:
+    raise ValueError(f'vision.heads {v.heads} of {arch.name} do not divide {v.channels(resnet.BLOCKS)}, the width of '
+                     'its attention pool')
+  return v.kind

@@ -11,10 +11,22 @@ import numpy as np
 from zsad_jax import spec as spec_lib
 from zsad_jax.models import tokenizer as tokenizer_lib
 from zsad_jax.models import weights
-from zsad_jax.models.archs import ARCHS, Arch, Text, Vision, find, init_params, template, text_tower, vision_tower
+from zsad_jax.models.archs import (
+  ARCHS,
+  Arch,
+  Text,
+  Vision,
+  find,
+  init_params,
+  resnet_vision,
+  template,
+  text_tower,
+  vision_tower,
+)
 
 __all__ = [
-  'ARCHS', 'Arch', 'Clip', 'Text', 'Vision', 'build', 'find', 'from_state_dict', 'init_params', 'load', 'template',
+  'ARCHS', 'Arch', 'Clip', 'Text', 'Vision', 'build', 'find', 'from_state_dict', 'init_params', 'load',
+  'resnet_vision', 'template',
 ]
 
 
@@ -38,7 +50,7 @@ class Clip:
 
   @property
   def grid(self) -> int:
-    """Patches a side at image_size."""
+    """Patches a side at image_size, or places a side of a ResNet's last map."""
     return self.image_size // self.arch.vision.patch
 
   def image(self, params, images, spec: spec_lib.Spec) -> spec_lib.Features:

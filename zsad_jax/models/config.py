@@ -11,7 +11,10 @@ from zsad_jax.models import archs
 
 def arch_to_json(arch: archs.Arch) -> dict[str, Any]:
   """Returns an architecture as plain JSON values; arch_from_json reads it back."""
-  return json.loads(json.dumps(dataclasses.asdict(arch)))
+  record = json.loads(json.dumps(dataclasses.asdict(arch)))
+  if not record['vision']['stages']:
+    del record['vision']['stages']
+  return record
 
 
 def arch_from_json(record: Mapping[str, Any], name: str = '') -> archs.Arch:
@@ -46,8 +49,10 @@ def read_arch(path) -> archs.Arch:
 
 
 def _ours(record):
-  record = dict(record)
-  record['vision'] = _checked(archs.Vision, record['vision'], 'vision')
+  record, vision = dict(record), dict(record['vision'])
+  if 'stages' in vision:
+    vision['stages'] = tuple(vision['stages'])
+  record['vision'] = _checked(archs.Vision, vision, 'vision')
   record['text'] = _checked(archs.Text, record['text'], 'text')
   for key in ('mean', 'std'):
     if key in record:
@@ -77,12 +82,20 @@ def _open_clip(record, name):
   extra = {k: tuple(pre[k]) for k in ('mean', 'std') if k in pre}
   extra |= {'resize': pre['interpolation']} if 'interpolation' in pre else {}
   return archs.Arch(
-      name, model['embed_dim'],
-      archs.Vision(vision['image_size'], vision['patch_size'], vision['width'], vision['layers'],
-                  vision['width'] // vision.get('head_width', 64)),
+      name, model['embed_dim'], _open_clip_vision(vision),
       archs.Text(text.get('context_length', 77), text.get('vocab_size', 49408), text['width'], text['layers'],
                 text['heads']),
       'quick_gelu' if model.get('quick_gelu') else 'gelu', **extra)
+
+
+def _open_clip_vision(vision):
+  """The image tower of a vision_cfg; where `layers` is a list, it is a ResNet, whose patch_size says nothing."""
+  size, width, head_width = vision['image_size'], vision['width'], vision.get('head_width', 64)
+  if isinstance(vision['layers'], list):
+    if len(vision['layers']) != 4:
+      raise ValueError(f'vision_cfg: layers is {vision["layers"]}; a ResNet of this CLIP has four stages')
+    return archs.resnet_vision(size, width, tuple(vision['layers']), head_width)
+  return archs.Vision(size, vision['patch_size'], width, vision['layers'], width // head_width)
 
 
 def _huggingface(record, name):

@@ -72,6 +72,14 @@ PUBLISHED = {
         'openai': Weights('timm/vit_large_patch14_clip_336.openai', 'ViT-L-14-336px.pt',
                           '3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02', 'quick_gelu'),
     },
+    'rn50': {
+        'openai': Weights('timm/resnet50_clip.openai', 'RN50.pt',
+                          'afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762', 'quick_gelu'),
+    },
+    'rn101': {
+        'openai': Weights('timm/resnet101_clip.openai', 'RN101.pt',
+                          '8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599', 'quick_gelu'),
+    },
 }
 
 

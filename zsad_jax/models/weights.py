@@ -39,6 +39,15 @@ OUT = Layout(lambda x: x.T, lambda x: x.reshape(-1, x.shape[-1]).T)    # [H, d, 
 # ours, OpenAI's and open_clip's name and layout, Hugging Face's name and layout
 TOP = (
     ('logit_scale', 'logit_scale', SAME, 'logit_scale', SAME),
+    ('text/token_embedding/embedding', 'token_embedding.weight', SAME,
+     'text_model.embeddings.token_embedding.weight', SAME),
+    ('text/positional_embedding', 'positional_embedding', SAME,
+     'text_model.embeddings.position_embedding.weight', SAME),
+    ('text/ln_final/scale', 'ln_final.weight', SAME, 'text_model.final_layer_norm.weight', SAME),
+    ('text/ln_final/bias', 'ln_final.bias', SAME, 'text_model.final_layer_norm.bias', SAME),
+    ('text/text_projection/kernel', 'text_projection', SAME, 'text_projection.weight', LINEAR),
+)
+VIT = (
     ('visual/class_embedding', 'visual.class_embedding', SAME,
      'vision_model.embeddings.class_embedding', SAME),
     ('visual/positional_embedding', 'visual.positional_embedding', SAME,
@@ -50,13 +59,6 @@ TOP = (
     ('visual/ln_post/scale', 'visual.ln_post.weight', SAME, 'vision_model.post_layernorm.weight', SAME),
     ('visual/ln_post/bias', 'visual.ln_post.bias', SAME, 'vision_model.post_layernorm.bias', SAME),
     ('visual/proj/kernel', 'visual.proj', SAME, 'visual_projection.weight', LINEAR),
-    ('text/token_embedding/embedding', 'token_embedding.weight', SAME,
-     'text_model.embeddings.token_embedding.weight', SAME),
-    ('text/positional_embedding', 'positional_embedding', SAME,
-     'text_model.embeddings.position_embedding.weight', SAME),
-    ('text/ln_final/scale', 'ln_final.weight', SAME, 'text_model.final_layer_norm.weight', SAME),
-    ('text/ln_final/bias', 'ln_final.bias', SAME, 'text_model.final_layer_norm.bias', SAME),
-    ('text/text_projection/kernel', 'text_projection', SAME, 'text_projection.weight', LINEAR),
 )
 BLOCK = (
     ('ln_1/scale', 'ln_1.weight', SAME, 'layer_norm1.weight', SAME),
@@ -72,9 +74,16 @@ BLOCK = (
     ('mlp/c_proj/kernel', 'mlp.c_proj.weight', LINEAR, 'mlp.fc2.weight', LINEAR),
     ('mlp/c_proj/bias', 'mlp.c_proj.bias', SAME, 'mlp.fc2.bias', SAME),
 )
+# The leaves of a ResNet are called as OpenAI and open_clip call them, but for these endings. Hugging Face has none.
+CONV_NORM = {  # {our leaf: (module, tensor, layout)}
+    'kernel': ('conv', 'weight', CONV), 'scale': ('bn', 'weight', SAME), 'bias': ('bn', 'bias', SAME),
+    'mean': ('bn', 'running_mean', SAME), 'var': ('bn', 'running_var', SAME),
+}
+DENSE = {'kernel': ('weight', LINEAR), 'bias': ('bias', SAME)}
 NAMINGS = ('openai', 'open_clip', 'custom_text', 'huggingface')
-# Carried along in some files, but no weights: OpenAI's three scalars, causal masks, index buffers.
-DROPPED = re.compile(r'input_resolution|context_length|vocab_size|(.*\.)?attn_mask|(.*\.)?position_ids')
+# Carried along in some files, but no weights: OpenAI's three scalars, causal masks, index buffers, batch counters.
+DROPPED = re.compile(
+    r'input_resolution|context_length|vocab_size|(.*\.)?(attn_mask|position_ids|num_batches_tracked)')
 
 
 class Rule(NamedTuple):
@@ -163,8 +172,8 @@ def fits(arrays: Mapping[str, np.ndarray]) -> list[str]:
   """Returns the names in archs.ARCHS whose tensors are exactly these arrays in names and shapes."""
   arrays = {k: v for k, v in plain(arrays).items() if not DROPPED.fullmatch(k)}
   kind = naming(arrays)
-  return [name for name, arch in archs.ARCHS.items()
-          if not _differences(arrays, _expected(_flat(archs.template(arch)), kind))]
+  known = [arch for arch in archs.ARCHS.values() if kind != 'huggingface' or arch.vision.kind != 'resnet']
+  return [arch.name for arch in known if not _differences(arrays, _expected(_flat(archs.template(arch)), kind))]
 
 
 def digest(params) -> str:
@@ -197,12 +206,17 @@ def _rules(flat, kind):
     prefix = {'visual': 'visual.transformer.resblocks', 'text': 'transformer.resblocks'}
   if kind == 'custom_text':
     prefix['text'] = 'text.' + prefix['text']
-  for row in TOP:
+  transformers = [tower for tower in ('visual', 'text') if f'{tower}/blocks/ln_1/scale' in flat]
+  if 'visual' not in transformers:
+    if kind == 'huggingface':
+      raise ValueError('Hugging Face has no CLIP with a ResNet, and so no names for one; use open_clip\'s')
+    yield from _resnet_rules(flat)
+  for row in (TOP + VIT if 'visual' in transformers else TOP):
     name, layout = row[theirs]
     if kind == 'custom_text' and row[0].startswith('text/'):
       name = 'text.' + name
     yield Rule(row[0], None, (name,), layout)
-  for tower in ('visual', 'text'):
+  for tower in transformers:
     for row in BLOCK:
       path = f'{tower}/blocks/{row[0]}'
       suffix, layout = row[theirs]
@@ -210,6 +224,24 @@ def _rules(flat, kind):
         name = f'{prefix[tower]}.{layer}.{suffix}'
         sources = tuple(name.replace('{q,k,v}', x) for x in 'qkv') if '{q,k,v}' in name else (name,)
         yield Rule(path, layer, sources, layout)
+
+
+def _resnet_rules(flat):
+  """Yields a Rule for every tensor of a ResNet's image tower, or bottleneck of a stacked one."""
+  for path, leaf in flat.items():
+    if not path.startswith('visual/'):
+      continue
+    tower, *modules, last = path.split('/')
+    if modules[0] == 'attnpool':
+      last, layout = DENSE.get(last, (last, SAME))
+    else:
+      # One Conv of ours is two modules of torch's: conv1 and bn1, or 0 and 1 of a shortcut.
+      kind, last, layout = CONV_NORM[last]
+      number = 'downsample.1' if kind == 'bn' else 'downsample.0'
+      modules[-1] = number if modules[-1] == 'downsample' else modules[-1].replace('conv', kind)
+    for layer in range(leaf.shape[0]) if 'rest' in modules else (None,):
+      names = {'first': '0', 'rest': str((layer or 0) + 1)}
+      yield Rule(path, layer, ('.'.join([tower, *(names.get(m, m) for m in modules), last]),), layout)
 
 
 def _unported(flat, kind):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zsad_jax import spec as spec_lib
-from zsad_jax.models import vit
+from zsad_jax.models import archs, resnet
 
 
 def encode(clip, spec: spec_lib.Spec):
@@ -65,7 +65,7 @@ def validate(clip, spec: spec_lib.Spec) -> None:
 
   Needs the architecture only: clip.params may be None.
   """
-  vit.validate(spec, patch=clip.arch.vision.patch, layers=clip.arch.vision.layers)
+  archs.validate(clip.arch, spec)
   if spec.crops and spec.crops < spec.image_size:
     raise ValueError(f'spec.crops {spec.crops} is smaller than spec.image_size {spec.image_size}, the crops')
   if spec.crops and not spec.cls:
@@ -75,15 +75,20 @@ def validate(clip, spec: spec_lib.Spec) -> None:
 def features_shape(clip, spec: spec_lib.Spec) -> spec_lib.Features:
   """Returns the shapes of one image's Features, without the batch axis.
 
-  cls (E,) or None, taps (N, E or D), windows (n, E), crops (10, E) or None.
+  cls (E,) or None, taps (N or 1, E or D), windows (n, E), crops (10, E) or None.
   """
   validate(clip, spec)
-  grid = spec.image_size // clip.arch.vision.patch
-  size = lambda rule: clip.arch.embed_dim if rule.endswith('proj') else clip.arch.vision.width
-  return spec_lib.Features((size(spec.cls),) if spec.cls else None,
-                           {tap.name: (grid ** 2, size(spec.read)) for tap in spec.taps},
-                           {side: ((grid - side + 1) ** 2, clip.arch.embed_dim) for side in spec.windows},
-                           (10, size(spec.cls)) if spec.crops else None)
+  vision, embed = clip.arch.vision, clip.arch.embed_dim
+  grid = vision.grid(spec.image_size, vision.layers)
+
+  def of_tap(tap):
+    projected = tap.point in resnet.POOLS or (tap.read or spec.read).endswith('proj')
+    rows = 1 if tap.token == 'cls' else vision.grid(spec.image_size, tap.block) ** 2
+    return rows, embed if projected else vision.channels(tap.block)
+
+  return spec_lib.Features((embed,) if spec.cls else None, {tap.name: of_tap(tap) for tap in spec.taps},
+                           {side: ((grid - side + 1) ** 2, embed) for side in spec.windows},
+                           (10, embed) if spec.crops else None)
 
 
 def predicted_bytes(clip, spec: spec_lib.Spec, dtype=jnp.float32) -> int:

@@ -28,6 +28,8 @@ and, where its paper needs them,
     else predict returned
   examples(rng, frozen, clip, cfg) -> batch
     training data that is not images
+  TOWERS = ('vit', 'resnet')
+    the image towers it can read, by arch.vision.kind; ('vit',) where it does not say
   EVALUATION_KEYS
     config keys that training does not read, such as 'map.sigma': one training serves all their values; the name of
     a group, such as 'fewshot', stands for all of its keys
@@ -90,3 +92,11 @@ def get(name):
     hint = f' (did you mean {near[0]!r}?)' if near else ''
     raise ValueError(f'unknown method {name!r}{hint}; methods: {", ".join(names())}')
   return importlib.import_module(f'zsad_jax.methods.{name}')
+
+
+def check_tower(name, arch):
+  """Raises ValueError where the method `name` cannot read the image tower of `arch`."""
+  kind, readable = arch.vision.kind, lambda method: getattr(get(method), 'TOWERS', ('vit',))
+  if kind not in readable(name):
+    raise ValueError(f'{name} reads image towers of kind {", ".join(readable(name))}, but that of {arch.name} is of kind '
+                     f'{kind}; methods that read it: {", ".join(n for n in names() if kind in readable(n))}')

@@ -18,13 +18,20 @@ ENSEMBLES = {
   'imagenet': (prompts.CLIP_AC_STATES, prompts.IMAGENET_TEMPLATES),
   'compound': (prompts.COMPOUND_STATES, prompts.COMPOUND_TEMPLATES),
 }
+TOWERS = ('vit', 'resnet')
 
 
 def spec(clip, cfg):
-  """Returns the Spec: class token, also of crops, and last block's patch tokens, through ln_post and projection."""
+  """Returns the Spec: class token, also of crops, and last block's patch tokens, through ln_post and projection.
+
+  Of a ResNet it is the class feature and what its attention pool gives for every place of the last map.
+  """
   check(cfg)
-  return Spec(clip.image_size, cls='ln_post_proj', taps=(Tap('clip', clip.arch.vision.layers),),
+  read = Spec(clip.image_size, cls='ln_post_proj', taps=(Tap('clip', clip.arch.vision.layers),),
               positions=cfg.positions, crops=multicrop.side(clip.image_size, cfg.multicrop))
+  if clip.arch.vision.kind == 'resnet':
+    read = read._replace(cls='proj', taps=(read.taps[0]._replace(point='pool'),), read='none')
+  return read
 
 
 def init(rng, clip, cfg):

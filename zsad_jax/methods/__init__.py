@@ -96,7 +96,7 @@ def get(name):
 
 def check_tower(name, arch):
   """Raises ValueError where the method `name` cannot read the image tower of `arch`."""
-  kind, readable = arch.vision.kind, lambda method: getattr(get(method), 'TOWERS', ('vit',))
-  if kind not in readable(name):
-    raise ValueError(f'{name} reads image towers of kind {", ".join(readable(name))}, but that of {arch.name} is of kind '
-                     f'{kind}; methods that read it: {", ".join(n for n in names() if kind in readable(n))}')
+  kind, towers = arch.vision.kind, lambda method: getattr(get(method), 'TOWERS', ('vit',))
+  if kind not in towers(name):
+    raise ValueError(f'{name} reads image towers of kind {", ".join(towers(name))}, but {arch.name} has one of kind '
+                     f'{kind}; methods that read it: {", ".join(n for n in names() if kind in towers(n))}')

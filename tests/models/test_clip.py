@@ -41,8 +41,9 @@ def test_parameter_counts_are_the_published_ones(name, vision, text, total):
 def test_architectures(name):
   arch = clip.ARCHS[name]
   assert arch.name == name and arch.vision.image_size % arch.vision.patch == 0
-  for tower in (arch.vision, arch.text):
-    assert tower.width == tower.heads * (32 if name == 'tiny' else 64)
+  vision, text = arch.vision, arch.text
+  for width, heads in ((vision.channels(vision.layers), vision.heads), (text.width, text.heads)):
+    assert width == heads * (32 if name == 'tiny' else 64)
   assert arch.activation == ('gelu' if name == 'vit_b16_plus_240' else 'quick_gelu')
 
 

@@ -33,6 +33,24 @@ def test_published_records(record):
   assert config.arch_from_json(record, 'vit_l14_336') == clip.ARCHS['vit_l14_336']
 
 
+@pytest.mark.parametrize('name, embed, stages', [('rn50', 1024, [3, 4, 6, 3]), ('rn101', 512, [3, 4, 23, 3])])
+def test_published_records_of_resnets(name, embed, stages):
+  record = {'embed_dim': embed, 'quick_gelu': True,  # model_configs/RN50-quickgelu.json and RN101-quickgelu.json
+            'vision_cfg': {'image_size': 224, 'layers': stages, 'width': 64, 'patch_size': None},
+            'text_cfg': {'context_length': 77, 'vocab_size': 49408, 'width': 512, 'heads': 8, 'layers': 12}}
+  assert config.arch_from_json(record, name) == clip.ARCHS[name]
+  record['vision_cfg']['layers'] = stages[:3]
+  with pytest.raises(ValueError, match=r'vision_cfg: layers is \[3, 4, .*; a ResNet of this CLIP has four stages'):
+    config.arch_from_json(record, name)
+
+
+def test_what_a_transformer_is_known_by_says_nothing_of_stages():
+  arch = clip.ARCHS['vit_b32']
+  assert repr(arch.vision) == "Vision(image_size=224, patch=32, width=768, layers=12, heads=12, kind='vit')"
+  assert 'stages' not in config.arch_to_json(arch)['vision']
+  assert repr(clip.ARCHS['rn50'].vision).endswith("heads=32, kind='resnet', stages=(3, 4, 6, 3))")
+
+
 def test_values_left_out_by_hugging_face_are_vit_b32s():
   assert config.arch_from_json({'model_type': 'clip'}, 'vit_b32') == clip.ARCHS['vit_b32']
 

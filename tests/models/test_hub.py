@@ -174,6 +174,13 @@ def test_offline_says_which_file_goes_where(tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
+def test_offline_resnets_name_openais_files(tmp_path):
+  for name, repo, file, digest in (('rn50', 'timm/resnet50_clip.openai', 'RN50.pt', 'afeb0e10'),
+                                   ('rn101', 'timm/resnet101_clip.openai', 'RN101.pt', '8fa8567b')):
+    with pytest.raises(FileNotFoundError, match=rf'of {repo} on the Hugging.*{file} \(sha256 {digest}[0-9a-f]{{56}}\)'):
+      hub.resolve(name, cache_dir=tmp_path, offline=True)
+
+
 def test_no_network_says_the_same_at_once(tmp_path, monkeypatch):
   point_at(monkeypatch, 'http://127.0.0.1:9')
   with pytest.raises(FileNotFoundError, match=r'cannot be downloaded: .*refused.*Put that file there by hand'):
@@ -258,7 +265,7 @@ def test_the_registry_keeps_tags_apart():
 @pytest.mark.parametrize('name, activation', [
     ('vit_b32', 'quick_gelu'), ('vit_b32:laion400m_e32', 'quick_gelu'), ('vit_b16', 'quick_gelu'),
     ('vit_b16:laion400m_e31', 'gelu'), ('vit_b16_plus_240', 'gelu'), ('vit_l14:laion400m_e32', 'gelu'),
-    ('vit_l14_336', 'quick_gelu'),
+    ('vit_l14_336', 'quick_gelu'), ('rn50', 'quick_gelu'), ('rn101:openai', 'quick_gelu'),
 ])
 def test_the_activation_belongs_to_the_weights(name, activation):
   assert published.find(name)[2].activation == activation

@@ -7,6 +7,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from golden import record_resnet
 
 from zsad_jax.models import clip, weights
 
@@ -117,6 +118,74 @@ def test_half_precision_is_widened_exactly(params, template, dtype):
   ported = weights.port(arrays, template, MINI)
   expected = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(np.float32), params)
   assert equal(ported, expected)
+
+
+RESNET = record_resnet.SMALL
+
+
+@pytest.fixture(scope='module')
+def resnet():
+  """(architecture, its template, arrays under OpenAI's names as the transcription has them)"""
+  arch = clip.Arch('small_resnet', RESNET.embed, clip.resnet_vision(RESNET.image_size, RESNET.width, RESNET.stages),
+                   clip.Text(RESNET.context, RESNET.vocab, RESNET.text_width, RESNET.text_layers, RESNET.text_heads))
+  return arch, clip.template(arch), record_resnet.weights(RESNET, np.random.RandomState(0))
+
+
+@pytest.mark.parametrize('naming', ['open_clip', 'custom_text'])
+def test_resnets_go_there_and_back(resnet, naming):
+  arch, template, arrays = resnet
+  ported = weights.port(arrays, template, arch)
+  again = weights.unport(ported, naming)
+  assert weights.naming(again) == naming
+  assert equal(weights.port(again, template, arch), ported)
+  counters = {k for k in arrays if k.endswith('num_batches_tracked')}
+  assert len(counters) == 3 + 3 * sum(RESNET.stages) + 4
+  if naming == 'open_clip':
+    assert again.keys() == arrays.keys() - counters
+    assert all(np.array_equal(arrays[k], again[k]) for k in again)
+
+
+def test_where_a_resnets_tensors_go(resnet):
+  arch, template, arrays = resnet
+  visual = weights.port(arrays, template, arch)['visual']
+  third = jax.tree.map(lambda leaf: leaf[1], visual['layer3']['rest'])
+  np.testing.assert_array_equal(third['conv2']['kernel'][2, 0], arrays['visual.layer3.2.conv2.weight'][..., 2, 0].T)
+  np.testing.assert_array_equal(third['conv3']['mean'], arrays['visual.layer3.2.bn3.running_mean'])
+  shortcut = visual['layer2']['first']['downsample']
+  np.testing.assert_array_equal(shortcut['kernel'][0, 0], arrays['visual.layer2.0.downsample.0.weight'][..., 0, 0].T)
+  np.testing.assert_array_equal(shortcut['var'], arrays['visual.layer2.0.downsample.1.running_var'])
+  np.testing.assert_array_equal(visual['attnpool']['c_proj']['kernel'], arrays['visual.attnpool.c_proj.weight'].T)
+
+
+def test_a_resnets_missing_statistics_are_named(resnet):
+  arch, template, arrays = resnet
+  arrays = {k: v for k, v in arrays.items() if k != 'visual.layer4.0.bn3.running_var'}
+  with pytest.raises(ValueError, match=r'do not fit small_resnet: 1 missing \(visual\.layer4\.0\.bn3\.running_var '):
+    weights.port(arrays, template, arch)
+
+
+def test_resnets_have_no_names_at_hugging_face(params, resnet):
+  arch, template, arrays = resnet
+  with pytest.raises(ValueError, match='Hugging Face has no CLIP with a ResNet'):
+    weights.unport(weights.port(arrays, template, arch), 'huggingface')
+  with pytest.raises(ValueError, match='Hugging Face has no CLIP with a ResNet'):
+    weights.port(weights.unport(params, 'huggingface'), template, arch)
+
+
+@pytest.mark.parametrize('name', ['rn50', 'rn101'])
+def test_resnets_are_told_apart(name):
+  v = clip.ARCHS[name].vision
+  dims = record_resnet.Dims(v.image_size, v.width, v.stages, v.heads, clip.ARCHS[name].embed_dim, 77, 49408, 512, 12, 8)
+
+  class Nothing:
+    def standard_normal(self, shape):
+      return np.broadcast_to(np.float32(0), shape)
+
+    def random_sample(self, size):
+      return np.zeros(size, np.float32)
+
+  shapes = record_resnet.weights(dims, Nothing())
+  assert weights.fits(shapes) == [name]
 
 
 def test_every_difference_is_in_one_error(params, template):

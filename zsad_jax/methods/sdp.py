@@ -10,6 +10,8 @@ maximum.
 from zsad_jax import dual_path, maps, representatives
 from zsad_jax.methods import prompts
 
+TOWERS = ('vit', 'resnet')
+
 
 def spec(clip, cfg):
   """Returns the Spec: CLIP's class token, and of every stage the second stream's patches and CLIP's class token."""

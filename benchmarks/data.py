@@ -1,6 +1,6 @@
 """Speed and memory of preparing and reading images, beside reading their files and decoding them with Pillow.
 
-  python benchmarks/data.py [--images=400] [--long=10000] [--size=1024x768] [--kind=jpg] [--folder=DATASET]
+  python benchmarks/data.py [--images=400] [--long=12000] [--size=1024x768] [--kind=jpg] [--folder=DATASET]
 
 Photographs of `size` are drawn and saved as `kind` in a temporary folder, half of them with a mask, or `--folder` is
 read, in MVTec layout. Every reader sees the same images in the same order, with as many threads as there are cores
@@ -15,10 +15,16 @@ the machine does only slows a reader down. Files come from the page cache. MiB/s
   batches    the pipeline without a transform, to be held against `decode`
   batches518 the pipeline as training and evaluation use it, to be held against `transform`
 
-Then batches are read until `--long` images have passed, and the resident memory is printed on the way.
+Then batches are read as a training reads them, epoch after epoch, until `--long` images have passed, and every
+`--every` of them the memory of this process is printed: what is resident, and, where the C library tells, what of it is
+in use. The rest is code, and freed memory that the C library keeps for the next arrays: it grows over the first
+thousands and then stays. MALLOC_MMAP_THRESHOLD_=1048576 in the environment has it given back at once, which takes time.
+
+  python benchmarks/data.py --repeats=0 --size=200x200 --long=30000       shows the memory alone, sooner
 """
 
 import argparse
+import ctypes
 import os
 import shutil
 import sys
@@ -113,10 +119,26 @@ def rss():
   return pages * os.sysconf('SC_PAGE_SIZE') / 2**20
 
 
+class Mallinfo(ctypes.Structure):
+  """glibc's struct mallinfo2: the fifth number is what was mapped for large arrays, the eighth all that is in use."""
+  _fields_ = [('numbers', ctypes.c_size_t * 10)]
+
+
+def in_use():
+  """What was allocated from the C library and not freed, in MiB; None where it does not tell."""
+  told = getattr(ctypes.CDLL(None), 'mallinfo2', None)
+  if told is None:
+    return None
+  told.restype = Mallinfo
+  numbers = told().numbers
+  return (numbers[4] + numbers[7]) / 2**20
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--images', type=int, default=400)
-  parser.add_argument('--long', type=int, default=10000, help='images to read while the memory is watched; 0 = none')
+  parser.add_argument('--long', type=int, default=12000, help='images to read while the memory is watched; 0 = none')
+  parser.add_argument('--every', type=int, default=1000, help='images between two figures of memory')
   parser.add_argument('--size', default='1024x768')
   parser.add_argument('--kind', default='jpg', choices=('jpg', 'png'))
   parser.add_argument('--repeats', type=int, default=3)
@@ -130,13 +152,15 @@ def main():
     if raw is None:
       raw = scratch / 'raw'
       draw(raw, args.images, tuple(int(n) for n in args.size.split('x')), args.kind)
-    measure(raw, scratch / 'data', args.repeats, args.long)
+    measure(raw, scratch / 'data', args.repeats)
+    if args.long:
+      watch(data.load(f'folder:{raw}', root=scratch / 'data'), args.long, args.every)
   finally:
     shutil.rmtree(scratch)
 
 
-def measure(raw, root, repeats, long):
-  """Prints the table of one folder of images, and the memory of a long read."""
+def measure(raw, root, repeats):
+  """Prints the table of one folder of images."""
   items = [item for item in folder.walk(raw).items if item.split == 'test']
   start = time.perf_counter()
   dataset = data.load(f'folder:{raw}', root=root)
@@ -144,8 +168,7 @@ def measure(raw, root, repeats, long):
   taken = {'prepare': time.perf_counter() - start}
   mib = sum(item.image.stat().st_size for item in items) / 2**20
   whole = sum(item.image.stat().st_size for item in everything) / 2**20
-  functions = readers(dataset, [(item.image, item.mask) for item in items],
-                      preprocess.image_transform(clip.ARCHS['vit_l14_336'], SIZE))
+  functions = readers(dataset, [(item.image, item.mask) for item in items], transform())
   for _ in range(repeats):
     for name, function in functions.items():
       start = time.perf_counter()
@@ -157,19 +180,30 @@ def measure(raw, root, repeats, long):
     against = {'records': 'decode', 'batches': 'decode', 'batches518': 'transform'}.get(name)
     share = f'   {100 * taken[against] / seconds:.0f} % of {against}' if against else ''
     print(f'{name:12}{count / seconds:10.1f}{size / seconds:10.1f}{share}', flush=True)
-  if long:
-    watch(dataset, functions['batches518'], long)
 
 
-def watch(dataset, function, long):
-  """Prints the resident memory at the start, in the middle and at the end of reading `long` images."""
-  passes = -(-long // len(dataset))
-  shown = {0, 1, passes // 2, passes}
-  for done in range(passes + 1):
-    if done in shown:
-      print(f'after {done * len(dataset):6} images: {rss():7.1f} MiB resident', flush=True)
-    if done < passes:
-      function()
+def transform():
+  """AnomalyCLIP's transform of an image."""
+  return preprocess.image_transform(clip.ARCHS['vit_l14_336'], SIZE)
+
+
+def watch(dataset, long, every):
+  """Prints the memory of this process while `long` images are read in shuffled epochs."""
+  print(f'{"images":>10}{"resident MiB":>14}{"in use MiB":>12}')
+  report(0)
+  batches = data.batches(dataset, transform=transform(), mask_size=SIZE, batch_size=BATCH, seed=0,
+                         epochs=-(-long // len(dataset)))
+  done = 0
+  for batch in batches:
+    before, done = done, done + int(batch['valid'].sum())
+    if done // every > before // every:
+      report(done)
+
+
+def report(done):
+  """Prints a line of `watch`."""
+  used = in_use()
+  print(f'{done:10}{rss():14.1f}' + ('' if used is None else f'{used:12.1f}'), flush=True)
 
 
 if __name__ == '__main__':

@@ -27,6 +27,7 @@ def base():
   c.train = mlc.ConfigDict()
   c.train.epochs = 15
   c.train.batch = 8
+  c.train.shuffle = True  # anew every epoch; False keeps the data set's order, class by class
 
   c.features = mlc.ConfigDict()
   c.features.store = True  # False runs the image tower at every read and keeps nothing on disk
@@ -38,6 +39,7 @@ def base():
   c.eval = mlc.ConfigDict()
   c.eval.batch = 8
   c.eval.fpr_limit = 0.3  # of AUPRO
+  c.eval.oracle_epoch = False  # report the epoch that is best on the target as well, under a name of its own
   c.eval.pictures = 12  # images per category on the overlay sheets; 0 = none
   return c
 

@@ -233,6 +233,16 @@ def test_order_is_fixed_across_versions():
   assert not np.array_equal(train.order(111, 0, 99), train.order(111, 1, 99))
 
 
+def test_unshuffled_epochs_keep_the_data_sets_order(tmp_path):
+  seen = []
+  fit(tmp_path, epochs=2, shuffle=False, read=lambda indices: (seen.append(list(indices)), read(indices))[1])
+  once = list(range(COUNT))
+  batches = [once[at:at + 8] for at in range(0, COUNT, 8)]
+  assert [batch[:len(want)] for batch, want in zip(seen, batches * 2)] == batches * 2 and len(seen) == 2 * len(batches)
+  with pytest.raises(ValueError, match='another run: shuffle is False there, None here'):
+    fit(tmp_path)
+
+
 def test_loop_is_the_plain_loop(whole):
   """fit against ten lines that pad nothing."""
   tx = train.make_tx(OPTIM)

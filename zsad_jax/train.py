@@ -154,15 +154,15 @@ def make_step(loss_fn: Callable, tx: optax.GradientTransformation, out_shardings
   return step
 
 
-def order(seed: int, epoch: int, count: int) -> np.ndarray:
+def order(seed: int, epoch: int, count: int, shuffle: bool = True) -> np.ndarray:
   """Returns the order [count] in which `epoch` (from 0) visits the images; depends on nothing else."""
-  return np.random.default_rng((seed, epoch)).permutation(count)
+  return np.random.default_rng((seed, epoch)).permutation(count) if shuffle else np.arange(count)
 
 
 def fit(loss_fn: Callable, tx: optax.GradientTransformation, learnable, frozen, read: Callable, count: int, *,
         epochs: int, batch: int, seed: int, place: runtime.Placement | None = None, workdir=None,
         writer: logs.Writer | None = None, keep: int | None = None, identity: Mapping | None = None,
-        stop: threading.Event | None = None, fresh: bool = False):
+        stop: threading.Event | None = None, fresh: bool = False, shuffle: bool = True):
   """Returns the learnable tree after `epochs` over `count` images; goes on from the last checkpoint, if any.
 
   A resumed run equals an uninterrupted one bit for bit on one device. The last batch of an epoch is padded to
@@ -183,6 +183,7 @@ def fit(loss_fn: Callable, tx: optax.GradientTransformation, learnable, frozen, 
     identity: what must not change when a run resumes, JSON-able (config, fingerprints of weights and data).
     stop: when set, the run saves after the step under way and raises Preempted.
     fresh: whether image i of epoch e is read at i + e * count: `read` then gives other images in every epoch.
+    shuffle: whether an epoch has an order of its own; else every one has that of `read`.
 
   Raises:
     ValueError: the checkpoints are another run's.
@@ -192,7 +193,8 @@ def fit(loss_fn: Callable, tx: optax.GradientTransformation, learnable, frozen, 
   place, per_epoch = place or runtime.place(), math.ceil(count / batch)
   total = epochs * per_epoch
   directory = workdir and Path(workdir) / 'checkpoints'
-  identity = json.loads(json.dumps({**(identity or {}), 'seed': seed, 'batch': batch, 'count': count}))
+  unshuffled = {} if shuffle else {'shuffle': False}
+  identity = json.loads(json.dumps({**(identity or {}), 'seed': seed, 'batch': batch, 'count': count, **unshuffled}))
   state = jax.jit(functools.partial(initial, tx=tx, seed=seed), out_shardings=place.copy)(jax.device_get(learnable))
   state, done, sums = _resumed(directory, state, identity)
   if done > total:
@@ -202,7 +204,7 @@ def fit(loss_fn: Callable, tx: optax.GradientTransformation, learnable, frozen, 
   step, frozen = make_step(loss_fn, tx, place.copy, per_epoch), runtime.replicate(frozen, place)
   meter = _Meter(per_epoch, sums)
   feed = runtime.prefetch(functools.partial(_rows, read, place, place.rows(batch)),
-                          _plan(seed, count, batch, done, epochs, fresh))
+                          _plan(seed, count, batch, done, epochs, fresh, shuffle))
   bar = tqdm(total=total, initial=done, desc='fit', unit='step', disable=jax.process_index() > 0)
   with bar, contextlib.closing(feed):
     for now, (ids, rows, data) in enumerate(feed, done + 1):
@@ -267,11 +269,12 @@ def _require_same(directory: Path, there: dict, here: dict):
                        'choose another workdir')
 
 
-def _plan(seed: int, count: int, batch: int, done: int, epochs: int, fresh: bool) -> Iterator[np.ndarray]:
+def _plan(seed: int, count: int, batch: int, done: int, epochs: int, fresh: bool, shuffle: bool = True
+          ) -> Iterator[np.ndarray]:
   """Yields the images of every step from `done` on."""
   per_epoch = math.ceil(count / batch)
   for epoch in range(done // per_epoch, epochs):
-    images = order(seed, epoch, count)
+    images = order(seed, epoch, count, shuffle)
     for at in range(max(0, done - epoch * per_epoch), per_epoch):
       yield images[at * batch:(at + 1) * batch] + fresh * epoch * count
 

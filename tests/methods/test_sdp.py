@@ -304,5 +304,6 @@ def test_six_blocks_have_no_quarter():
 def test_defaults_are_the_released_ones():
   c = configured()
   assert (c.clip, c.image_size, c.layers) == ('vit_b16_plus_240:laion400m_e31', 240, (3, 6, 9, 12))
+  assert c.prompt.raw_names and prompts.compose(('{}',), ('{}',), 'metal_nut', raw_names=True) == ['metal_nut']
   assert (c.tap_alias, c.score_norm, c.map.sigma, c.surgery.prob_scale) == (True, 'class_minmax', 8, 1)
   assert c.rvs.method == 'dbscan' and c.rvs.dbscan.to_dict() == {'default': (0.5, 15), 'visa': (1.5, 25)}

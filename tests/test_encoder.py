@@ -45,11 +45,11 @@ def test_promised_shapes_and_bytes(small, images, spec):
 def test_promised_shape_and_bytes_of_crops(small, cls):
   spec = SPEC._replace(cls=cls, crops=54)
   out = jax.eval_shape(encoder.encode_crops(small, spec), small.params, np.zeros((8, 54, 54, 3), np.float32))
-  assert jax.tree.map(lambda x: x.shape, out) == (None, {}, {}, (8, 10, 8))
+  assert jax.tree.map(lambda x: x.shape, out) == (None, {}, {}, (8, 10, 12))
   assert encoder.features_shape(small, spec) == encoder.features_shape(small, SPEC._replace(cls=cls))._replace(
-    crops=(10, 8))
+    crops=(10, 12))
   plain = encoder.predicted_bytes(small, spec._replace(crops=0))
-  assert encoder.predicted_bytes(small, spec) == plain + 4 * 10 * 8
+  assert encoder.predicted_bytes(small, spec) == plain + 4 * 10 * 12
 
 
 def pillow_crops(image, size):
@@ -70,7 +70,7 @@ def test_crops_are_those_that_pillow_cuts_of_the_larger_image(small, side):
   resized = [picture.resize((side, side), Image.Resampling.BICUBIC) for picture in pictures]
   crops = np.stack([normalise(crop) for picture in resized for crop in pillow_crops(picture, 48)])
   whole = encoder.encode(small, Spec(48, cls='ln_post_proj'))
-  want = np.asarray(whole(small.params, crops).cls).reshape(2, 10, 8)
+  want = np.asarray(whole(small.params, crops).cls).reshape(2, 10, 12)
   np.testing.assert_allclose(found.crops, want, atol=2e-5)
   apart = np.abs(want[:, :, None] - want[:, None]).max(-1) > 1e-3  # [2, 10, 10]: all, or the two mirror images
   assert apart.sum((1, 2)).tolist() == [90 if side > 48 else 50] * 2

@@ -162,7 +162,7 @@ def test_random_contexts_and_contexts_that_do_not_fit(clip):
 
 
 def test_token_ids_of_the_prompts():
-  lines = method.prompt_texts(('metal_nut',), configured())
+  lines = prompts.around_context(('metal_nut',), configured().prompt)
   assert lines == ['X X X X good metal nut.', 'X X X X damaged metal nut.']
   ids = tokenizer.load().encode(lines, 77)[:, :11]
   assert ids.tolist() == [[49406, 343, 343, 343, 343, 886, 4044, 6491, 269, 49407, 0],
@@ -334,8 +334,8 @@ def test_temperatures_of_training_and_of_scores_are_apart(watched, golden, monke
                                             cfg=configured(**changes))[0])
   assert ask() == pytest.approx(np.log1p(np.exp(-10)), rel=1e-3)
   assert ask(loss__temperature=0.07) == pytest.approx(np.log1p(np.exp(-.1 / .07)), rel=1e-4)
-  assert method.EVALUATION_KEYS == ('map.sigma', 'temperature', 'use_logit_scale')
-  assert ask() == ask(map__sigma=1., temperature=1., use_logit_scale=True)
+  assert method.EVALUATION_KEYS == ('map.sigma', 'multicrop', 'temperature', 'use_logit_scale')
+  assert ask() == ask(map__sigma=1., temperature=1., use_logit_scale=True, multicrop__recipe='003')
   cfg = configured(map__sigma=0.)
   out = method.predict(learned(), watched.params, None, None, features, batch, clip=watched, cfg=cfg)
   np.testing.assert_allclose(out['score'], 0.806679, rtol=1e-5)

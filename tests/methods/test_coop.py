@@ -19,6 +19,7 @@ from configs import coop as config
 from zsad_jax import encoder, train
 from zsad_jax.methods import clip as clip_method
 from zsad_jax.methods import coop as method
+from zsad_jax.methods import prompts
 from zsad_jax.models import clip as clip_lib
 from zsad_jax.models import tokenizer
 from zsad_jax.spec import Features
@@ -159,7 +160,7 @@ def test_context_may_start_from_words(clip):
 
 
 def test_token_ids_of_the_prompts():
-  lines = method.prompt_texts(('metal_nut',), configured())
+  lines = prompts.around_context(('metal_nut',), configured().prompt)
   assert lines == ['X ' * 16 + 'normal metal nut.', 'X ' * 16 + 'anomalous metal nut.']
   ids = tokenizer.load().encode(lines, 77)
   assert ids[0].tolist() == [49406] + [343] * 16 + [5967, 4044, 6491, 269, 49407] + [0] * 55
@@ -236,8 +237,8 @@ def test_every_image_meets_its_own_category_and_padding_weighs_nothing(clip, gol
 def test_evaluation_keys_do_not_reach_the_loss(clip, golden):
   ask = lambda **changes: float(loss_of(learned(), clip.params, *rows(golden, slice(0, 4)), None, clip=clip,
                                         cfg=configured(**changes))[0])
-  assert method.EVALUATION_KEYS == ('map.sigma', 'temperature', 'use_logit_scale')
-  assert ask() == ask(map__sigma=1., temperature=1., use_logit_scale=True)
+  assert method.EVALUATION_KEYS == ('map.sigma', 'multicrop', 'temperature', 'use_logit_scale')
+  assert ask() == ask(map__sigma=1., temperature=1., use_logit_scale=True, multicrop__recipe='003')
 
 
 def test_a_category_without_texts_does_not_pass_for_another(clip, golden):

@@ -100,7 +100,7 @@ def loss(learnable, frozen, features, batch, rng, *, clip, cfg):
     raise ValueError('loss.ce, loss.focal and loss.dice are all off; there is nothing to train on')
   text = texts(learnable, frozen, _auxiliary_names(cfg), clip=clip, cfg=cfg)
   pair = maps.of_category(text, batch['category'])
-  temperature = _temperature(frozen, cfg)
+  temperature = prompts.temperature(frozen, cfg)
   parts = {}
   if terms.ce:
     parts['loss_global'] = losses.cross_entropy(
@@ -120,7 +120,7 @@ def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
   """
   del learnable, memory
   pair = maps.of_category(bank, batch['category'])
-  temperature = _temperature(frozen, cfg)
+  temperature = prompts.temperature(frozen, cfg)
   score = multicrop.score(features, pair, temperature, cfg.multicrop)
   # Upsampling is linear, so the layers are summed on the patch grid.
   abnormal = sum(count * _patch_probs(features, layer, pair, temperature, cfg)[..., 1]
@@ -248,10 +248,6 @@ def _auxiliary_names(cfg):
     raise ValueError('object-aware prompts are trained per category: set prompt.categories to the object '
                      'names of the auxiliary set, in the order of batch["category"]')
   return tuple(cfg.prompt.categories)
-
-
-def _temperature(frozen, cfg):
-  return jnp.exp(-frozen['logit_scale']) if cfg.use_logit_scale else cfg.temperature
 
 
 def _image_logits(features, pair, temperature):

@@ -6,8 +6,6 @@ baselines of AnomalyCLIP (arXiv 2310.18961, sec. A.2): CLIP says "A photo of a n
 anomalous [cls]", CLIP-AC fills the ImageNet templates with "normal [cls]" and "anomalous [cls]".
 """
 
-import jax.numpy as jnp
-
 from zsad_jax import maps, multicrop
 from zsad_jax.methods import prompts
 from zsad_jax.spec import Spec, Tap
@@ -51,7 +49,7 @@ def bank(learnable, frozen, categories, *, clip, cfg):
 def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
   """Returns score [B], the probability of the abnormal state (eq. 1; multicrop.score), and map [B, R, R]."""
   del learnable, memory
-  temperature = jnp.exp(-frozen['logit_scale']) if cfg.use_logit_scale else cfg.temperature
+  temperature = prompts.temperature(frozen, cfg)
   pair = maps.of_category(bank, batch['category'])
   patches, = features.taps.values()
   score = multicrop.score(features, pair, temperature, cfg.multicrop)

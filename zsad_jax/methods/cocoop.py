@@ -38,7 +38,7 @@ def init(rng, clip, cfg):
   width, embed = clip.arch.text.width, clip.arch.embed_dim
   hidden = embed // cfg.prompt.reduction
   first, second, context = jax.random.split(rng, 3)
-  return {'ctx': _context(context, clip, cfg),
+  return {'ctx': prompts.context(context, clip, cfg.prompt),
           'meta_net': {'linear1': _linear(first, embed, hidden), 'linear2': _linear(second, hidden, width)}}
 
 
@@ -48,7 +48,7 @@ def words(frozen, names, *, clip, cfg):
   The embeddings at positions 1..N only keep the context's place. Ids are cut after the longest text's end, which the
   causal mask makes exact.
   """
-  ids = clip.tokenize(prompt_texts(names, cfg))  # [2C, context], on the host: a constant of the trace
+  ids = clip.tokenize(prompts.around_context(names, cfg.prompt))  # [2C, context], on the host: a constant of the trace
   eot = clip.eot(ids)
   tokens = clip.embed(frozen, jnp.asarray(ids[:, :eot.max() + 1]))
   return {'tokens': tokens.reshape(len(names), 2, *tokens.shape[1:]),
@@ -105,7 +105,7 @@ def loss(learnable, frozen, features, batch, rng, *, clip, cfg):
   said = words(frozen, cfg.prompt.categories, clip=clip, cfg=cfg)
   image = maps.normalize(features.cls.astype(jnp.float32))
   pair = texts(learnable, frozen, said, image, batch['category'], clip=clip)
-  logits = maps.logits(image[:, None], pair, _temperature(frozen, cfg.loss))[:, 0]
+  logits = maps.logits(image[:, None], pair, prompts.temperature(frozen, cfg.loss))[:, 0]
   return losses.cross_entropy(logits, batch['label'], batch['valid']), {}
 
 
@@ -115,7 +115,7 @@ def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
   Crops meet the texts of their whole image, which so has one pair in all.
   """
   del memory
-  temperature = _temperature(frozen, cfg)
+  temperature = prompts.temperature(frozen, cfg)
   image = maps.normalize(features.cls.astype(jnp.float32))
   pair = texts(learnable, frozen, bank, image, batch['category'], clip=clip)
   patches, = features.taps.values()
@@ -124,41 +124,17 @@ def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
   return {'score': score, 'map': maps.upsample_blur(maps.square(abnormal), clip.image_size, cfg.map.sigma)}
 
 
-def prompt_texts(names, cfg):
-  """Returns the texts to tokenize, normal and damaged in turn; each X stands for a learned vector."""
-  p = cfg.prompt
-  return [' '.join(['X'] * p.n_ctx + [state, prompts.spoken(name)]) + p.trailing
-          for name in names for state in (p.normal_word, p.abnormal_word)]
-
-
 def check(clip, cfg):
   """Raises ValueError naming the first config key that is out of range."""
-  p, longest, embed = cfg.prompt, clip.arch.text.context, clip.arch.embed_dim
-  if not 1 <= p.n_ctx <= longest - 4:
-    raise ValueError(f'prompt.n_ctx {p.n_ctx} is not in 1..{longest - 4}: the texts have {longest} tokens')
-  if not (p.normal_word and p.abnormal_word) or p.normal_word == p.abnormal_word:
-    raise ValueError(f'prompt.normal_word {p.normal_word!r} and prompt.abnormal_word {p.abnormal_word!r} must be two '
-                     'different words')
+  p, embed = cfg.prompt, clip.arch.embed_dim
+  prompts.check_context(clip, p)
   if not 1 <= p.reduction <= embed:
     raise ValueError(f'prompt.reduction {p.reduction} is not in 1..{embed}: image features have {embed} channels')
-  for key, value in (('prompt.init_std', p.init_std), ('temperature', cfg.temperature),
-                     ('loss.temperature', cfg.loss.temperature)):
+  for key, value in (('temperature', cfg.temperature), ('loss.temperature', cfg.loss.temperature)):
     if not value > 0:
       raise ValueError(f'{key} {value} is not positive')
   if not cfg.map.sigma >= 0:
     raise ValueError(f'map.sigma {cfg.map.sigma} is not 0 or more')
-
-
-def _context(rng, clip, cfg):
-  """v [N, W] at the start."""
-  p = cfg.prompt
-  if not p.ctx_init:
-    return p.init_std * jax.random.normal(rng, (p.n_ctx, clip.arch.text.width))
-  ids = clip.tokenize([p.ctx_init])
-  count = int(clip.eot(ids)[0]) - 1
-  if count != p.n_ctx:
-    raise ValueError(f'prompt.ctx_init {p.ctx_init!r} is {count} tokens, prompt.n_ctx is {p.n_ctx}; make them equal')
-  return clip.embed(clip.params, jnp.asarray(ids))[0, 1:1 + count]
 
 
 def _linear(rng, inputs, outputs):
@@ -166,7 +142,3 @@ def _linear(rng, inputs, outputs):
   bound = inputs ** -0.5
   draw = lambda key, *shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
   return {'kernel': draw(weight, inputs, outputs), 'bias': draw(bias, outputs)}
-
-
-def _temperature(frozen, keys):
-  return jnp.exp(-frozen['logit_scale']) if keys.use_logit_scale else keys.temperature

@@ -1,4 +1,4 @@
-"""State words and template ensembles as data; `{}` is where the object's name goes.
+"""State words and template ensembles as data, and contexts to learn; `{}` is where the object's name goes.
 
 Nothing here knows a method: each method names the lists that its paper uses.
 """
@@ -102,6 +102,15 @@ CLIP_AD_UNMEDICAL = ('scratch', 'crack')
 CLIP_AD_MEDICAL = {'head_ct': ('hemorrhage',), 'brain_mri': ('tumor',), 'cvc_clinicdb': ('polypus', 'polyp')}
 CLIP_AD_OBJECTS = {'head_ct': 'head ct', 'brain_mri': 'brain ct', 'isic2016': 'skin', 'cvc_clinicdb': 'colon'}
 
+# The pairs that FuzzyCLIP's image prompts are learned from (table 9, in its order): normal, abnormal.
+FUZZY_TEMPLATES = {
+  'a_photo': ('a photo of a good {}', 'a photo of a damaged {}'),
+  'this_is': ('This is a good photo of {}', 'This is a damaged photo of {}'),
+  'it_is': ('It is a photo of a {} without damage', 'It is a photo of a {} with damage'),
+  'there_is': ('There is not a damaged {} in the photo', 'There is a damaged {} in the photo'),
+  'perfect': ('It is a good, perfect and pristine picture of {}', 'It is a damaged, flawed, and broken picture of {}'),
+}
+
 
 def clip_ad_states(dataset, words=()):
   """Returns CLIP-AD's normal and abnormal states for a data set.
@@ -149,7 +158,7 @@ def compose(states, templates, name, *, raw_names=False):
   return [template.format(state.format(name)) for state in states for template in templates]
 
 
-def ensemble(clip, frozen, names, states, templates, *, normalize_each=True, raw_names=False):
+def ensemble(clip, frozen, names, states, templates, *, normalize_each=True, normalize_mean=True, raw_names=False):
   """Returns one L2-normalised text feature per name and state, [C, S, E].
 
   The features of all texts of a state are normalised, averaged and normalised again. Ids are cut after the longest
@@ -162,12 +171,14 @@ def ensemble(clip, frozen, names, states, templates, *, normalize_each=True, raw
     states: per state, forms with a `{}` for the name.
     templates: texts with a `{}` for the form.
     normalize_each: False averages the features as they are, so that longer ones weigh more (WinCLIP).
+    normalize_mean: False leaves the averages as they are.
     raw_names: see compose.
   """
   groups = [compose(forms, templates, name, raw_names=raw_names) for name in names for forms in states]
   features = _encode(clip, frozen, [text for group in groups for text in group], normalize_each)
   ends = np.cumsum([len(group) for group in groups])
-  means = [maps.normalize(part.mean(0)) for part in jnp.split(features, ends[:-1])]
+  means = [part.mean(0) for part in jnp.split(features, ends[:-1])]
+  means = [maps.normalize(mean) for mean in means] if normalize_mean else means
   return jnp.stack(means).reshape(len(names), len(states), -1)
 
 
@@ -189,3 +200,45 @@ def _encode(clip, frozen, texts, normalize_each):
 
   rows = jnp.asarray(ids[:, :eot.max() + 1]), jnp.asarray(eot, jnp.int32)
   return jax.lax.map(one, rows, batch_size=CHUNK)
+
+
+def around_context(names, keys):
+  """Returns the texts of CoOp's kind to tokenize, normal and abnormal in turn; each X stands for a learned vector.
+
+  `keys` is a config's prompt: n_ctx, normal_word, abnormal_word and trailing.
+  """
+  return [' '.join(['X'] * keys.n_ctx + [state, spoken(name)]) + keys.trailing
+          for name in names for state in (keys.normal_word, keys.abnormal_word)]
+
+
+def context(rng, clip, keys):
+  """Returns the vectors [N, W] that learning starts from: token embeddings of keys.ctx_init, or N(0, init_std^2).
+
+  Raises:
+    ValueError: ctx_init is not of n_ctx tokens.
+  """
+  if not keys.ctx_init:
+    return keys.init_std * jax.random.normal(rng, (keys.n_ctx, clip.arch.text.width))
+  ids = clip.tokenize([keys.ctx_init])
+  count = int(clip.eot(ids)[0]) - 1
+  if count != keys.n_ctx:
+    raise ValueError(f'prompt.ctx_init {keys.ctx_init!r} is {count} tokens, prompt.n_ctx is {keys.n_ctx}; make them '
+                     'equal')
+  return clip.embed(clip.params, jnp.asarray(ids))[0, 1:1 + count]
+
+
+def check_context(clip, keys):
+  """Raises ValueError naming the first of these keys that is out of range."""
+  longest = clip.arch.text.context
+  if not 1 <= keys.n_ctx <= longest - 4:
+    raise ValueError(f'prompt.n_ctx {keys.n_ctx} is not in 1..{longest - 4}: the texts have {longest} tokens')
+  if not (keys.normal_word and keys.abnormal_word) or keys.normal_word == keys.abnormal_word:
+    raise ValueError(f'prompt.normal_word {keys.normal_word!r} and prompt.abnormal_word {keys.abnormal_word!r} must be '
+                     'two different words')
+  if not keys.init_std > 0:
+    raise ValueError(f'prompt.init_std {keys.init_std} is not positive')
+
+
+def temperature(frozen, keys):
+  """Returns what cosines are divided by: keys.temperature, or CLIP's own where keys.use_logit_scale is set."""
+  return jnp.exp(-frozen['logit_scale']) if keys.use_logit_scale else keys.temperature

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import platform
 import subprocess
 import textwrap
@@ -26,7 +27,7 @@ NOT_RECIPE = ('arch', 'checkpoint', 'clip', 'data', 'eval', 'features', 'label',
 
 
 def run(cfg, workdir, mode):
-  """Fits and evaluates as `mode` says, and prints where everything is."""
+  """Fits and evaluates as `mode` says, prints where everything is, and returns what evaluate_target does."""
   if 'method' not in cfg:
     return pretrain.run(cfg, workdir)
   check(cfg)
@@ -45,11 +46,11 @@ def run(cfg, workdir, mode):
   if aux is not None and target is not None and not cfg.data.allow_seen:
     protocol.check_images(aux, target)
   if aux is not None:
-    cfg = with_aux_names(cfg, aux)
+    cfg = settled(with_aux_names(cfg, aux), method, clip, aux)
   learnable = fit(cfg, workdir, method, clip, aux) if aux is not None and mode != 'evaluate' else None
   if target is not None:
     learnable = trained(cfg, workdir, method, clip, aux) if learnable is None else learnable
-    evaluate_target(cfg, workdir, method, clip, learnable, aux, target)
+    return evaluate_target(cfg, workdir, method, clip, learnable, aux, target)
   return None
 
 
@@ -74,11 +75,18 @@ def check(cfg):
 
 def load_clip(cfg, method):
   """The CLIP of the config; the config is held against its architecture before any weight is read."""
-  arch = hub.architecture(cfg.clip, arch=cfg.arch or None)
-  arch = method.arch(arch, cfg) if hasattr(method, 'arch') else arch
-  shell = clip_lib.Clip(arch, cfg.image_size, params=None)
-  encoder.validate(shell, method.spec(shell, cfg))
+  arch = shell(cfg, method).arch
   return dataclasses.replace(clip_lib.load(cfg.clip, arch=cfg.arch or None, image_size=cfg.image_size), arch=arch)
+
+
+def shell(cfg, method):
+  """The CLIP of the config without weights; raises ValueError where the config and its architecture do not fit."""
+  arch = hub.architecture(cfg.clip, arch=cfg.arch or None)
+  methods.check_tower(cfg.method, arch)
+  arch = method.arch(arch, cfg) if hasattr(method, 'arch') else arch
+  made = clip_lib.Clip(arch, cfg.image_size, params=None)
+  encoder.validate(made, method.spec(made, cfg))
+  return made
 
 
 def reader(cfg, method, clip, dataset, stored=True, crops=True):
@@ -132,23 +140,47 @@ def open_data(cfg, which, split=None):
 
 
 def fit(cfg, workdir, method, clip, dataset):
-  """Trains on the stored features of the auxiliary set; returns what was learned."""
-  fresh = cfg.get('mosaic', 0) > 0
-  if fresh:
-    view = mosaic.Mosaics(dataset, probability=cfg.mosaic, seed=cfg.seed, epochs=cfg.train.epochs)
-    print(f'mosaic={cfg.mosaic:g}: images differ from epoch to epoch, so every epoch runs the image tower', flush=True)
-  load = reader(cfg, method, clip, view if fresh else dataset, stored=not fresh, crops=False)
-  learnable = method.init(jax.random.key(cfg.seed), clip, cfg)
-  frozen = clip.params
+  """Trains on the features of the auxiliary set, part by part where the method has stages; returns what was learned."""
+  learnable, learned = method.init(jax.random.key(cfg.seed), clip, cfg), {}
+  frozen, fresh = clip.params, cfg.get('mosaic', 0) > 0
   if hasattr(method, 'fixed'):
     frozen = jax.jit(functools.partial(method.fixed, categories=names(cfg, dataset), clip=clip, cfg=cfg))(frozen)
-  print(f'fit: {cfg.train.epochs} epochs on {dataset.name} ({", ".join(dataset.categories)}), '
+    frozen = selected(cfg, method, frozen, cfg.data.aux)
+  if fresh:
+    print(f'mosaic={cfg.mosaic:g}: images differ from epoch to epoch, so every epoch runs the image tower', flush=True)
+  stored = None if fresh else reader(cfg, method, clip, dataset, crops=False)
+  with runtime.preemption() as stop:
+    for stage in methods.stages(method, cfg):
+      recipe = with_changes(cfg, stage.changes)
+      load = stored or reader(cfg, method, clip, mosaic.Mosaics(
+        dataset, probability=cfg.mosaic, seed=cfg.seed, epochs=recipe.train.epochs), stored=False, crops=False)
+      learned |= fit_stage(recipe, workdir, method, clip, dataset, load, stage, stage.part(learnable), frozen,
+                           stop=stop, fresh=fresh)
+  return learned
+
+
+def fit_stage(cfg, workdir, method, clip, dataset, load, stage, learnable, frozen, *, stop, fresh):
+  """Trains one part under its own recipe, on the images of its categories; returns what was learned of it."""
+  count = len(dataset)
+  members = np.arange(count) if stage.categories is None else np.flatnonzero(
+    np.isin(dataset.category_index, stage.categories))
+  # train.fit counts these images, `load` those of the whole set: image i of epoch e is at i + e * count.
+  read = lambda images: load(members[images % len(members)] + images // len(members) * count)
+  trained_on = [dataset.categories[c] for c in np.unique(dataset.category_index[members])]
+  print(f'fit{stage.name and f" {stage.name}"}: {cfg.train.epochs} epochs on {dataset.name} ({", ".join(trained_on)}), '
         f'{sum(x.size for x in jax.tree.leaves(learnable))} learned numbers', flush=True)
-  with logs.Writer(workdir) as writer, runtime.preemption() as stop:
+  workdir = workdir / stage.name
+  with logs.Writer(workdir) as writer:
     return train.fit(
       functools.partial(method.loss, clip=clip, cfg=cfg), train.make_tx(cfg.optim), learnable, frozen,
-      load, len(dataset), epochs=cfg.train.epochs, batch=cfg.train.batch, seed=cfg.seed, workdir=workdir,
-      writer=writer, identity=identity(cfg, method, clip, dataset), stop=stop, fresh=fresh)
+      read, len(members), epochs=cfg.train.epochs, batch=cfg.train.batch, seed=cfg.seed, workdir=workdir,
+      writer=writer, identity=identity(cfg, method, clip, dataset, stage), stop=stop, fresh=fresh,
+      shuffle=cfg.train.shuffle)
+
+
+def selected(cfg, method, texts, dataset):
+  """What the method's host half makes of the text features of the data set of that name; the same where it has none."""
+  return method.select(jax.device_get(texts), dataset, cfg=cfg) if hasattr(method, 'select') else texts
 
 
 def few_shot(cfg, method, clip):
@@ -166,42 +198,88 @@ def few_shot(cfg, method, clip):
   return memory, {c: [dataset.ids[i] for i in row] for c, row in zip(dataset.categories, drawn)}
 
 
-def identity(cfg, method, clip, dataset):
-  """What decides the learned numbers: weights, auxiliary data, what is read of it, and the recipe."""
+def identity(cfg, method, clip, dataset, stage=methods.WHOLE):
+  """What decides the learned numbers: weights, auxiliary data, what is read of it, and the recipe of the stage."""
   recipe = {k: v for k, v in json.loads(cfg.to_json_best_effort()).items() if k not in NOT_RECIPE}
   for dotted in getattr(method, 'EVALUATION_KEYS', ()):
     *path, last = dotted.split('.')
     functools.reduce(dict.__getitem__, path, recipe).pop(last)
+  if stage.name:
+    recipe['stage'] = [stage.name, stage.categories]
   return {'weights': clip.fingerprint, 'auxiliary data': dataset.fingerprint,
           'spec': repr(method.spec(clip, cfg)._replace(crops=0)), 'features.storage': cfg.features.storage, **recipe}
 
 
 def evaluate_target(cfg, workdir, method, clip, learnable, aux, dataset):
-  """Evaluates on the target set; writes and prints results, tables and pictures."""
+  """Evaluates on the target set; writes and prints results, tables and pictures; returns {selection: the means}."""
+  if cfg.eval.oracle_epoch and aux is None:
+    raise ValueError('eval.oracle_epoch is True, but nothing was trained here, so there are no epochs to choose from')
   start = time.time()
-  load, place = reader(cfg, method, clip, dataset), runtime.place()
-  memory, drawn = few_shot(cfg, method, clip)
-  frozen, learnable, memory = jax.device_put((clip.params, learnable, memory), place.copy)
-  make_bank = functools.partial(method.bank, categories=names(cfg, dataset), clip=clip, cfg=cfg)
-  bank = jax.jit(make_bank)(learnable, frozen)
-  jitted = evaluate.make_predict(method, clip, cfg, place=place)
-  result = evaluate.run(
-    lambda values, batch: jitted(learnable, frozen, bank, memory, values, batch),
-    load, dataset, batch=cfg.eval.batch, place=place, fpr_limit=cfg.eval.fpr_limit,
-    finish=functools.partial(method.finish, cfg=cfg) if hasattr(method, 'finish') else None,
-    keep=pictures.chosen(dataset, cfg.eval.pictures))
+  measure, drawn = evaluator(cfg, method, clip, dataset)
+  result = measure(learnable)
   rules = protocol.record(aux, dataset, aux_name=cfg.data.aux, target_name=cfg.data.target,
                           allow_seen=cfg.data.allow_seen) | {
     'selection': f'last epoch ({cfg.train.epochs})' if aux is not None else 'none', 'seed': cfg.seed,
     'checkpoint': cfg.checkpoint or None, 'references': drawn}
   write_results(cfg, workdir, clip, learnable, aux, dataset, result, rules, time.time() - start)
+  means = {rules['selection']: result.summary}
+  if cfg.eval.oracle_epoch:
+    epoch, best = oracle(cfg, workdir, method, clip, aux, measure, result)
+    rules |= {'selection': f'oracle epoch {epoch} of {cfg.train.epochs} (selected on the target, by image AUROC)'}
+    write_results(cfg, workdir, clip, learnable, aux, dataset, best, rules, time.time() - start, suffix='-oracle')
+    means[rules['selection']] = best.summary
+  return means
 
 
-def write_results(cfg, workdir, clip, learnable, aux, dataset, result, rules, seconds):
+def evaluator(cfg, method, clip, dataset):
+  """(measure(learnable) -> evaluate.Result on a target set, ids of the references it compares with by category)."""
+  load, place = reader(cfg, method, clip, dataset), runtime.place()
+  memory, drawn = few_shot(cfg, method, clip)
+  frozen, memory = jax.device_put((clip.params, memory), place.copy)
+  make_bank = jax.jit(functools.partial(method.bank, categories=names(cfg, dataset), clip=clip, cfg=cfg))
+  chosen = hasattr(method, 'select')
+  if chosen:
+    texts = jax.device_put(selected(cfg, method, make_bank({}, frozen), cfg.data.target), place.copy)
+  jitted = evaluate.make_predict(method, clip, cfg, place=place)
+
+  def measure(learnable):
+    learnable = jax.device_put(learnable, place.copy)
+    bank = texts if chosen else make_bank(learnable, frozen)
+    return evaluate.run(
+      lambda values, batch: jitted(learnable, frozen, bank, memory, values, batch),
+      load, dataset, batch=cfg.eval.batch, place=place, fpr_limit=cfg.eval.fpr_limit,
+      finish=functools.partial(method.finish, cfg=cfg) if hasattr(method, 'finish') else None,
+      keep=pictures.chosen(dataset, cfg.eval.pictures))
+
+  return measure, drawn
+
+
+def oracle(cfg, workdir, method, clip, aux, measure, last):
+  """(epoch, Result) of the best of all epochs' checkpoints by mean image AUROC on the target; `last` is the last one's.
+
+  That is a choice made on the test images, as some papers report it: no zero-shot result.
+  """
+  if hasattr(method, 'stages'):
+    raise ValueError(f'eval.oracle_epoch is True, but the parts of {cfg.method} are trained one after another and have '
+                     'no epochs in common')
+  value = lambda result: result.summary['image_auroc']['value']
+  if value(last) is None:
+    raise ValueError(f'eval.oracle_epoch chooses by image AUROC, which {cfg.data.target} leaves undefined: '
+                     f'{last.summary["image_auroc"]["reason"]}')
+  steps, template = math.ceil(len(aux) / cfg.train.batch), learned_shapes(cfg, method, clip)
+  recipe, tx, results = identity(cfg, method, clip, aux), train.make_tx(cfg.optim), [last]
+  for epoch in reversed(range(1, cfg.train.epochs)):
+    results.insert(0, measure(train.learned(workdir, template, tx, epoch * steps, identity=recipe)))
+  best = int(np.argmax([value(result) for result in results]))
+  return best + 1, results[best]
+
+
+def write_results(cfg, workdir, clip, learnable, aux, dataset, result, rules, seconds, suffix=''):
   """Writes metrics, manifest, pictures and page of an evaluation below workdir/results, and prints the table."""
   pair = f'{naming.short(cfg.data.aux) if aux is not None else "nothing"}-to-{naming.short(cfg.data.target)}'
   if rules['references']:
     pair += f'-{cfg.fewshot.shots}shot'
+  pair += suffix
   folder = workdir / 'results' / cfg.method / pair / f'seed{cfg.seed}'
   logs.write_json(folder / 'metrics.json', {
     'protocol': rules, 'mean': result.summary, 'counts': result.counts,
@@ -218,7 +296,7 @@ def write_results(cfg, workdir, clip, learnable, aux, dataset, result, rules, se
   logs.write_atomic(folder / 'index.html', page.render(
     title, explanation, result.rows, result.summary, published(cfg), shown))
 
-  print(f'\n{title}; maps and masks at {clip.image_size} px; percent')
+  print(f'\n{title}; maps and masks at {clip.image_size} px; percent; selection: {rules["selection"]}')
   print(tables.text(result.rows, result.summary, published(cfg)))
   print('\n' + '\n'.join(textwrap.fill(line, 110) for line in explanation))
   print(f'\nresults: {folder}\n' + (f'look at: {folder / "index.html"}' if shown else ''))
@@ -231,10 +309,15 @@ def trained(cfg, workdir, method, clip, aux):
   template = learned_shapes(cfg, method, clip)
   if aux is None:
     return template
-  found = train.learned(workdir, template, train.make_tx(cfg.optim), identity=identity(cfg, method, clip, aux))
-  if found is None:
-    raise FileNotFoundError(f'no checkpoint in {workdir / "checkpoints"}; train first, with --mode=fit or '
-                            '--mode=run')
+  found = {}
+  for stage in methods.stages(method, cfg):
+    recipe = with_changes(cfg, stage.changes)
+    part = train.learned(workdir / stage.name, stage.part(template), train.make_tx(recipe.optim),
+                         identity=identity(recipe, method, clip, aux, stage))
+    if part is None:
+      raise FileNotFoundError(f'no checkpoint in {workdir / stage.name / "checkpoints"}; train first, with --mode=fit '
+                              'or --mode=run')
+    found |= part
   return found
 
 
@@ -252,8 +335,33 @@ def with_aux_names(cfg, dataset):
   """The config with the auxiliary set's object names, for methods that train prompts per category."""
   if 'prompt' not in cfg or 'categories' not in cfg.prompt or cfg.prompt.categories:
     return cfg
+  return with_changes(cfg, {'prompt.categories': names(cfg, dataset)})
+
+
+def settled(cfg, method, clip, dataset):
+  """The config with what the method's `settle` finds out about the auxiliary categories."""
+  if not hasattr(method, 'settle'):
+    return cfg
+  means = functools.partial(class_means, cfg, method, clip, dataset)
+  return with_changes(cfg, method.settle(clip.params, means, clip=clip, cfg=cfg))
+
+
+def class_means(cfg, method, clip, dataset, *, normalize=False):
+  """The mean class token [C, E] of each category's images, with `normalize` each brought to length 1 first."""
+  load, size, tokens = reader(cfg, method, clip, dataset, crops=False), cfg.features.batch, []
+  for start in range(0, len(dataset), size):
+    indices, valid = features.padded(np.arange(start, min(start + size, len(dataset))), size)
+    tokens.append(np.asarray(load(indices)[0].cls, np.float64)[valid])
+  tokens = np.concatenate(tokens)
+  if normalize:
+    tokens /= np.linalg.norm(tokens, axis=1, keepdims=True)
+  return np.stack([tokens[dataset.category_index == c].mean(0) for c in range(len(dataset.categories))])
+
+
+def with_changes(cfg, changes):
+  """The config with other values of these dotted keys."""
   changed = mlc.ConfigDict(cfg.to_dict())  # a ConfigDict made from cfg itself would share its nested nodes
-  changed.prompt.categories = names(cfg, dataset)
+  changed.update_from_flattened_dict(changes)
   return mlc.FrozenConfigDict(changed)
 
 

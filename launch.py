@@ -3,6 +3,7 @@ r"""Trains and evaluates zero-shot anomaly detectors and shows data sets; the on
   python launch.py --config=configs/anomalyclip.py:demo --workdir=runs/demo
   python launch.py --config=configs/anomalyclip.py --workdir=runs/visa-to-mvtec --config.data.root=/data
   python launch.py --config=configs/anomalyclip.py --workdir=runs/visa-to-mvtec --mode=evaluate
+  python launch.py --config=configs/tables/clip_ad_4_rvs.py:demo --workdir=runs/table4-demo
   python launch.py --mode=datasets list
   python launch.py --mode=datasets verify mvtec_ad visa --manual_dir=DOWNLOADS
   python launch.py --mode=datasets prepare mvtec_ad folder:MY_IMAGES --data_root=/data
@@ -21,7 +22,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from configs import common
-from zsad_jax import experiment, logs, runtime, train
+from zsad_jax import ablation, experiment, logs, runtime, train
 from zsad_jax.data import commands
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -55,7 +56,7 @@ def main(argv):
     logs.probe(workdir)
     with logs.lock(workdir):
       runtime.compilation_cache(workdir.parent / '.compiled')
-      experiment.run(cfg, workdir, MODE.value)
+      (ablation if 'table' in cfg else experiment).run(cfg, workdir, MODE.value)
   except train.Preempted as stopped:
     print(f'{stopped}; the same command goes on from there', file=sys.stderr)
     sys.exit(EXIT_PREEMPTED)

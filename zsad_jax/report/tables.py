@@ -58,3 +58,18 @@ def to_csv(rows: Mapping[str, Mapping], counts: Mapping[str, Mapping[str, int]])
     values = ['' if row[n].value is None else repr(float(row[n].value)) for n in names]
     writer.writerow([category, *(counts[category][k] for k in keys), *values])
   return out.getvalue()
+
+
+def beside(rows: Sequence[tuple[str, Mapping, Mapping]], metrics: Sequence[str]) -> str:
+  """A Markdown table in percent, measured means with the published ones behind them in brackets.
+
+  Args:
+    rows: (label, summary of `metrics.summarise`, {metric: published percent}); a metric that is not published, or
+      not under the row's conditions, has no brackets.
+    metrics: the columns.
+  """
+  lines = [['', *(m.replace('_', ' ') for m in metrics)], ['---'] * (1 + len(metrics))]
+  for label, summary, published in rows:
+    cells = [percent(summary[m]['value']) + (f' ({published[m]:.1f})' if m in published else '') for m in metrics]
+    lines.append([label, *cells])
+  return '\n'.join(f'| {" | ".join(line)} |' for line in lines)

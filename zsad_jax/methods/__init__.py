@@ -17,6 +17,12 @@ and, where its paper needs them,
   fixed(frozen, categories, *, clip, cfg) -> frozen
     what loss gets in place of the weights, computed once a training, such as text features of the auxiliary
     categories that nothing learned enters
+  settle(frozen, means, *, clip, cfg) -> {dotted key: value}
+    on the host, before init: config keys that follow from the auxiliary categories, such as groups of them. means()
+    is the mean class token [C, E] of each category's images; means(normalize=True) normalises each before
+  stages(cfg) -> (Stage, ...)
+    where parts of what is learned are trained apart: one training a Stage, one after another, on its images and with
+    its changes of the config. learnable is {Stage.name: part}, and loss gets the part under training alone
   select(texts, dataset, *, cfg) -> texts
     on the host, where texts are clustered, say: what predict gets in place of what bank returned, and loss in place
     of what fixed returned; these are given as numpy arrays. dataset is their set's name, cfg.data.target or .aux.
@@ -62,6 +68,7 @@ predict is given category, valid and index alone.
 import difflib
 import importlib
 import pkgutil
+from typing import Any, NamedTuple
 
 REQUIRED = {
   'spec': ('clip', 'cfg'),
@@ -73,11 +80,39 @@ OPTIONAL = {
   'arch': ('arch', 'cfg'),
   'loss': ('learnable', 'frozen', 'features', 'batch', 'rng', '*', 'clip', 'cfg'),
   'fixed': ('frozen', 'categories', '*', 'clip', 'cfg'),
+  'settle': ('frozen', 'means', '*', 'clip', 'cfg'),
+  'stages': ('cfg',),
   'select': ('texts', 'dataset', '*', 'cfg'),
   'memory': ('frozen', 'reference_features', '*', 'clip', 'cfg'),
   'finish': ('outputs', '*', 'cfg'),
   'examples': ('rng', 'frozen', 'clip', 'cfg'),
 }
+
+
+class Stage(NamedTuple):
+  """One of several trainings of a method.
+
+  Attributes:
+    name: key of its part in the learnable dict, and the folder of its checkpoints and metrics in the workdir; ''
+      for a method that learns everything at once.
+    categories: auxiliary categories whose images it is trained on, by number; None all.
+    changes: {dotted config key: value} of its recipe, train.* and optim.* alone.
+  """
+  name: str = ''
+  categories: tuple[int, ...] | None = None
+  changes: dict[str, Any] = {}  # noqa: RUF012 (never written)
+
+  def part(self, learnable):
+    """Returns what this stage trains of the learnable dict."""
+    return {self.name: learnable[self.name]} if self.name else learnable
+
+
+WHOLE = Stage()
+
+
+def stages(method, cfg):
+  """Returns the Stages of a method's module, WHOLE where it learns everything at once."""
+  return method.stages(cfg) if hasattr(method, 'stages') else (WHOLE,)
 
 
 def names():

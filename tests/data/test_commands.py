@@ -33,6 +33,14 @@ def test_list_shows_every_published_set_and_what_is_here(place):
   assert not any(line.split()[:1] == ['image_table'] for line in text.splitlines())
 
 
+def test_list_tells_of_folders_that_are_not_there(place, tmp_path):
+  (tmp_path / 'file').touch()
+  text = commands.table(place._replace(manual_dir=tmp_path / 'file'))
+  assert f'{tmp_path}/file (no folder).' in text and f'prepared: in {tmp_path}/data (does not exist);' in text
+  place.root.mkdir()
+  assert 'does not exist' not in commands.table(place) and 'no folder' not in commands.table(place)
+
+
 def test_list_tells_a_current_copy_from_an_older_one(place):
   assert all(good for _, good in commands.prepare(['cvc_colondb'], place))
   assert row(place, 'cvc_colondb')['prepared'] == 'yes'
@@ -76,6 +84,11 @@ def test_verify_goes_on_after_a_bad_one(place, layout):
     assert part in text
 
 
+def test_verify_keeps_its_indent_in_longer_advice(place):
+  (text, _), = commands.verify(['visa'], place)
+  assert len(text.splitlines()) > 5 and all(line.startswith('    ') for line in text.splitlines()[2:])
+
+
 def test_verify_decodes_unless_told_not_to(place):
   (place.manual / 'cvc_colondb' / 'CVC-ColonDB' / 'images' / '1.png').write_bytes(b'')
   (text, _), = commands.run(['verify'], place, names=['cvc_colondb'])
@@ -117,7 +130,7 @@ def test_drawn_sets_can_be_named(tmp_path, monkeypatch):
 
 def test_without_names_all_that_is_unpacked_is_meant(place, tmp_path):
   assert [text.split(':')[0] for text, _ in commands.run(['verify'], place)] == ['cvc_colondb']
-  with pytest.raises(ValueError, match=f'prepare: no data set is named, and none is in {tmp_path}/none'):
+  with pytest.raises(ValueError, match=f'prepare: no data set is named, and none is in {tmp_path}/none .does not'):
     commands.run(['prepare'], place._replace(manual_dir=tmp_path / 'none'))
 
 

@@ -49,7 +49,7 @@ def test_missing_and_unknown_categories_are_named(archive, tmp_path):
   for name in ('bracket_black', 'bracket_brown', 'bracket_white', 'connector'):
     assert f'{archive / name}: category folder is missing or empty' in notes
   assert f'{archive / "bracket"}: not a category of this data set, ignored' in notes
-  assert 'bracket_black: 0 train images, published 289' in notes
+  assert 'bracket_black: no images, published 289 train, 32 test normal, 47 test anomalous' in notes
 
 
 def test_a_category_laid_out_otherwise_is_refused_with_what_it_holds(archive, tmp_path):

@@ -31,7 +31,7 @@ def test_counts_that_differ_are_told_with_both_numbers(manual, tmp_path):
   dataset = data.load('mvtec_ad', root=tmp_path / 'data', manual_dir=manual)
   text = '\n'.join(dataset.notes)
   assert 'bottle: category folder is missing' in text
-  assert 'bottle: 0 train images, published 209' in text
+  assert 'bottle: no images, published 209 train, 20 test normal, 63 test anomalous' in text
   assert '... and ' in text
 
 

@@ -53,15 +53,23 @@ def test_find_takes_the_manual_folder_or_the_data_set(tmp_path):
   ('mvtec_ad', 'mvtec_ad/bottle', 'one level too low: the data set is .*mvtec_ad'),
   ('mvtec_ad', 'mvtec_ad/bottle/test', 'Found there: broken, good'),
   ('more/mvtec', 'more/..', 'Found there: more'),
-  ('somewhere', '.', 'seems to be .*somewhere: pass that folder'),
+  ('somewhere', '.', 'seems to be .*somewhere: move or rename it to .*/mvtec_ad, or take it for the manual folder'),
   ('MVTEC_AD', '.', r"another letter case than 'mvtec_ad'"),
   ('mvtec_ad', 'gone', 'gone does not exist'),
+  ('mvtec_ad', 'mvtec_ad/bottle/test/good/000.png', '000.png is no folder'),
 ])
 def test_a_wrong_manual_folder_is_explained(tmp_path, inside, passed, hint):
   write_category(tmp_path / inside / 'bottle', {'broken': 1})
   with pytest.raises(FileNotFoundError, match=hint) as e:
     survey.find('mvtec_ad', tmp_path / passed)
   assert 'mvtec_anomaly_detection.tar.xz' in str(e.value) and 'sha256' in str(e.value)
+
+
+def test_the_folder_of_an_archive_is_looked_into(tmp_path):
+  write_category(tmp_path / 'BTAD' / 'BTech_Dataset_transformed' / '01', {'ko': 1})
+  with pytest.raises(FileNotFoundError, match=r"seems to be .*BTAD \(another letter case than 'btad'\): move or"):
+    survey.find('btad', tmp_path)
+  assert survey.find('btad', tmp_path / 'BTAD') == tmp_path / 'BTAD' / 'BTech_Dataset_transformed'
 
 
 def test_category_folders_in_another_case_are_explained(tmp_path):
@@ -93,7 +101,8 @@ def test_compare_states_both_numbers(tmp_path):
   lines = survey.compare('mvtec_ad', [item])
   assert 'toothbrush: 1 test normal images, published 12' in lines
   assert 'toothbrush: 0 train images, published 60' in lines
-  assert len(lines) == 45
+  assert 'bottle: no images, published 209 train, 20 test normal, 63 test anomalous' in lines
+  assert len(lines) == 14 + 3
 
 
 def test_find_looks_into_the_archives_own_top_folder(tmp_path):

@@ -24,7 +24,7 @@ def test_a_published_set_is_held_against_its_counts(tmp_path):
   text = '\n'.join(verdict.problems)
   assert not verdict.ok and 'toothbrush' not in text
   assert f'{tmp_path / "mvtec_ad" / "bottle"}: category folder is missing' in text
-  assert 'bottle: 0 train images, published 209' in text
+  assert 'bottle: no images, published 209 train, 20 test normal, 63 test anomalous' in text
   shutil.rmtree(tmp_path / 'mvtec_ad' / 'toothbrush' / 'train')
   assert 'toothbrush: 0 train images, published 60' in data.verify('mvtec_ad', tmp_path).problems
 
@@ -66,8 +66,8 @@ def test_a_wrong_root_is_a_verdict(tmp_path):
 def test_the_text_shows_ten_problems_and_counts_the_rest(tmp_path):
   write_category(tmp_path / 'mvtec_ad' / 'toothbrush', {'defective': 1})
   verdict = data.verify('mvtec_ad', tmp_path)
-  assert len(verdict.problems) == 14 + 45
-  assert '... and 35 more' in str(verdict) and '... and 4 more' in str(verdict)
+  assert len(verdict.problems) == 14 + 14 + 3
+  assert '... and 7 more' in str(verdict) and '... and 4 more' in str(verdict)
 
 
 def test_ten_of_each_kind_are_named(layout):

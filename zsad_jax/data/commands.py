@@ -60,7 +60,7 @@ def run(words: Sequence[str], place: Place, *, names: Sequence[str] = (), decode
     return iter([(table(place), True)])
   chosen = list(dict.fromkeys(given or names)) or [n for n in catalog.CATALOG if raw_folder(n, place.manual)]
   if not chosen:
-    raise ValueError(f'{action}: no data set is named, and none is in {place.manual}; name some, or another '
+    raise ValueError(f'{action}: no data set is named, and none is in {_shown(place.manual)}; name some, or another '
                      '--manual_dir')
   return verify(chosen, place, decode) if action == 'verify' else prepare(chosen, place)
 
@@ -78,10 +78,16 @@ def table(place: Place) -> str:
                      for column, cell, w in zip(_COLUMNS, row, widths)).rstrip() for row in rows]
   drawn = [n for n in naming.names() if n not in catalog.CATALOG and n not in naming.OWN]
   return '\n'.join([
-      *lines, '', f'normal and anomalous: published test images. raw: whether it is unpacked in {place.manual}/<name>.',
-      f'prepared: in {Path(place.root).expanduser().absolute()}; begun = interrupted, prepare goes on from there; '
-      'older = from files or rules that have changed since.',
+      *lines, '', 'normal and anomalous: published test images.',
+      f'raw: whether it is unpacked, into a folder of its name, in {_shown(place.manual)}.',
+      f'prepared: in {_shown(Path(place.root).expanduser().absolute())}; begun = interrupted, prepare goes on from '
+      'there; older = from files or rules that have changed since.',
       f'Drawn by the program: {", ".join(drawn)}. Your own images: {" or ".join(naming.OWN)}.'])
+
+
+def _shown(folder: Path) -> str:
+  """The path of a folder, and a word if it is not there."""
+  return f'{folder}' if folder.is_dir() else f'{folder} ({"no folder" if folder.exists() else "does not exist"})'
 
 
 def _row(name: str, entry: Entry, config: str, place: Place) -> tuple[str, ...]:

@@ -154,7 +154,7 @@ def repeated(items: Sequence[Item]) -> list[str]:
 
 
 def compare(name: str, items: Sequence[Item], config: str = '') -> list[str]:
-  """Returns a line for each count that differs from the published one, with both numbers.
+  """Returns a line for each count that differs from the published one, with both numbers, or for all of none.
 
   Per category, or in all where the catalogue is sure of the sums only; `config` is the tfds configuration, where
   there are several.
@@ -162,9 +162,13 @@ def compare(name: str, items: Sequence[Item], config: str = '') -> list[str]:
   lines = []
   for category, expected in catalog.CATALOG[name].published(config).items():
     found = counts(i for i in items if category in ('', i.category))
-    for kind, number in zip(('train', 'test normal', 'test anomalous'), expected):
-      if number is not None and found.get(kind, 0) != number:
-        lines.append(f'{category or "in all"}: {found.get(kind, 0)} {kind} images, published {number}')
+    told = [(kind, number) for kind, number in zip(('train', 'test normal', 'test anomalous'), expected)
+            if number is not None and found.get(kind, 0) != number]
+    if found:
+      lines += [f'{category or "in all"}: {found.get(kind, 0)} {kind} images, published {number}'
+                for kind, number in told]
+    elif told:
+      lines.append(f'{category}: no images, published {", ".join(f"{number} {kind}" for kind, number in told)}')
   return lines
 
 
@@ -206,15 +210,16 @@ def _names(folder: Path) -> set[str]:
 def _hint(name: str, manual: Path, known: set[str]) -> str:
   """What a wrong root most likely is."""
   if not manual.is_dir():
-    return f'{manual} does not exist.'
+    return f'{manual} is no folder.' if manual.exists() else f'{manual} does not exist.'
   if manual.name in known or known & _names(manual.parent):
     return f'That is one level too low: the data set is {manual.parent}.'
   lower = {n.lower(): n for n in known}
   for folder in (manual / name, manual):
     for child, path in folders(folder).items():
-      if known & _names(path):
+      if any(known & _names(path / top) for top in ('', *catalog.CATALOG[name].tops)):
         case = f' (another letter case than {name!r})' if child.lower() == name else ''
-        return f'The data set seems to be {path}{case}: pass that folder.'
+        return (f'The data set seems to be {path}{case}: move or rename it to {manual / name}, or take it for the '
+                'manual folder.')
     other = sorted(n for n in _names(folder) if n.lower() in lower)
     if other:
       return f'{folder} holds {other[0]!r}, expected {lower[other[0].lower()]!r}: the names are case-sensitive.'

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import functools
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -49,7 +50,7 @@ class Verdict(NamedTuple):
     found = f'{len(self.problems)} problem(s)' if self.findings else 'complete'
     lines = [f'{self.name}: {found}' + (f', in {self.folder}' if self.folder else '')]
     for kind, problems in self.findings.items():
-      lines += [f'  {kind} ({len(problems)}):', *(f'    {line}' for line in survey.shorten(problems))]
+      lines += [f'  {kind} ({len(problems)}):', *(textwrap.indent(line, '    ') for line in survey.shorten(problems))]
     return '\n'.join(lines + [f'  {category}: {self._described(category)}' for category in self.counts])
 
   def _described(self, category: str) -> str:

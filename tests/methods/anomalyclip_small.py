@@ -1,0 +1,85 @@
+"""A small random CLIP for the tests of AnomalyCLIP, configs that fit it, and features as it would give them."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import ml_collections as mlc
+import numpy as np
+from golden import record_anomalyclip as small
+
+from configs import anomalyclip as config
+from zsad_jax.methods import anomalyclip as method
+from zsad_jax.models import clip as clip_lib
+from zsad_jax.spec import Features
+
+ARCH = clip_lib.Arch('small', small.EMBED, clip_lib.Vision(**small.VISION), clip_lib.Text(**small.TEXT))
+L14 = clip_lib.Clip(clip_lib.ARCHS['vit_l14_336'], 518, params=None)
+N = (small.SIZE // small.VISION['patch']) ** 2
+loss = jax.jit(method.loss, static_argnames=('clip', 'cfg'))
+predict = jax.jit(method.predict, static_argnames=('clip', 'cfg'))
+step = jax.jit(jax.value_and_grad(method.loss, has_aux=True), static_argnames=('clip', 'cfg'))
+texts = jax.jit(method.texts, static_argnames=('names', 'clip', 'cfg'))
+bank_of = jax.jit(method.bank, static_argnames=('categories', 'clip', 'cfg'))
+
+
+def configured(**changes):
+  """The published config for the small CLIP, with dotted changes written as part__key."""
+  c = config.get_config()
+  fitted = dict(image_size=small.SIZE, local_layers=(8,), dpam__first_block=small.FIRST_BLOCK,
+                prompt__depth=small.DEPTH)
+  for key, value in {**fitted, **changes}.items():
+    *path, last = key.split('__')
+    setattr(functools.reduce(getattr, path, c), last, value)
+  return mlc.FrozenConfigDict(c)
+
+
+def published(**changes):
+  c = config.get_config()
+  for key, value in changes.items():
+    *path, last = key.split('__')
+    setattr(functools.reduce(getattr, path, c), last, value)
+  return mlc.FrozenConfigDict(c)
+
+
+@functools.cache
+def loaded():
+  return clip_lib.from_state_dict(ARCH, small.weights(), image_size=small.SIZE, tokenizer=small.Words())
+
+
+def without_weights(kind=clip_lib.Clip):
+  """That CLIP as `kind`: whatever a method computes, it computes from `frozen`."""
+  fields = {f.name: getattr(loaded(), f.name) for f in dataclasses.fields(clip_lib.Clip)}
+  return kind(**fields | {'params': None})
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Shallow(clip_lib.Clip):
+  """A Clip whose text tower compiles at once, for what does not depend on the tower."""
+
+  def text(self, params, embeddings, eot, *, deep=None, deep_mode='overwrite'):
+    del deep_mode
+    upto = (jnp.arange(embeddings.shape[1])[None] <= eot[:, None])[..., None]
+    pooled = jnp.where(upto, embeddings, 0).sum(1) / (1 + eot[:, None])
+    pooled = pooled if deep is None else pooled + deep.mean((0, 2))
+    return jnp.tanh(pooled) @ params['text']['text_projection']['kernel']
+
+
+def learned():
+  return {name: jnp.asarray(array) for name, array in small.prompts().items()}
+
+
+def features_and_batch(cfg, clip, rows=4, seed=0):
+  """Random features for every tap of the spec, and a batch whose odd rows are anomalous."""
+  rng = np.random.default_rng(seed)
+  draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+  taps = {tap.name: draw(rows, N, small.EMBED) for tap in method.spec(clip, cfg).taps}
+  _, masks, labels = small.batch(rows=rows)
+  batch = dict(mask=jnp.asarray(masks), label=jnp.asarray(labels), category=jnp.zeros(rows, jnp.int32),
+               valid=jnp.ones(rows, bool))
+  return Features(draw(rows, small.EMBED), taps), batch
+
+
+def unit(x):
+  return x / np.linalg.norm(x, axis=-1, keepdims=True)

@@ -107,18 +107,18 @@ def test_notes_and_skipped_images_of_finished_shards_are_kept(layout, tmp_path, 
                            'damaged and left out: 1 of 9 images, first grid/test/good/000']
 
 
-@pytest.mark.parametrize('harm', ['shard', 'told', 'gone', 'items'])
+@pytest.mark.parametrize('harm', ['shard', 'told', 'gone', 'source'])
 def test_a_damaged_shard_is_made_anew(layout, interrupted, tmp_path, monkeypatch, caplog, harm):
   shard = sorted(interrupted.glob('*/*/unfinished.1.0.0/*test*00001-of-*[0-9]'))[0]
   told = shard.with_name(f'{shard.name}.json')
   data_of = bytearray(shard.read_bytes())
   data_of[-1] ^= 1
   {'shard': lambda: shard.write_bytes(data_of), 'told': lambda: told.write_bytes(b''), 'gone': shard.unlink,
-   'items': lambda: told.write_text(json.dumps(json.loads(told.read_text()) | {'items': 'others'}))}[harm]()
+   'source': lambda: told.write_text(json.dumps(json.loads(told.read_text()) | {'made of': 'others'}))}[harm]()
   seen = counted(monkeypatch)
   data.load(f'folder:{layout}', root=interrupted)
   assert seen[:2] == ['grid/test/glue/001', LAST] and len(seen) == 6
-  reason = 'holds other images than it should' if harm == 'items' else 'damaged since it was written'
+  reason = 'made of other files than it should be' if harm == 'source' else 'damaged since it was written'
   assert f'{shard}: {reason}; it is made anew' in caplog.text
   data.load(f'folder:{layout}', root=tmp_path / 'whole')
   assert content(interrupted) == content(tmp_path / 'whole')
@@ -156,13 +156,16 @@ def test_shards_of_another_source_stay(layout, interrupted, tmp_path):
   assert len(leftovers(interrupted)) == 1
 
 
-def test_a_source_that_changes_meanwhile_is_refused(layout, tmp_path, monkeypatch):
+@pytest.mark.parametrize('changed', ['grid/test/glue/001.png', 'grid/ground_truth/glue/001_mask.png'])
+def test_files_that_change_meanwhile_are_refused(layout, tmp_path, monkeypatch, changed):
   read = builder.record
-  monkeypatch.setattr(builder, 'record', lambda item, **kwargs: (
-    write(layout / 'grid' / 'test' / 'good' / '009.png', picture()), read(item, **kwargs))[1])
-  with pytest.raises(ValueError, match='files in it changed while they were prepared; wait'):
-    data.load(f'folder:{layout}', root=tmp_path / 'data')
+  with monkeypatch.context() as patch:
+    patch.setattr(builder, 'record', lambda item, **kwargs: (
+      read(item, **kwargs), item.key == 'grid/test/glue/001' and os.utime(layout / changed, (1, 1)))[0])
+    with pytest.raises(ValueError, match=r'glue/001\.png, or its mask, has changed while the data set was'):
+      data.load(f'folder:{layout}', root=tmp_path / 'data')
   assert not list((tmp_path / 'data').glob('*/*/1.0.0'))
+  assert len(data.load(f'folder:{layout}', root=tmp_path / 'data')) == 9 and leftovers(tmp_path / 'data') == []
 
 
 def test_what_another_process_is_writing_is_left_alone(layout, interrupted):

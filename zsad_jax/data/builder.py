@@ -99,7 +99,6 @@ class SourceBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
   def _download_and_prepare(self, dl_manager, download_config=None) -> None:
     root = self._folder or survey.find(self.name, dl_manager.manual_dir)
-    before = self.listing(root)
     self._plan = self._divided(root)
     every = [shard for made in self._plan.values() for shard in made]
     if self._shelf:
@@ -114,9 +113,6 @@ class SourceBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
       super()._download_and_prepare(dl_manager, download_config)
     for split, made in self._plan.items():
       self._note(split, made)
-    if self.listing(root) != before:
-      raise ValueError(f'{root}: files in it changed while they were prepared; wait until whatever writes there is '
-                       'done, then prepare the data set again')
 
   def _divided(self, root: Path) -> dict[str, list[shards.Shard]]:
     """{split: its shards}, from what the folder holds."""
@@ -163,6 +159,7 @@ class SourceBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         for note in notes:
           shard.note(note, item.key)
         yield item.key, example
+    shard.check()
 
   def _note(self, split: str, made: Sequence[shards.Shard]) -> None:
     """Keeps in the metadata what was noticed in the shards of a split."""

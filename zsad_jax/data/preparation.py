@@ -63,8 +63,8 @@ def ensure(builder: tfds.core.DatasetBuilder) -> bool:
       if alone or not where.exists():
         raise
       builder.info.read_from_directory(where)          # without locks another process may have been faster
-    if alone:
-      shutil.rmtree(_shelf(where), ignore_errors=True)
+    if alone and begun(where):
+      shutil.rmtree(_shelf(where))
   return True
 
 

@@ -26,6 +26,7 @@ class Shard:
   Attributes:
     file: its name.
     items: the images that belong in it, in their order.
+    stamps: of each, what would change if it or its mask were another file.
     written: how many of them it holds; None until it is finished.
     seen: {note: [how many images it is about, the id of the first]}.
     skipped: the ids of damaged images that were left out.
@@ -35,6 +36,21 @@ class Shard:
   written: int | None = None
   seen: dict[str, list] = dataclasses.field(default_factory=dict)
   skipped: list[str] = dataclasses.field(default_factory=list)
+
+  def __post_init__(self):
+    self.stamps = [_stamp(item) for item in self.items]
+
+  @property
+  def digest(self) -> str:
+    """The same for the same items and files."""
+    return hashlib.sha256('\n'.join(self.stamps).encode('utf-8', 'surrogateescape')).hexdigest()
+
+  def check(self) -> None:
+    """Raises ValueError, naming the first, when files have changed since the shard was planned."""
+    for item, stamp in zip(self.items, self.stamps):
+      if _stamp(item) != stamp:
+        raise ValueError(f'{item.image}, or its mask, has changed while the data set was prepared; wait until whatever '
+                         'writes there is done, then prepare it again')
 
   def note(self, text: str, key: str) -> None:
     """Counts a note about the image `key`."""
@@ -56,8 +72,8 @@ def divide(items: Iterable[Item]) -> list[list[Item]]:
 class Shelf:
   """A folder in which the finished shards of a preparation wait for the others.
 
-  Beside each lies <file>.json with its digest, and in `source` the path of what the images come from. Both are written
-  when the shard is complete, so that a shard without them is none.
+  Beside each lies <file>.json with its digest and what it was made of, written last: a shard without it is none. The file
+  `source` holds the path that the images come from.
   """
 
   def __init__(self, folder: Path):
@@ -77,11 +93,11 @@ class Shelf:
   def take(self, shards: Sequence[Shard]) -> None:
     """Marks those of `shards` as finished that are here, hold these items and are as they were written."""
     left = [shard for shard in shards if self._told(shard).is_file()]
-    for shard in tqdm.tqdm(left, 'checking finished shards', unit='shard', leave=False):
+    for shard in tqdm.tqdm(left, 'checking finished shards', unit='shard', leave=False, disable=not left):
       path = self.folder / shard.file
       told = _read(self._told(shard))
-      if told.get('items') not in (None, _names(shard.items)):
-        logging.warning('%s: holds other images than it should; it is made anew', path)
+      if told.get('made of') not in (None, shard.digest):
+        logging.warning('%s: made of other files than it should be; it is made anew', path)
       elif not path.is_file() or told.get('sha256') != _digest(path):
         logging.warning('%s: damaged since it was written; it is made anew', path)
       else:
@@ -90,7 +106,7 @@ class Shelf:
   def put(self, shard: Shard, part: Path) -> None:
     """Keeps the finished file `part` as `shard`."""
     path = self.folder / shard.file
-    told = {'items': _names(shard.items), 'sha256': _digest(part), 'written': shard.written, 'seen': shard.seen,
+    told = {'made of': shard.digest, 'sha256': _digest(part), 'written': shard.written, 'seen': shard.seen,
             'skipped': shard.skipped}
     os.replace(part, path)
     _write(self._told(shard), json.dumps(told).encode())
@@ -139,8 +155,9 @@ def _counted(examples: Iterable[tuple], shard: Shard) -> Iterator[tuple]:
   shard.written = written
 
 
-def _names(items: Sequence[Item]) -> str:
-  return hashlib.sha256('\n'.join(item.key for item in items).encode('utf-8', 'surrogateescape')).hexdigest()
+def _stamp(item: Item) -> str:
+  stats = [path.stat() for path in (item.image, item.mask) if path is not None]
+  return repr((item.key, item.box, [(stat.st_size, stat.st_mtime_ns) for stat in stats]))
 
 
 def _digest(path: Path) -> str:

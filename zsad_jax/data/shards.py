@@ -72,8 +72,8 @@ def divide(items: Iterable[Item]) -> list[list[Item]]:
 class Shelf:
   """A folder in which the finished shards of a preparation wait for the others.
 
-  Beside each lies <file>.json with its digest and what it was made of, written last: a shard without it is none. The file
-  `source` holds the path that the images come from.
+  Beside each lies <file>.json with its digest and what it was made of. It is written last: a shard without it is none.
+  The file `source` holds the path that the images come from.
   """
 
   def __init__(self, folder: Path):

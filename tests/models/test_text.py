@@ -1,4 +1,4 @@
-"""The text tower: causality, pooling, and deep tokens in both modes."""
+"""The text tower: causality, pooling, and deep tokens in every mode."""
 
 import jax
 import jax.numpy as jnp
@@ -72,8 +72,11 @@ def test_deep_tokens_overwrite_positions_1_to_k_from_block_2_on(small, golden, m
   np.testing.assert_allclose(entering[0], context, atol=1e-6)
 
 
-def by_hand(clip_, ids, deep):
-  """The concat mode as the paper writes it: slots really inserted before a block and taken out after it."""
+def by_hand(clip_, ids, deep, stay=False):
+  """The concat mode as the paper writes it: slots really inserted before a block and taken out after it.
+
+  With `stay` the insert mode: in the first blocks fresh slots take the place of the last ones, then they remain.
+  """
   t, tree = clip_.arch.text, jax.tree.map(np.asarray, clip_.params['text'])
   x = tree['token_embedding']['embedding'][ids] + tree['positional_embedding'][None, :ids.shape[1]]
   for i in range(t.layers):
@@ -82,12 +85,13 @@ def by_hand(clip_, ids, deep):
     k = 0
     if i < len(deep):
       k = deep.shape[1]
-      x = jnp.concatenate([x[:, :1], jnp.broadcast_to(deep[i][None], (len(x), *deep[i].shape)), x[:, 1:]], 1)
+      rest = x[:, 1 + (k if stay and i else 0):]
+      x = jnp.concatenate([x[:, :1], jnp.broadcast_to(deep[i][None], (len(x), *deep[i].shape)), rest], 1)
     mask = np.tril(np.ones((x.shape[1], x.shape[1]), bool))
     x = x + b.attn.out(attention.attend(*b.qkv(x), 'qk', mask))
     x = b.feed_forward(x)
-    x = jnp.concatenate([x[:, :1], x[:, 1 + k:]], 1)
-  x = np.asarray(x)[np.arange(len(ids)), ids.argmax(-1)]
+    x = x if stay else jnp.concatenate([x[:, :1], x[:, 1 + k:]], 1)
+  x = np.asarray(x)[np.arange(len(ids)), ids.argmax(-1) + (deep.shape[1] if stay else 0)]
   x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
   return (x * tree['ln_final']['scale'] + tree['ln_final']['bias']) @ tree['text_projection']['kernel']
 
@@ -101,7 +105,23 @@ def test_concat_inserts_slots_and_drops_them(small, blocks):
   assert np.abs(out - encode(clip_, ids)).max() > 0.01
 
 
-@pytest.mark.parametrize('mode', ['overwrite', 'concat'])
+@pytest.mark.parametrize('blocks', [1, 3, DIMS.text_layers])
+def test_inserted_slots_stay(small, blocks):
+  clip_, ids, _ = small
+  deep = np.random.default_rng(0).standard_normal((blocks, 2, DIMS.text_width)).astype(np.float32)
+  out = encode(clip_, ids, deep, 'insert')
+  np.testing.assert_allclose(out, by_hand(clip_, ids, deep, stay=True), atol=2e-5)
+  # The last block's slots are read in that block alone, so that there both modes are one.
+  assert (np.abs(out - encode(clip_, ids, deep, 'concat')).max() > 0.01) == (blocks < DIMS.text_layers)
+
+
+def test_inserting_nothing_changes_nothing(small):
+  clip_, ids, _ = small
+  nothing = np.zeros((3, 0, DIMS.text_width), np.float32)
+  np.testing.assert_allclose(encode(clip_, ids, nothing, 'insert'), encode(clip_, ids), atol=1e-6)
+
+
+@pytest.mark.parametrize('mode', ['overwrite', 'concat', 'insert'])
 def test_deep_tokens_may_carry_a_batch_axis(small, mode):
   clip_, ids, deep = small
   each = np.stack([deep, 2 * deep], 1)  # [n, B, K, W]
@@ -111,7 +131,7 @@ def test_deep_tokens_may_carry_a_batch_axis(small, mode):
     np.testing.assert_allclose(out[row:row + 1], alone, atol=1e-5)
 
 
-@pytest.mark.parametrize('mode', ['overwrite', 'concat'])
+@pytest.mark.parametrize('mode', ['overwrite', 'concat', 'insert'])
 def test_text_cut_after_its_end_is_exact(small, mode):
   clip_, ids, deep = small
   end = int(ids.argmax(-1).max()) + 1
@@ -150,6 +170,7 @@ def test_gradients_reach_prompts_and_deep_tokens(small):
     ({'mode': 'prepend'}, "deep_mode 'prepend' is not one of"),
     ({'n': 5}, "prompt tokens for 5 blocks; deep_mode 'overwrite' of a 5-block tower takes 1 to 4"),
     ({'n': 6, 'mode': 'concat'}, "6 blocks; deep_mode 'concat' of a 5-block tower takes 1 to 5"),
+    ({'n': 6, 'mode': 'insert'}, "6 blocks; deep_mode 'insert' of a 5-block tower takes 1 to 5"),
     ({'n': 0}, 'prompt tokens for 0 blocks'),
     ({'k': 16}, '16 deep tokens do not fit behind position 0 of a 16-token text')])
 def test_bad_input(small, change, message):

@@ -78,7 +78,8 @@ class Clip:
       deep: [n, K, W] or [n, B, K, W] prompt tokens of n blocks, or None.
       deep_mode: 'overwrite' puts deep[b - 2] at positions 1..K of the input of blocks b = 2..n + 1 (official
         AnomalyCLIP code); 'concat' inserts deep[b - 1] after position 0 for blocks b = 1..n and drops what
-        comes out of these slots (AnomalyCLIP, arXiv 2310.18961, appendix D).
+        comes out of these slots (AnomalyCLIP, arXiv 2310.18961, appendix D); 'insert' does the same, but what comes
+        out of block n stays and passes all later blocks. Inserted slots have no positions; those of words stay.
 
     Raises:
       ValueError: a text beyond the context, an unknown mode, more deep blocks than the tower has, or deep

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from zsad_jax.models import attention, block
 
-DEEP_MODES = ('overwrite', 'concat')
+DEEP_MODES = ('overwrite', 'concat', 'insert')
 
 
 class Layer(block.Block):
@@ -64,14 +64,15 @@ class TextTower(nn.Module):
       slots, active = _by_layer(deep, first=2, layers=self.layers)
       x, _ = self.blocks(x, slots, active, _causal(length), None)
     else:
-      # One scan runs L + K tokens through every block; after block n the slots are hidden from all later
-      # tokens, which is the same as taking them out and keeps one body to compile.
+      # One scan runs L + K tokens through every block. In concat mode the slots are hidden from all later tokens
+      # after block n, which is the same as taking them out and keeps one body to compile.
       slots, active = _by_layer(deep, first=1, layers=self.layers)
       k = deep.shape[-2]
       empty = jnp.zeros((x.shape[0], k, x.shape[2]), x.dtype)
       x = jnp.concatenate([x[:, :1], empty, x[:, 1:]], 1)
       slot = jnp.arange(length + k)
-      x, _ = self.blocks(x, slots, active, _causal(length + k), (slot >= 1) & (slot <= k))
+      hidden = (slot >= 1) & (slot <= k) if deep_mode == 'concat' else None
+      x, _ = self.blocks(x, slots, active, _causal(length + k), hidden)
       x = jnp.concatenate([x[:, :1], x[:, 1 + k:]], 1)
     pooled = jnp.take_along_axis(x, eot[:, None, None], 1)[:, 0]
     return self.text_projection(self.ln_final(pooled))

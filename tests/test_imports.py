@@ -9,6 +9,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'zsad_jax'
 MAY_IMPORT = {
   'spec': set(),
+  'affine': {'losses', 'maps', 'spec'},
+  'grouping': set(),
   'maps': set(),
   'losses': set(),
   'neighbours': set(),
@@ -21,7 +23,8 @@ MAY_IMPORT = {
   'models': {'maps', 'spec'},
   'encoder': {'models', 'runtime', 'spec'},
   'features': {'models', 'runtime', 'spec', 'encoder'},
-  'methods': {'dual_path', 'losses', 'maps', 'multicrop', 'neighbours', 'representatives', 'spec'},
+  'methods': {'affine', 'dual_path', 'grouping', 'losses', 'maps', 'multicrop', 'neighbours', 'representatives',
+              'spec'},
   'data': set(),
   'report': set(),
   'checkpoint': {'runtime'},

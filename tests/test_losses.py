@@ -42,6 +42,15 @@ def test_trap_14_dice_is_per_image_with_smooth_1():
   assert float(losses.dice(probs[..., 0], 1 - mask, valid)) == pytest.approx(0.334374, abs=1e-6)
 
 
+def test_normal_pixels_may_count_less_than_abnormal_ones():
+  probs = jnp.array([[[[0.8, 0.2], [0.3, 0.7]]]])
+  mask, valid = jnp.array([[[0, 1]]]), jnp.ones(1, bool)
+  whole, half, none = (float(losses.focal(probs, mask, valid, normal_weight=w)) for w in (1., .5, 0.))
+  assert whole == pytest.approx(0.0205119, abs=1e-6)
+  assert none == pytest.approx(-0.3 ** 2 * np.log(0.7) / 2, abs=1e-5)  # alpha = 1 taken at its word
+  assert half == pytest.approx((whole + none) / 2)
+
+
 def test_focal_stays_finite_for_certain_and_wrong_probabilities():
   probs = jnp.stack([jnp.ones((1, 2, 2)), jnp.zeros((1, 2, 2))], -1)
   for mask in (0, 1):

@@ -21,7 +21,7 @@ def cross_entropy(logits, label, valid):
   return mean_valid(-jnp.take_along_axis(log_prob, label[:, None], axis=-1)[:, 0], valid)
 
 
-def focal(probs, mask, valid, *, gamma=2.0, smooth=1e-5):
+def focal(probs, mask, valid, *, gamma=2.0, smooth=1e-5, normal_weight=1.0):
   """Returns the focal loss of AnomalyCLIP's released code, [], a mean over the pixels of valid rows.
 
   -(1 - p)^gamma log p with p = sum_c clip(onehot_c, smooth, 1 - smooth) probs_c + smooth; no class weights
@@ -32,13 +32,18 @@ def focal(probs, mask, valid, *, gamma=2.0, smooth=1e-5):
     probs: [B, R, R, 2], normal then abnormal.
     mask: [B, R, R], 1 where abnormal.
     valid: [B].
+    normal_weight: what normal pixels count. FuzzyCLIP and CLIP-AD print alpha = 1 with 1 - alpha on them, which
+      taken at its word is 0.
   """
   mask = mask.astype(bool)
   right = jnp.where(mask, probs[..., 1], probs[..., 0])
   wrong = jnp.where(mask, probs[..., 0], probs[..., 1])
   p = (1 - smooth) * right + smooth * wrong + smooth
   # p may exceed 1 by rounding, which a fractional gamma would turn into NaN.
-  return mean_valid(jnp.mean(-(jnp.maximum(1 - p, 0) ** gamma) * jnp.log(p), axis=(1, 2)), valid)
+  pixels = -(jnp.maximum(1 - p, 0) ** gamma) * jnp.log(p)
+  if normal_weight != 1:
+    pixels = jnp.where(mask, pixels, normal_weight * pixels)
+  return mean_valid(jnp.mean(pixels, axis=(1, 2)), valid)
 
 
 def dice(prob, mask, valid, *, smooth=1.0):

@@ -8,13 +8,12 @@ to the map, and the map's peak to the score. Defaults are the released code's.
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsad_jax import losses, maps, multicrop, neighbours
+from zsad_jax import affine, maps, multicrop, neighbours
 from zsad_jax.methods import prompts
-from zsad_jax.spec import Spec, Tap
+from zsad_jax.spec import Spec
 
 ACTIVATIONS = ('gelu', 'quick_gelu')
 SCORE_NORMS = ('class_minmax', 'none')
@@ -34,20 +33,15 @@ def arch(arch, cfg):
 def spec(clip, cfg):
   """Returns the Spec: the class token as CLIP reads it, also of crops, and patch tokens as the blocks leave them."""
   check(clip, cfg)
-  return Spec(clip.image_size, cls='ln_post_proj', taps=tuple(_tap(block) for block in cfg.layers), read='none',
-              positions=cfg.positions, crops=multicrop.side(clip.image_size, cfg.multicrop))
+  return Spec(clip.image_size, cls='ln_post_proj', taps=tuple(affine.tap(block) for block in cfg.layers),
+              read='none', positions=cfg.positions,
+              crops=multicrop.side(clip.image_size, cfg.multicrop))
 
 
 def init(rng, clip, cfg):
   """Returns one affine layer a tap, {'block6': {'kernel': [W, E], 'bias': [E]}, ...}, all of U(-1/sqrt W, 1/sqrt W)."""
   check(clip, cfg)
-  width, embed = clip.arch.vision.width, clip.arch.embed_dim
-  draw = lambda key, *shape: jax.random.uniform(key, shape, minval=-width ** -0.5, maxval=width ** -0.5)
-  learnable = {}
-  for block, key in zip(cfg.layers, jax.random.split(rng, len(cfg.layers))):
-    kernel, bias = jax.random.split(key)
-    learnable[_name(block)] = {'kernel': draw(kernel, width, embed), 'bias': draw(bias, embed)}
-  return learnable
+  return affine.init(rng, cfg.layers, clip.arch)
 
 
 def bank(learnable, frozen, categories, *, clip, cfg):
@@ -72,17 +66,8 @@ def loss(learnable, frozen, features, batch, rng, *, clip, cfg):
     ValueError: masks of another size.
   """
   del rng
-  mask, size = batch['mask'], clip.image_size
-  if mask.shape[1:] != (size, size):
-    raise ValueError(f'masks are {mask.shape[1]}x{mask.shape[2]}; the loss needs them at image_size {size}')
-  known = batch['valid'] * batch['has_mask'] if 'has_mask' in batch else batch['valid']
   pair = maps.of_category(frozen['bank'], batch['category'])
-  parts = {'loss_focal': 0.0, 'loss_dice': 0.0}
-  for block in cfg.layers:
-    excess = _excess(learnable, features, block, pair, clip, cfg)
-    probs = jnp.stack([jax.nn.sigmoid(-excess), jax.nn.sigmoid(excess)], axis=-1)
-    parts['loss_focal'] += losses.focal(probs, mask, known)
-    parts['loss_dice'] += losses.dice(probs[..., 1], mask, known)
+  parts = affine.loss(learnable, features, pair, batch, clip=clip, cfg=cfg)
   return parts['loss_focal'] + parts['loss_dice'], parts
 
 
@@ -106,7 +91,7 @@ def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
   del frozen
   pair = maps.of_category(bank, batch['category'])
   score = multicrop.score(features, pair, cfg.temperature, cfg.multicrop)
-  total = sum(jax.nn.sigmoid(_excess(learnable, features, block, pair, clip, cfg)) for block in cfg.layers)
+  total = affine.anomaly_map(learnable, features, pair, clip=clip, cfg=cfg)
   if cfg.fewshot.shots:
     if memory is None:
       raise ValueError(f'fewshot.shots is {cfg.fewshot.shots}, but predict was given no memory of references')
@@ -147,17 +132,14 @@ def load_official(arrays, *, clip, cfg):
             if name in have and have[name].shape != shape]
   if wrong:
     raise ValueError('checkpoint does not fit this config (layers, CLIP): ' + '; '.join(wrong))
-  return {_name(block): {'kernel': jnp.asarray(have[f'fc.{i}.weight'].T, jnp.float32),
-                         'bias': jnp.asarray(have[f'fc.{i}.bias'], jnp.float32)}
+  return {affine.name(block): {'kernel': jnp.asarray(have[f'fc.{i}.weight'].T, jnp.float32),
+                               'bias': jnp.asarray(have[f'fc.{i}.bias'], jnp.float32)}
           for i, block in enumerate(cfg.layers)}
 
 
 def check(clip, cfg):
   """Raises ValueError naming the first config key that is out of range."""
-  layers = tuple(cfg.layers)
-  blocks = clip.arch.vision.layers
-  if not layers or len(set(layers)) < len(layers) or not all(1 <= block <= blocks for block in layers):
-    raise ValueError(f'layers {layers} are not different blocks in 1..{blocks}, those of {clip.arch.name}')
+  affine.check_layers(clip, tuple(cfg.layers))
   _one_of('act', cfg.act, ACTIVATIONS)
   _one_of('score_norm', cfg.score_norm, SCORE_NORMS)
   if not cfg.temperature > 0:
@@ -175,25 +157,8 @@ def _one_of(key, value, allowed):
     raise ValueError(f'{key} {value!r} is not one of {", ".join(allowed)}')
 
 
-def _tap(block):
-  return Tap('clip', block)
-
-
-def _name(block):
-  return f'block{block}'
-
-
-def _excess(learnable, features, block, pair, clip, cfg):
-  """The abnormal logit less the normal one, upsampled, [B, R, R]: of two states, all that a softmax sees."""
-  layer = learnable[_name(block)]
-  tokens = features.taps[_tap(block).name].astype(jnp.float32)
-  projected = maps.normalize(jnp.matmul(tokens, layer['kernel']) + layer['bias'][None, None])
-  logits = maps.logits(projected, pair, cfg.temperature)  # [B, N, 2]
-  return maps.upsample(maps.square(logits[..., 1] - logits[..., 0]), clip.image_size, align_corners=True)
-
-
 def _distance(features, memory, block, category, cfg):
   """1 - cos [B, N] to the nearest token of the references."""
-  name = _tap(block).name
+  name = affine.tap(block).name
   chunk = neighbours.chunk_rows(memory[name].shape[1], cfg.knn.mib)
   return neighbours.nearest_by_category(features.taps[name], memory[name], category, chunk=chunk)[0][..., 0]

@@ -35,7 +35,7 @@ SMALL, SIZE = Dims(), 96  # the pretrained 2 x 2 places are resampled to 3 x 3
 
 
 def weights(dims, rng):
-  """Returns arrays under OpenAI's names; running statistics differ from zero and one, and all scales are near one."""
+  """Returns arrays under OpenAI's names; running statistics are not zero and one, and depth does not make maps grow."""
   draw = lambda *shape, std: (rng.standard_normal(shape) * std).astype(np.float32)
   out = {}
 
@@ -57,7 +57,7 @@ def weights(dims, rng):
       p = f'visual.layer{i + 1}.{j}'
       conv_norm(f'{p}.conv1', f'{p}.bn1', planes, inside, 1)
       conv_norm(f'{p}.conv2', f'{p}.bn2', planes, planes, 3)
-      conv_norm(f'{p}.conv3', f'{p}.bn3', 4 * planes, planes, 1, scale=0.3)
+      conv_norm(f'{p}.conv3', f'{p}.bn3', 4 * planes, planes, 1, scale=0.5 * count ** -0.5)
       if j == 0:
         conv_norm(f'{p}.downsample.0', f'{p}.downsample.1', 4 * planes, inside, 1, scale=0.7)
       inside = 4 * planes

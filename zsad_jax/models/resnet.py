@@ -105,7 +105,10 @@ def _halve(x):
 
 
 class Bottleneck(nn.Module):
-  """1 x 1, 3 x 3 and 1 x 1 convolutions beside a shortcut; a stride is a mean, of which both take their share."""
+  """1 x 1, 3 x 3 and 1 x 1 convolutions beside a shortcut, as a scan body.
+
+  A stride of 2 is an average pool on either way. Only the first bottleneck of a stage has a shortcut with weights.
+  """
   planes: int
   stride: int = 1
   first: bool = False

@@ -79,6 +79,40 @@ def test_steps_lower_the_loss_on_a_fixed_batch(cfg, parts):
   assert step._cache_size() == 1
 
 
+def test_steps_of_the_image_towers_matrices_are_orthogonal(cfg, parts):
+  params, tx = parts[1], pretrain.optimizer(cfg)
+  grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), params)
+  still = jax.tree.map(jnp.zeros_like, params)  # decay has nothing to shrink
+  state = jax.jit(tx.init)(still)
+  for _ in range(2):  # the first step is warm-up at rate 0
+    updates, state = jax.jit(tx.update)(grads, state, still)
+  flat = lambda tower, *names: np.asarray(functools.reduce(lambda tree, name: tree[name], names, updates[tower]))
+  evenness = lambda x: np.quantile(np.linalg.svd(x, compute_uv=False), .25) / np.linalg.norm(x, 2)
+  qkv = flat('visual', 'blocks', 'attn', 'qkv', 'kernel')  # [layers, D, 3, H, d]
+  matrices = [qkv[1, :, i].reshape(16, 16) for i in range(3)]
+  matrices += [flat('visual', *names).reshape(-1, 16) for names in (('proj', 'kernel'), ('patch_embed', 'kernel'))]
+  matrices += [flat('visual', 'blocks', 'attn', 'out', 'kernel')[0].reshape(16, 16),
+               flat('visual', 'blocks', 'mlp', 'c_fc', 'kernel')[1]]
+  assert min(evenness(m) for m in matrices) > .5
+  assert evenness(np.asarray(grads['text']['text_projection']['kernel'])) < .4
+  # Where a gradient stays the same, Adam's updates are of one size.
+  sizes = np.abs(flat('text', 'text_projection', 'kernel'))
+  np.testing.assert_allclose(sizes, sizes.mean(), rtol=1e-3)
+
+
+def test_begins_with_given_weights(cfg, parts, world, tmp_path):
+  clip, tokenizer = parts[0], world.tokenizer(cfg.merges)
+  tx = pretrain.optimizer(cfg)
+  given = pretrain.init(clip, tx, 7).params
+  pretrain.export(tmp_path, clip, given, tokenizer)
+  state = pretrain.init(clip, tx, 0, str(tmp_path))
+  jax.tree.map(np.testing.assert_array_equal, state.params, given)
+  jax.tree.map(np.testing.assert_array_equal, state.mean, given)
+  wider = clip_lib.Clip(clip_lib.Arch('tiny', 24, clip.arch.vision, clip.arch.text), 32, None)
+  with pytest.raises(ValueError, match=r'start: .* holds the weights of another architecture'):
+    pretrain.init(wider, tx, 0, str(tmp_path))
+
+
 def test_every_parameter_learns_from_some_term(cfg, parts):
   clip, params, batch = parts
   value = functools.partial(pretrain.loss, clip=clip, spec=pretrain.specs(cfg, 32)[0], cfg=cfg)

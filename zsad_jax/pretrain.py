@@ -20,6 +20,7 @@ import numpy as np
 import optax
 import safetensors.numpy
 from absl import logging
+from optax import contrib
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
@@ -122,16 +123,32 @@ def _multiple(logits, true):
 
 
 def optimizer(cfg) -> optax.GradientTransformation:
-  """AdamW with linear warm-up, a constant rate, and a linear fall over the last part of `cfg.steps`."""
+  """Muon for the image tower's matrices, Adam for the rest, both with Nesterov's momentum.
+
+  The rate warms up and falls linearly, and is constant in between. Muon's updates are scaled to the root mean square
+  of Adam's (arXiv 2502.16982), so that both take the same rate.
+  """
   total = sum(cfg.phases.steps)
-  falls = int(total * (1 - cfg.optim.fall))
+  falls = max(int(total * (1 - cfg.optim.fall)), cfg.optim.warmup)
   rate = optax.join_schedules([optax.linear_schedule(0., cfg.optim.lr, cfg.optim.warmup),
                                optax.constant_schedule(cfg.optim.lr),
                                optax.linear_schedule(cfg.optim.lr, cfg.optim.lr * .02, total - falls)],
                               [cfg.optim.warmup, falls])
-  decayed = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
-  adam = optax.adamw(rate, .9, .98, weight_decay=cfg.optim.decay, mask=decayed)
-  return optax.chain(optax.clip_by_global_norm(1.), adam)
+  muon = contrib.muon(rate, weight_decay=cfg.optim.decay, consistent_rms=.2, adam_b2=.98,
+                      muon_weight_dimension_numbers=_matrices)
+  return optax.chain(optax.clip_by_global_norm(1.), muon)
+
+
+def _matrices(params):
+  """Which axes of the image tower's weights are rows and columns of matrices; others count them (layers; q, k, v)."""
+  sides = {('patch_embed', 4): ((0, 1, 2), (3,)), ('qkv', 5): ((1,), (3, 4)), ('out', 4): ((1, 2), (3,)),
+           ('c_fc', 3): ((1,), (2,)), ('c_proj', 3): ((1,), (2,)), ('proj', 2): ((0,), (1,))}
+
+  def of(path, x):
+    names = [key.key for key in path]
+    found = sides.get((names[-2], x.ndim)) if names[0] == 'visual' else None
+    return contrib.MuonDimensionNumbers(*found) if found else None
+  return jax.tree_util.tree_map_with_path(of, params)
 
 
 def make_step(clip, tx, cfg):
@@ -147,9 +164,19 @@ def make_step(clip, tx, cfg):
   return step
 
 
-def init(clip, tx, seed: int) -> State:
-  """A fresh State."""
+def init(clip, tx, seed: int, start: str = '') -> State:
+  """A fresh State: random parameters, or those of the folder `start`.
+
+  Raises:
+    ValueError: `start` holds the weights of another architecture.
+  """
   params = jax.jit(functools.partial(clip_lib.init_params, clip.arch))(jax.random.key(seed))
+  if start:
+    found = clip_lib.load(start).params
+    if jax.tree.map(jnp.shape, found) != jax.tree.map(jnp.shape, params):
+      raise ValueError(f'start: {start} holds the weights of another architecture than cfg.arch and the tokenizer of '
+                       'these captions give')
+    params = jax.tree.map(jnp.asarray, found)
   return State(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), tx.init(params))
 
 
@@ -267,7 +294,8 @@ def fit(cfg, workdir, source) -> None:
   arch = architecture(cfg, tokenizer.get_vocab_size())
   clip = clip_lib.Clip(arch, arch.vision.image_size, None, unroll=True)
   tx = optimizer(cfg)
-  step_fn, path, state = make_step(clip, tx, cfg), workdir / 'state.safetensors', init(clip, tx, cfg.seed)
+  step_fn, path = make_step(clip, tx, cfg), workdir / 'state.safetensors'
+  state = init(clip, tx, cfg.seed, '' if path.exists() else cfg.start)
   if path.exists():
     state = restore(path, state)
   _cut(workdir / 'curve.jsonl', int(state.step))

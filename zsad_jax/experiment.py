@@ -34,6 +34,9 @@ def run(cfg, workdir, mode):
   method = methods.get(cfg.method)
   if cfg.checkpoint and not hasattr(method, 'load_official'):
     raise ValueError(f'checkpoint is {cfg.checkpoint!r}, but no trained parts of {cfg.method} are published to load')
+  if cfg.eval.oracle_epoch and hasattr(method, 'stages'):
+    raise ValueError(f'eval.oracle_epoch is True, but the parts of {cfg.method} are trained one after another and have '
+                     'no epochs in common')
   if hasattr(method, 'loss') and not (cfg.checkpoint or cfg.data.allow_seen):
     protocol.check_names(cfg.data.aux, cfg.data.target, _words(cfg.data.aux_categories),
                          _words(cfg.data.target_categories))
@@ -259,9 +262,6 @@ def oracle(cfg, workdir, method, clip, aux, measure, last):
 
   That is a choice made on the test images, as some papers report it: no zero-shot result.
   """
-  if hasattr(method, 'stages'):
-    raise ValueError(f'eval.oracle_epoch is True, but the parts of {cfg.method} are trained one after another and have '
-                     'no epochs in common')
   value = lambda result: result.summary['image_auroc']['value']
   if value(last) is None:
     raise ValueError(f'eval.oracle_epoch chooses by image AUROC, which {cfg.data.target} leaves undefined: '

@@ -36,6 +36,7 @@ class Preempted(Exception):
 # What each optimizer and each schedule takes beside lr, name and schedule.
 OPTIMIZERS = {'adam': ('b1', 'b2'), 'adamw': ('b1', 'b2', 'weight_decay'), 'sgd': ('momentum', 'weight_decay')}
 SCHEDULES = {'constant': (), 'cosine': ('epochs', 'warmup_epochs', 'warmup_lr'), 'step': ('every', 'gamma')}
+STATISTICS = 'statistics'  # a key of the learnable tree that no gradient and no decay reaches; see make_step
 MAY_LACK = {'adam': ('eps',), 'adamw': ('eps',), 'sgd': ()}  # eps is 1e-8 where a config does not say
 
 
@@ -122,15 +123,30 @@ def _check_optim(optim: Mapping):
         raise ValueError(f'optim.{key} {optim[key]} is not {what}')
 
 
-def initial(learnable, tx: optax.GradientTransformation, seed: int) -> State:
-  """Returns the State of a run before its first step, also the template that checkpoints are restored to."""
+def initial(learnable, tx: optax.GradientTransformation, seed: int | Sequence[int]) -> State:
+  """Returns the State of a run before its first step, also the template that checkpoints are restored to.
+
+  Of several seeds it is that of as many runs: every leaf, those of `learnable` too, has an axis of them in front.
+  """
+  if isinstance(seed, Sequence):
+    return jax.vmap(lambda start, one: initial(start, tx, one))(learnable, jnp.asarray(seed, jnp.uint32))
   learnable = jax.tree.map(jnp.array, learnable)  # a copy: steps donate the state, and the caller keeps his
-  return State(jnp.zeros((), jnp.int32), learnable, tx.init(learnable), jax.random.key(seed))
+  return State(jnp.zeros((), jnp.int32), learnable, tx.init(_parted(learnable)[0]), jax.random.key(seed))
+
+
+def _parted(learnable) -> tuple[Any, dict]:
+  """(what the optimizer changes, {STATISTICS: what the loss itself moves} or {})."""
+  if not (isinstance(learnable, dict) and STATISTICS in learnable):
+    return learnable, {}
+  return {k: v for k, v in learnable.items() if k != STATISTICS}, {STATISTICS: learnable[STATISTICS]}
 
 
 def make_step(loss_fn: Callable, tx: optax.GradientTransformation, out_shardings=None,
-              per_epoch: int | None = None) -> Callable:
+              per_epoch: int | None = None, several: bool = False) -> Callable:
   """Returns step(state, frozen, features, batch) -> (state, metrics), jitted; `state` is donated.
+
+  Where the learnable tree has STATISTICS, such as running means, the optimizer leaves them alone: the loss gives the
+  next ones as metrics[STATISTICS].
 
   Args:
     loss_fn: (learnable, frozen, features, batch, rng) -> (scalar, metrics); rows that batch['valid'] marks
@@ -138,18 +154,33 @@ def make_step(loss_fn: Callable, tx: optax.GradientTransformation, out_shardings
     tx: the optimizer.
     out_shardings: where state and metrics stay, Placement.copy in a data-parallel run.
     per_epoch: steps an epoch, for an optimizer whose rate changes from epoch to epoch.
+    several: whether `state` is that of several runs, see initial. Features then have an axis of them behind that of
+      the rows, the batch is common, and metrics are means over the runs.
   """
   tx = optax.with_extra_args_support(tx)
 
+  def one(state, frozen, features, batch):
+    rng = jax.random.fold_in(state.rng, state.step)
+    changing, kept = _parted(state.learnable)
+
+    def loss_of(part):
+      return loss_fn({**part, **kept} if kept else part, frozen, features, batch, rng)
+
+    (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(changing)
+    epoch = state.step // per_epoch if per_epoch else None
+    updates, opt = tx.update(grads, state.opt, changing, epoch=epoch)
+    learnable = optax.apply_updates(changing, updates)
+    metrics = dict(metrics, loss=loss, grad_norm=optax.tree.norm(grads))
+    if kept:
+      learnable = {**learnable, STATISTICS: metrics.pop(STATISTICS)}
+    return State(state.step + 1, learnable, opt, state.rng), metrics
+
   @functools.partial(jax.jit, donate_argnames='state', out_shardings=out_shardings)
   def step(state, frozen, features, batch):
-    rng = jax.random.fold_in(state.rng, state.step)
-    (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-        state.learnable, frozen, features, batch, rng)
-    epoch = state.step // per_epoch if per_epoch else None
-    updates, opt = tx.update(grads, state.opt, state.learnable, epoch=epoch)
-    metrics = dict(metrics, loss=loss, grad_norm=optax.tree.norm(grads))
-    return State(state.step + 1, optax.apply_updates(state.learnable, updates), opt, state.rng), metrics
+    if not several:
+      return one(state, frozen, features, batch)
+    state, metrics = jax.vmap(one, in_axes=(0, None, 1, None))(state, frozen, features, batch)
+    return state, jax.tree.map(jnp.mean, metrics)
 
   return step
 
@@ -160,7 +191,7 @@ def order(seed: int, epoch: int, count: int, shuffle: bool = True) -> np.ndarray
 
 
 def fit(loss_fn: Callable, tx: optax.GradientTransformation, learnable, frozen, read: Callable, count: int, *,
-        epochs: int, batch: int, seed: int, place: runtime.Placement | None = None, workdir=None,
+        epochs: int, batch: int, seed: int | Sequence[int], place: runtime.Placement | None = None, workdir=None,
         writer: logs.Writer | None = None, keep: int | None = None, identity: Mapping | None = None,
         stop: threading.Event | None = None, fresh: bool = False, shuffle: bool = True):
   """Returns the learnable tree after `epochs` over `count` images; goes on from the last checkpoint, if any.
@@ -175,7 +206,8 @@ def fit(loss_fn: Callable, tx: optax.GradientTransformation, learnable, frozen, 
     read: indices [n] -> (features, batch), trees of arrays of n rows, such as partial(features.load, store);
       batch['id'], a list, names images in errors.
     count: number of images.
-    epochs, batch, seed: recipe; batch is over all devices.
+    epochs, batch, seed: recipe; batch is over all devices. Several seeds are as many runs at once (see initial and
+      make_step), whose orders, too, are read's: they go with shuffle=False.
     place: the devices, by default all.
     workdir: checkpoints go to <workdir>/checkpoints after every epoch; None keeps nothing.
     writer: takes one line of means an epoch; of several processes only the first has one.
@@ -186,10 +218,13 @@ def fit(loss_fn: Callable, tx: optax.GradientTransformation, learnable, frozen, 
     shuffle: whether an epoch has an order of its own; else every one has that of `read`.
 
   Raises:
-    ValueError: the checkpoints are another run's.
+    ValueError: the checkpoints are another run's; several seeds and shuffle.
     FloatingPointError: a metric is NaN or infinite; it names epoch, step and images. Nothing of it is saved.
     Preempted: see `stop`.
   """
+  several = isinstance(seed, Sequence)
+  if several and shuffle:
+    raise ValueError('several seeds have no one order to shuffle by: read them in their own, with shuffle=False')
   place, per_epoch = place or runtime.place(), math.ceil(count / batch)
   total = epochs * per_epoch
   directory = workdir and Path(workdir) / 'checkpoints'
@@ -201,7 +236,7 @@ def fit(loss_fn: Callable, tx: optax.GradientTransformation, learnable, frozen, 
     raise ValueError(f'{directory} holds {done} steps, {epochs} epochs are {total}; choose another workdir')
   if writer:
     writer.rewind(done)
-  step, frozen = make_step(loss_fn, tx, place.copy, per_epoch), runtime.replicate(frozen, place)
+  step, frozen = make_step(loss_fn, tx, place.copy, per_epoch, several), runtime.replicate(frozen, place)
   meter = _Meter(per_epoch, sums)
   feed = runtime.prefetch(functools.partial(_rows, read, place, place.rows(batch)),
                           _plan(seed, count, batch, done, epochs, fresh, shuffle))
@@ -229,7 +264,7 @@ def fit(loss_fn: Callable, tx: optax.GradientTransformation, learnable, frozen, 
 
 
 def learned(workdir, learnable, tx: optax.GradientTransformation, step: int | None = None, *,
-            identity: Mapping | None = None):
+            identity: Mapping | None = None, seed: int | Sequence[int] = 0):
   """Returns what `fit` had learned in `workdir` at its last checkpoint, or at `step`; None if there is none.
 
   Args:
@@ -238,12 +273,13 @@ def learned(workdir, learnable, tx: optax.GradientTransformation, step: int | No
     tx: the optimizer it was trained with.
     step: number of updates.
     identity: what it must have been trained with, as given to fit; None takes anything.
+    seed: as given to fit where that was several; any one is as good as another.
 
   Raises:
     FileNotFoundError, ValueError: see checkpoint.restore; the checkpoints are another run's.
   """
   directory = Path(workdir) / 'checkpoints'
-  template = jax.eval_shape(functools.partial(initial, tx=tx, seed=0), learnable)
+  template = jax.eval_shape(functools.partial(initial, tx=tx, seed=seed), learnable)
   found = checkpoint.restore(directory, template, step)
   if found and identity is not None:
     there = found[1]['identity']

@@ -4,12 +4,10 @@
 training, scoring and a notebook can read either.
 """
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from zsad_jax import runtime
 from zsad_jax.features.store import Store
@@ -110,26 +108,11 @@ def fill(store: Store, batches: Callable[[np.ndarray], Iterable[dict]], encode: 
     RuntimeError: images are still missing in the end.
     ValueError, OSError: see Store.write.
   """
-  me, processes = jax.process_index(), jax.process_count()
-  store.verify()
-  if store.complete and processes == 1:
-    return store
-  with store.alone() if me == 0 else contextlib.nullcontext():
-    runtime.barrier('features: fill')
-    store.refresh()
-    missing = store.missing()
-    missing = missing[missing // store.shard_rows % processes == me]
-    stream = encode_batches(batches(missing), encode, params, place=place) if len(missing) else ()
-    with tqdm(total=len(missing), desc='encode', unit='image', disable=not len(missing)) as bar:
-      for features, batch in stream:
-        store.write(*_packed(features, batch))
-        bar.update(int(np.sum(batch['valid'])))
-    runtime.barrier('features: filled')
-  store.refresh()
-  if not store.complete:
-    raise RuntimeError(f'{len(store.missing())} images are still missing in {store.path}: the pipeline left '
-                       'them out, or the processes of this program do not share the folder')
-  return store
+  def rows(missing):
+    for features, batch in encode_batches(batches(missing), encode, params, place=place):
+      yield _packed(features, batch)
+
+  return store.fill(rows)
 
 
 def _packed(features: Features, batch: dict) -> tuple[np.ndarray, dict, list[str]]:

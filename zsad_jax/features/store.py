@@ -16,10 +16,11 @@ import os
 import shutil
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import ml_dtypes
 import numpy as np
 from absl import logging
@@ -272,6 +273,39 @@ class Store:
       raise OSError(error.errno, f'{error.strerror}; {done} of {self.count} images are stored and kept; make '
                     'room and start again', error.filename) from error
     self._crc[shard], self.ids[self._span(shard)] = crc, ids
+
+  def fill(self, rows: Callable[[np.ndarray], Iterable[tuple]], *, unit: str = 'image') -> 'Store':
+    """Returns this store, complete: what is there is verified, and only what is missing or damaged is made.
+
+    The processes of one program share the work and must share the folder; another program waits its turn.
+
+    Args:
+      rows: indices -> arguments of write for all of them, in their order.
+      unit: what a row is of, for the progress bar.
+
+    Raises:
+      RuntimeError: rows are still missing in the end.
+      ValueError, OSError: see write.
+    """
+    me, processes = jax.process_index(), jax.process_count()
+    self.verify()
+    if self.complete and processes == 1:
+      return self
+    with self.alone() if me == 0 else contextlib.nullcontext():
+      runtime.barrier('features: fill')
+      self.refresh()
+      missing = self.missing()
+      missing = missing[missing // self.shard_rows % processes == me]
+      with tqdm(total=len(missing), desc='encode', unit=unit, disable=not len(missing)) as bar:
+        for indices, arrays, ids in rows(missing) if len(missing) else ():
+          self.write(indices, arrays, ids)
+          bar.update(len(indices))
+      runtime.barrier('features: filled')
+    self.refresh()
+    if not self.complete:
+      raise RuntimeError(f'{len(self.missing())} {unit}s are still missing in {self.path}: the pipeline left '
+                         'them out, or the processes of this program do not share the folder')
+    return self
 
   def read(self, indices, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
     """Returns {name: [len(indices), ...]} of stored images in any order; `names` picks fields.

@@ -133,3 +133,17 @@ def test_empty_data_set_is_refused():
   dataset.ids = []
   with pytest.raises(ValueError, match='toy: no images'):
     run(dataset, load)
+
+
+def test_without_maps_only_pixel_metrics_are_undefined_and_masks_are_not_kept():
+  dataset, load, _, _ = toy()
+  scored = jax.jit(lambda features, batch: {'score': jnp.max(features.taps['map'], (1, 2)) + 0 * batch['category']})
+  place = runtime.place(jax.devices()[:1])
+  whole = evaluate.run(predict, load, dataset, batch=4, place=place, keep=[0])
+  for finish in (None, lambda outputs: outputs):
+    result = evaluate.run(scored, load, dataset, batch=4, place=place, finish=finish, keep=[0])
+    for category, row in result.rows.items():
+      assert [row[m] for m in metrics.IMAGE_METRICS] == [whole.rows[category][m] for m in metrics.IMAGE_METRICS]
+      assert {row[m] for m in metrics.PIXEL_METRICS} == {metrics.Value(None, 'the method makes no maps')}
+    assert result.maps == {} and set(whole.maps) == {0}
+    assert result.summary['pixel_auroc']['reason'].endswith('the method makes no maps')

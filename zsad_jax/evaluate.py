@@ -45,7 +45,7 @@ def run(predict: Callable, load: Callable, dataset, *, batch: int, place: runtim
 
   Args:
     predict: (features, batch) -> {'score': [B], 'map': [B, R, R]} on the device; batch has category, index and
-      valid [B], never the truth.
+      valid [B], never the truth. Without a map pixel metrics are undefined.
     load: indices -> (Features, batch) of numpy arrays, as features.load.
     dataset: has ids, labels [n], category_index [n] and categories.
     batch: images predicted at once; the last batch of a category is padded to it.
@@ -66,20 +66,25 @@ def run(predict: Callable, load: Callable, dataset, *, batch: int, place: runtim
     for number, category in enumerate(dataset.categories):
       members = np.flatnonzero(dataset.category_index == number)
       pixel = metrics.PixelMetrics(fpr_limit)
-      masked = False  # does any anomalous image come with a mask?
+      masked, mapped = False, True  # does any anomalous image come with a mask; do images get maps?
       for index, out, rest in _category(predict, load, members, size, place, finish):
         scores[index] = out['score']
+        bar.update(len(index))
+        mapped = 'map' in out
+        if not mapped:
+          continue
         truth = rest['has_mask']
         masked |= bool(np.any(truth & (rest['label'] == 1)))
         ids = [dataset.ids[i] for i in index[truth]]
         pixel.update(out['map'][truth], rest['mask'][truth], rest['label'][truth], ids)
         maps |= {int(i): m for i, m in zip(index, out['map']) if i in keep}
-        bar.update(len(index))
       labels = dataset.labels[members]
       # A set that is anomalous throughout and unmasked has no pixel truth; all-normal sets say so themselves.
       usable = masked or not np.any(labels == 1)
-      rows[category] = metrics.evaluate_category(labels, scores[members], pixel if usable else None,
+      rows[category] = metrics.evaluate_category(labels, scores[members], pixel if usable and mapped else None,
                                                  ids=[dataset.ids[i] for i in members])
+      if not mapped:
+        rows[category] |= dict.fromkeys(metrics.PIXEL_METRICS, metrics.Value(None, 'the method makes no maps'))
       counts[category] = {'normal': int(np.sum(labels == 0)), 'anomalous': int(np.sum(labels == 1)),
                           'vanished': pixel.vanished, 'contradicted': pixel.contradicted}
   _warn(counts)
@@ -109,7 +114,8 @@ def _category(predict, load, members, size, place, finish):
     known = {k: batch[k] for k in ('category', 'index', 'valid')}  # the truth stays on the host
     out = predict(*jax.device_put((features, known), place.split))
     out = {k: np.asarray(v)[batch['valid']] for k, v in jax.device_get(out).items()}
-    rest = {k: batch[k][batch['valid']] for k in ('index', 'label', 'has_mask', 'mask')}
+    truth = ('label', 'has_mask', 'mask') if 'map' in out else ()  # masks of a large category fill memory
+    rest = {k: batch[k][batch['valid']] for k in ('index', *truth)}
     part = rest['index'], out, rest
     if finish is None:
       yield part

@@ -52,16 +52,34 @@ def score(features, text, temperature, keys):
   """
   if keys.recipe == 'none':
     return maps.states(features.cls[:, None], text, temperature)[:, 0, 1]
-  if features.crops is None:
-    raise ValueError(f'multicrop.recipe is {keys.recipe!r}, but these features have no crops: read them with the Spec '
-                     'of the same config')
-  count, whole = features.crops.shape[1], RECIPES[keys.recipe]
-  weights = np.array([whole] + [(1 - whole) / count] * count, np.float32)
+  logits = lambda x: maps.logits(maps.normalize(x), text, temperature)
+  return through(features, keys, maps.normalize, logits, lambda x: jax.nn.softmax(x, axis=-1))[:, 1]
+
+
+def through(features, keys, embed, logits, prob):
+  """Returns prob(logits(embed(views))) [B, ...] with the mean over an image's views where multicrop.average says.
+
+  Args:
+    features, keys: see score.
+    embed, logits, prob: each takes and returns an array of leading axes [B, V]; the views come as float32 class
+      tokens [B, V, E], and V is 1 after the mean.
+
+  Raises:
+    ValueError: see score.
+  """
+  views, weights = features.cls[:, None], np.ones(1, np.float32)
+  if keys.recipe != 'none':
+    if features.crops is None:
+      raise ValueError(f'multicrop.recipe is {keys.recipe!r}, but these features have no crops: read them with the '
+                       'Spec of the same config')
+    count, whole = features.crops.shape[1], RECIPES[keys.recipe]
+    views = jnp.concatenate([views, features.crops], axis=1)
+    weights = np.array([whole] + [(1 - whole) / count] * count, np.float32)
 
   def mean(x, kind):
-    """The average of x [B, 1 + count, ...] over views, kept as an axis, where it is `kind` that is averaged."""
-    return jnp.sum(x * weights[None, :, None], axis=1, keepdims=True) if keys.average == kind else x
+    """The average of x [B, V, ...] over views, kept as an axis, where it is `kind` that is averaged."""
+    if keys.average != kind:
+      return x
+    return jnp.sum(x * weights.reshape(1, -1, *[1] * (x.ndim - 2)), axis=1, keepdims=True)
 
-  views = jnp.concatenate([features.cls[:, None], features.crops], axis=1).astype(jnp.float32)
-  logits = maps.logits(maps.normalize(mean(maps.normalize(views), 'embedding')), text, temperature)
-  return mean(jax.nn.softmax(mean(logits, 'logit'), axis=-1), 'prob')[:, 0, 1]
+  return mean(prob(mean(logits(mean(embed(views.astype(jnp.float32)), 'embedding')), 'logit')), 'prob')[:, 0]

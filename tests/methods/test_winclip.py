@@ -12,6 +12,7 @@ from models.test_vit import arch_of
 
 from configs import winclip as config
 from zsad_jax import encoder
+from zsad_jax import windows as windows_lib
 from zsad_jax.methods import prompts
 from zsad_jax.methods import winclip as method
 from zsad_jax.models import clip as clip_lib
@@ -85,25 +86,25 @@ def harmonic(scores, grid, side):
 
 
 def test_harmonic_aggregation_of_the_published_example():
-  out = method.cover_mean(jnp.array([[1., .75, .5, .25]]), 3, 2)
+  out = windows_lib.cover_mean(jnp.array([[1., .75, .5, .25]]), 3, 2)
   np.testing.assert_allclose(out[0], [[1, .857143, .75], [.666667, .48, .375], [.5, .333333, .25]], atol=1e-6)
 
 
 def test_arithmetic_mean_of_the_same():
-  out = method.cover_mean(jnp.array([[1., .75, .5, .25]]), 3, 2, 'arithmetic')
+  out = windows_lib.cover_mean(jnp.array([[1., .75, .5, .25]]), 3, 2, 'arithmetic')
   np.testing.assert_allclose(out[0], [[1, .875, .75], [.75, .625, .5], [.5, .375, .25]], atol=1e-6)
 
 
 @pytest.mark.parametrize('side, count', [(2, 196), (3, 169), (15, 1), (1, 225)])
 def test_constant_scores_stay_at_every_coverage_count(side, count):
-  for mean in method.MEANS:
-    np.testing.assert_allclose(method.cover_mean(jnp.full((2, count), .3), 15, side, mean), .3, rtol=1e-6)
+  for mean in windows_lib.MEANS:
+    np.testing.assert_allclose(windows_lib.cover_mean(jnp.full((2, count), .3), 15, side, mean), .3, rtol=1e-6)
 
 
 @pytest.mark.parametrize('side', [2, 3])
 def test_aggregation_at_the_published_grid(side):
   scores = np.random.default_rng(0).uniform(.01, 1, (2, (16 - side) ** 2)).astype(np.float32)
-  out = method.cover_mean(jnp.asarray(scores), 15, side)
+  out = windows_lib.cover_mean(jnp.asarray(scores), 15, side)
   for i in range(2):
     np.testing.assert_allclose(out[i], harmonic(scores[i], 15, side), rtol=1e-5)
 
@@ -111,7 +112,7 @@ def test_aggregation_at_the_published_grid(side):
 def test_a_score_of_zero_makes_the_mean_zero_and_nothing_else():
   scores = np.full((1, 36), .5, np.float32)
   scores[0, 7] = 0  # the window at (1, 1) of 6 x 6
-  out = np.array(method.cover_mean(jnp.asarray(scores), 8, 3)[0])
+  out = np.array(windows_lib.cover_mean(jnp.asarray(scores), 8, 3)[0])
   assert np.all(out[1:4, 1:4] < 1e-20) and np.isfinite(out).all()
   out[1:4, 1:4] = .5
   np.testing.assert_allclose(out, .5, rtol=1e-6)

@@ -10,16 +10,13 @@ multi-crop prediction, which it does not define, can be had as CLIP-AD describes
 """
 
 import jax.numpy as jnp
-import numpy as np
 
-from zsad_jax import maps, multicrop, neighbours
+from zsad_jax import maps, multicrop, windows
 from zsad_jax.methods import prompts
 from zsad_jax.spec import Spec, Tap
 
 TEMPLATES = {'winclip22': prompts.WINCLIP_TEMPLATES, 'accurate21': prompts.ACCURATE_TEMPLATES}
-MEANS = ('harmonic', 'arithmetic')
 COMBINE = ('mean', 'sum')
-TINY = 1e-30  # 1 / TINY is finite in float32; a smaller score counts as this, and so any mean with it as 0
 
 
 def spec(clip, cfg):
@@ -48,14 +45,9 @@ def bank(learnable, frozen, categories, *, clip, cfg):
 
 
 def memory(frozen, reference_features, *, clip, cfg):
-  """Returns every category's reference features, all images and places pooled, {name: [C, M, E or D]}.
-
-  `windows` {side: [C, K n, E]} and `patches` [C, K N, D], of reference features with leading axes [C, K].
-  """
+  """Returns every category's reference features, all images and places pooled; see windows.pooled."""
   del frozen, clip, cfg
-  pooled = lambda x: x.reshape(x.shape[0], -1, x.shape[-1])
-  patches, = reference_features.taps.values()
-  return {'windows': {side: pooled(x) for side, x in reference_features.windows.items()}, 'patches': pooled(patches)}
+  return windows.pooled(reference_features)
 
 
 def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
@@ -68,66 +60,28 @@ def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
   del learnable, frozen
   pair = maps.of_category(bank, batch['category'])
   image = maps.states(features.cls[:, None], pair, cfg.temperature)[:, 0, 1]
-  scales = [cover_mean(maps.states(x, pair, cfg.temperature)[..., 1], clip.grid, side, cfg.mean.windows)
+  scales = [windows.cover_mean(maps.states(x, pair, cfg.temperature)[..., 1], clip.grid, side, cfg.mean.windows)
             for side, x in features.windows.items()]
   whole = jnp.broadcast_to(image[:, None, None], (len(image), clip.grid, clip.grid))
-  text_map = _mean(jnp.stack([*scales, whole]), cfg.mean.scales)
+  text_map = windows.mean_map(jnp.stack([*scales, whole]), cfg.mean.scales)
   score = multicrop.score(features, pair, cfg.temperature, cfg.multicrop)
   if not cfg.fewshot.shots:
     return {'score': score, 'map': maps.upsample_blur(text_map, clip.image_size, cfg.map.sigma)}
   if memory is None:
     raise ValueError(f'fewshot.shots is {cfg.fewshot.shots}, but predict was given no memory of references')
-  distance_map = _distances(memory, features, batch['category'], clip.grid, cfg)
+  distance_map = windows.distances(memory, features, batch['category'], clip.grid, cfg.mean.windows)
   both = text_map + distance_map
   fused = both / 2 if cfg.fewshot.combine == 'mean' else both
   return {'score': (score + distance_map.max((1, 2))) / 2,
           'map': maps.upsample_blur(fused, clip.image_size, cfg.map.sigma)}
 
 
-def cover_mean(scores, grid, side, mean='harmonic'):
-  """Returns for every patch the mean score of the windows that cover it, [B, G, G].
-
-  Harmonic: M[p] = n[p] / sum_{w covers p} 1 / s_w, with n[p] = 1 in a corner and side^2 inside, as nothing is padded.
-  The 0/1 matrix of which window covers which patch is the product of one such matrix along each axis.
-
-  Args:
-    scores: [B, n], at least 0, windows in row-major order.
-    grid: patches a side of the image.
-    side: patches a side of a window.
-    mean: one of MEANS.
-  """
-  places = grid - side + 1
-  offset = np.arange(grid)[:, None] - np.arange(places)[None]
-  axis = ((offset >= 0) & (offset < side)).astype(np.float32)  # [G, places]
-  count = axis.sum(1)[:, None] * axis.sum(1)[None]
-  total = lambda x: jnp.einsum('gi,bij,hj->bgh', axis, x.reshape(-1, places, places), axis, precision='highest')
-  if mean == 'harmonic':
-    return count[None] / total(1 / jnp.maximum(scores, TINY))
-  return total(scores) / count[None]
-
-
-def _distances(memory, features, category, grid, cfg):
-  """Returns M_ref [B, G, G]: the mean over window sizes and patch tokens of d = min_r (1 - cos(f, r)) / 2."""
-  def nearest(x, rows):
-    distances, _ = neighbours.nearest_by_category(x, rows, category)
-    return distances[..., 0] / 2
-
-  patches, = features.taps.values()
-  found = [cover_mean(nearest(x, memory['windows'][side]), grid, side, cfg.mean.windows)
-           for side, x in features.windows.items()]
-  return sum(found, maps.square(nearest(patches, memory['patches']))) / (len(found) + 1)
-
-
-def _mean(x, mean):
-  """Returns the mean over the first axis, one of MEANS."""
-  return 1 / (1 / jnp.maximum(x, TINY)).mean(0) if mean == 'harmonic' else x.mean(0)
-
-
 def check(clip, cfg):
   """Raises ValueError naming the first config key that is out of range."""
   few = cfg.fewshot
   for key, value, known in (('prompt.templates', cfg.prompt.templates, tuple(TEMPLATES)),
-                            ('mean.windows', cfg.mean.windows, MEANS), ('mean.scales', cfg.mean.scales, MEANS),
+                            ('mean.windows', cfg.mean.windows, windows.MEANS),
+                            ('mean.scales', cfg.mean.scales, windows.MEANS),
                             ('fewshot.combine', few.combine, COMBINE)):
     if value not in known:
       raise ValueError(f'{key} {value!r} is not one of {", ".join(known)}')

@@ -16,7 +16,7 @@ import ml_collections as mlc
 import numpy as np
 
 import zsad_jax
-from zsad_jax import data, encoder, evaluate, features, logs, methods, pretrain, runtime, train
+from zsad_jax import data, encoder, evaluate, features, generated, logs, methods, pretrain, runtime, train
 from zsad_jax.data import images, mosaic, naming, protocol, references
 from zsad_jax.models import clip as clip_lib
 from zsad_jax.models import files, hub, preprocess
@@ -37,23 +37,29 @@ def run(cfg, workdir, mode):
   if cfg.eval.oracle_epoch and hasattr(method, 'stages'):
     raise ValueError(f'eval.oracle_epoch is True, but the parts of {cfg.method} are trained one after another and have '
                      'no epochs in common')
-  if hasattr(method, 'loss') and not (cfg.checkpoint or cfg.data.allow_seen):
+  told = hasattr(method, 'examples')  # of texts, and so of no auxiliary images
+  if hasattr(method, 'loss') and not (told or cfg.checkpoint or cfg.data.allow_seen):
     protocol.check_names(cfg.data.aux, cfg.data.target, _words(cfg.data.aux_categories),
                          _words(cfg.data.target_categories))
   clip = load_clip(cfg, method)
   print(f'zsad_jax {zsad_jax.__version__}: {cfg.method} on CLIP {cfg.clip} at {cfg.image_size} px; '
         f'{runtime.device_summary()}', flush=True)
   # Both sets are opened before the first step, so that a wrong name costs seconds and not a training.
-  aux = open_data(cfg, 'aux') if trains(cfg, method, clip) else None
+  learns = trains(cfg, method, clip)
+  aux = open_data(cfg, 'aux') if learns and not told else None
   target = open_data(cfg, 'target') if mode != 'fit' else None
   if aux is not None and target is not None and not cfg.data.allow_seen:
     protocol.check_images(aux, target)
   if aux is not None:
     cfg = settled(with_aux_names(cfg, aux), method, clip, aux)
-  learnable = fit(cfg, workdir, method, clip, aux) if aux is not None and mode != 'evaluate' else None
+  learnable = fit(cfg, workdir, method, clip, aux) if learns and mode != 'evaluate' else None
   if target is not None:
     learnable = trained(cfg, workdir, method, clip, aux) if learnable is None else learnable
-    return evaluate_target(cfg, workdir, method, clip, learnable, aux, target)
+    if not (told and learns):
+      return evaluate_target(cfg, workdir, method, clip, learnable, aux, target)
+    return generated.evaluate(
+      cfg, learnable, lambda one, own: evaluate_target(one, workdir, method, clip, own, None, target),
+      results_folder(cfg, workdir, 'texts'), published(cfg))
   return None
 
 
@@ -66,6 +72,8 @@ def check(cfg):
       raise ValueError(f'{key} is {value}; it must be at least {low}')
   if 'fewshot' in cfg and cfg.fewshot.shots < 0:
     raise ValueError(f'fewshot.shots is {cfg.fewshot.shots}; it must be at least 0')
+  if cfg.eval.oracle_epoch and 'seeds' in cfg:
+    raise ValueError('eval.oracle_epoch is True, but several seeds are trained at once and each has its last epoch')
   if not 0 < cfg.eval.fpr_limit <= 1:
     raise ValueError(f'eval.fpr_limit is {cfg.eval.fpr_limit}; it must lie in (0, 1]')
   if cfg.features.max_gb <= 0:
@@ -143,7 +151,12 @@ def open_data(cfg, which, split=None):
 
 
 def fit(cfg, workdir, method, clip, dataset):
-  """Trains on the features of the auxiliary set, part by part where the method has stages; returns what was learned."""
+  """Trains on the features of the auxiliary set, part by part where the method has stages; returns what was learned.
+
+  A method with examples is trained on these in its place.
+  """
+  if dataset is None:
+    return generated.fit(cfg, workdir, method, clip, identity(cfg, method, clip, None))
   learnable, learned = method.init(jax.random.key(cfg.seed), clip, cfg), {}
   frozen, fresh = clip.params, cfg.get('mosaic', 0) > 0
   if hasattr(method, 'fixed'):
@@ -209,6 +222,8 @@ def identity(cfg, method, clip, dataset, stage=methods.WHOLE):
     functools.reduce(dict.__getitem__, path, recipe).pop(last)
   if stage.name:
     recipe['stage'] = [stage.name, stage.categories]
+  if dataset is None:
+    return {'weights': clip.fingerprint, **recipe}
   return {'weights': clip.fingerprint, 'auxiliary data': dataset.fingerprint,
           'spec': repr(method.spec(clip, cfg)._replace(crops=0)), 'features.storage': cfg.features.storage, **recipe}
 
@@ -222,7 +237,7 @@ def evaluate_target(cfg, workdir, method, clip, learnable, aux, dataset):
   result = measure(learnable)
   rules = protocol.record(aux, dataset, aux_name=cfg.data.aux, target_name=cfg.data.target,
                           allow_seen=cfg.data.allow_seen) | {
-    'selection': f'last epoch ({cfg.train.epochs})' if aux is not None else 'none', 'seed': cfg.seed,
+    'selection': f'last epoch ({cfg.train.epochs})' if trains(cfg, method, clip) else 'none', 'seed': cfg.seed,
     'checkpoint': cfg.checkpoint or None, 'references': drawn}
   write_results(cfg, workdir, clip, learnable, aux, dataset, result, rules, time.time() - start)
   means = {rules['selection']: result.summary}
@@ -276,11 +291,8 @@ def oracle(cfg, workdir, method, clip, aux, measure, last):
 
 def write_results(cfg, workdir, clip, learnable, aux, dataset, result, rules, seconds, suffix=''):
   """Writes metrics, manifest, pictures and page of an evaluation below workdir/results, and prints the table."""
-  pair = f'{naming.short(cfg.data.aux) if aux is not None else "nothing"}-to-{naming.short(cfg.data.target)}'
-  if rules['references']:
-    pair += f'-{cfg.fewshot.shots}shot'
-  pair += suffix
-  folder = workdir / 'results' / cfg.method / pair / f'seed{cfg.seed}'
+  source = 'nothing' if rules['selection'] == 'none' else 'texts' if aux is None else naming.short(cfg.data.aux)
+  folder = results_folder(cfg, workdir, source, suffix) / f'seed{cfg.seed}'
   logs.write_json(folder / 'metrics.json', {
     'protocol': rules, 'mean': result.summary, 'counts': result.counts,
     'per_category': {c: {m: v._asdict() for m, v in row.items()} for c, row in result.rows.items()}})
@@ -291,8 +303,9 @@ def write_results(cfg, workdir, clip, learnable, aux, dataset, result, rules, se
     shown[category] = f'pictures/{category}.png'
     logs.write_atomic(folder / shown[category], picture)
   label, learned = cfg.get('label', cfg.method), sum(x.size for x in jax.tree.leaves(learnable))
-  explanation = page.explain(label, cfg.clip, clip.image_size, learned, aux, dataset, rules['shared_images']['count'])
-  title = f'{label}, {pair}: split {cfg.data.split}, seed {cfg.seed}'
+  explanation = page.explain(label, cfg.clip, clip.image_size, learned, aux, dataset, rules['shared_images']['count'],
+                             source == 'texts')
+  title = f'{label}, {folder.parent.name}: split {cfg.data.split}, seed {cfg.seed}'
   logs.write_atomic(folder / 'index.html', page.render(
     title, explanation, result.rows, result.summary, published(cfg), shown))
 
@@ -302,13 +315,21 @@ def write_results(cfg, workdir, clip, learnable, aux, dataset, result, rules, se
   print(f'\nresults: {folder}\n' + (f'look at: {folder / "index.html"}' if shown else ''))
 
 
+def results_folder(cfg, workdir, source, suffix=''):
+  """The folder of the results of every seed: on the target, of what was learned from `source`."""
+  shots = f'-{cfg.fewshot.shots}shot' if 'fewshot' in cfg and cfg.fewshot.shots else ''
+  return workdir / 'results' / cfg.method / f'{source}-to-{naming.short(cfg.data.target)}{shots}{suffix}'
+
+
 def trained(cfg, workdir, method, clip, aux):
   """What an earlier run learned: config.checkpoint, or the workdir's newest checkpoint, held against the config."""
   if cfg.checkpoint:
     return method.load_official(files.read_safetensors(cfg.checkpoint), clip=clip, cfg=cfg)
   template = learned_shapes(cfg, method, clip)
-  if aux is None:
+  if not trains(cfg, method, clip):
     return template
+  if aux is None:
+    return generated.trained(cfg, workdir, method, clip, identity(cfg, method, clip, None))
   found = {}
   for stage in methods.stages(method, cfg):
     recipe = with_changes(cfg, stage.changes)
@@ -327,7 +348,7 @@ def learned_shapes(cfg, method, clip):
 
 
 def trains(cfg, method, clip):
-  """Whether this method learns from data.aux under this config."""
+  """Whether this method learns under this config, from data.aux or from examples of its own."""
   return hasattr(method, 'loss') and not cfg.checkpoint and bool(jax.tree.leaves(learned_shapes(cfg, method, clip)))
 
 
@@ -393,12 +414,13 @@ def git_revision():
 
 
 def published(cfg):
-  """The paper's means for this target, where weights and number of references are those of its measurement."""
+  """The paper's means for this target, where weights, number of references and `only` are as in its measurement."""
   if 'published' not in cfg:
     return None
   stated = cfg.published.to_dict()
   clip, shots = stated.pop('clip', 'vit_l14_336'), stated.pop('shots', 0)
   same = cfg.clip == clip and ('fewshot' not in cfg or cfg.fewshot.shots == shots)
+  same &= all(_get(cfg, key) == value for key, value in stated.pop('only', ()))
   return stated.get(cfg.data.target, {}) if same else None
 
 

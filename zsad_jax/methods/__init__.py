@@ -8,7 +8,7 @@ Every method has
   bank(learnable, frozen, categories, *, clip, cfg) -> bank
     text features per category and state, once per evaluation
   predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg) -> {'score': [B], 'map': [B, R, R]}
-    larger is more anomalous; every row is scored
+    larger is more anomalous; every row is scored. A method without maps returns none
 and, where its paper needs them,
   arch(arch, cfg) -> Arch
     the architecture to use the weights under, such as another activation; given what they were published with
@@ -32,8 +32,11 @@ and, where its paper needs them,
   finish(outputs, *, cfg) -> outputs
     where a score needs the whole category: numpy arrays of one category, score [n], map [n, R, R] and whatever
     else predict returned
-  examples(rng, frozen, clip, cfg) -> batch
-    training data that is not images
+  examples(seed, *, cfg) -> [(text, ...), ...]
+    on the host: training data that is not images, groups of equally many texts. Each text goes once through the text
+    tower; loss gets the features [B, k, E] of whole groups, not normalised, in place of the images', and no more of a
+    batch than valid [B]. cfg.seeds seeds are trained at once (zsad_jax/generated.py), whose texts, order, start and
+    randomness are their own; every function here is given one of them. cfg.ddof is of the standard deviation
   TOWERS = ('vit', 'resnet')
     the image towers it can read, by arch.vision.kind; ('vit',) where it does not say
   EVALUATION_KEYS
@@ -50,6 +53,9 @@ tree of arrays with leading axis C, of which predict takes the rows batch['categ
 
 Names: `categories` are object names as one says them, 'metal nut', in the order of batch['category']; where
 cfg.prompt.raw_names is set they are the categories themselves, 'metal_nut'.
+
+Statistics: learnable['statistics'], where there is such a key, no gradient reaches; loss returns the next ones as
+metrics['statistics'].
 
 Crops: a method whose image score is the class token's probability has cfg.multicrop. Its Spec's crops are
 multicrop.side, its score is multicrop.score (zsad_jax/multicrop.py), and one that is trained has 'multicrop' among
@@ -85,7 +91,7 @@ OPTIONAL = {
   'select': ('texts', 'dataset', '*', 'cfg'),
   'memory': ('frozen', 'reference_features', '*', 'clip', 'cfg'),
   'finish': ('outputs', '*', 'cfg'),
-  'examples': ('rng', 'frozen', 'clip', 'cfg'),
+  'examples': ('seed', '*', 'cfg'),
 }
 
 

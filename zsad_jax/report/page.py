@@ -26,7 +26,8 @@ def render(title: str, explanation: Sequence[str], rows: Mapping[str, Mapping], 
       metrics=metrics, percent=tables.percent, notes=tables.notes(rows, summary, metrics))
 
 
-def explain(method: str, clip: str, image_size: int, learned: int, aux, target, shared: int = 0) -> list[str]:
+def explain(method: str, clip: str, image_size: int, learned: int, aux, target, shared: int = 0,
+            texts: bool = False) -> list[str]:
   """Paragraphs on what a run did, what its numbers mean and what they do not.
 
   Args:
@@ -36,11 +37,12 @@ def explain(method: str, clip: str, image_size: int, learned: int, aux, target, 
     aux: data.Dataset that it learned on, or None.
     target: data.Dataset that it was evaluated on.
     shared: how many images of the target were learned on.
+    texts: whether it learned on texts.
   """
   done = f'{method} on CLIP {clip} at {image_size} px; '
   tested = f'Evaluated on {_described(target)}. '
   if aux is None:
-    done += 'no image was trained on.'
+    done += f'{learned} numbers were learned on texts, and ' * texts + 'no image was trained on.'
   else:
     done += f'{learned} numbers were learned on {_described(aux)}. CLIP itself was not changed.'
     tested += _news(aux, target, shared)

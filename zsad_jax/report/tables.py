@@ -65,11 +65,16 @@ def beside(rows: Sequence[tuple[str, Mapping, Mapping]], metrics: Sequence[str])
 
   Args:
     rows: (label, summary of `metrics.summarise`, {metric: published percent}); a metric that is not published, or
-      not under the row's conditions, has no brackets.
+      not under the row's conditions, has no brackets. A summary over seeds has a standard deviation 'std' as well.
     metrics: the columns.
   """
   lines = [['', *(m.replace('_', ' ') for m in metrics)], ['---'] * (1 + len(metrics))]
   for label, summary, published in rows:
-    cells = [percent(summary[m]['value']) + (f' ({published[m]:.1f})' if m in published else '') for m in metrics]
+    cells = [percent(summary[m]['value']) + _spread(summary[m].get('std')) +
+             (f' ({published[m]:.1f})' if m in published else '') for m in metrics]
     lines.append([label, *cells])
   return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def _spread(std: float | None) -> str:
+  return '' if std is None else f' ± {100 * std:.1f}'

@@ -1,0 +1,42 @@
+"""RWDA's tables: published means stand in their own columns and beside the rows they were measured with."""
+
+import importlib
+
+import ml_collections as mlc
+import pytest
+
+from zsad_jax import ablation, experiment
+from zsad_jax.report import tables
+
+
+def published(name):
+  cfg = mlc.FrozenConfigDict(importlib.import_module(f'configs.tables.{name}').get_config())
+  assert cfg.table.metrics == ('image_auroc', 'image_f1max', 'image_ap')
+  return {row.label: experiment.published(ablation.configured(cfg, row)) for row in cfg.table.rows.values()}
+
+
+def test_table_1():
+  """Its order is AUROC, AUPR, F1-max."""
+  found = published('rwda_1_main')
+  assert len(found) == 16
+  assert found['mvtec_ad, unknown, CLIP + ours'] == dict(image_auroc=92.2, image_ap=96.0, image_f1max=92.8)
+  assert found['visa, known, CLIP'] == dict(image_auroc=76.3, image_ap=80.4, image_f1max=78.8)
+  assert found['visa, 4 shots, CLIP + ours'] == dict(image_auroc=86.6, image_ap=88.4, image_f1max=84.5)
+
+
+def test_tables_2_and_3_and_figure_4():
+  two, three, four = map(published, ('rwda_2_multicrop', 'rwda_3_words', 'rwda_fig4_pairs'))
+  assert two['CLIP, without crops'] == dict(image_auroc=89.8, image_ap=95.4, image_f1max=92.1)
+  assert two['CLIP + ours, without crops'] == dict(image_ap=96.2)
+  assert two['CLIP + ours, with crops']['image_auroc'] == 92.2
+  assert len(three) == 32 and three['a, a damaged, CLIP + ours'] == dict(image_auroc=92.2)
+  assert three['a flawless, an anomalous, CLIP'] == dict(image_auroc=68.8)
+  assert three['a good, a defective, CLIP + ours'] == dict(image_auroc=86.3)
+  assert {row: bool(means) for row, means in four.items() if 'CLIP' in row} == {
+    f'CLIP + ours, {n} pairs': n == 10000 for n in (2000, 5000, 10000, 20000, 50000)}
+
+
+@pytest.mark.parametrize(('std', 'cell'), [(0.004, '91.2 ± 0.4 (92.2)'), (None, '91.2 (92.2)')])
+def test_a_spread_over_seeds_is_shown(std, cell):
+  text = tables.beside([('a', {'image_auroc': {'value': 0.9125, 'std': std}}, {'image_auroc': 92.2})], ['image_auroc'])
+  assert text.splitlines()[-1] == f'| a | {cell} |'

@@ -31,6 +31,9 @@ from configs import (
   coop,
   padim_clip,
   patchcore_clip,
+  rwda,
+  sdp,
+  sdp_plus,
   spade_clip,
   winclip,
 )
@@ -43,9 +46,14 @@ ZERO = {
   'clip_compound': ('CLIP, states and templates of APRIL-GAN', clip, {'prompt.ensemble': 'compound'}),
   'winclip': ('WinCLIP', winclip, {}),
   'clip_surgery': ('CLIP Surgery', clip_surgery, {}),
+  'sdp': ('SDP of CLIP-AD', sdp, {}),
+  'rwda': ('RWDA', rwda, {'seeds': 1}),
+  'rwda_known': ('RWDA, the object known', rwda, {'seeds': 1, 'prompt.class_word': ''}),
+  'rwda_ours': ('RWDA, its network alone', rwda, {'seeds': 1, 'score': 'fnn'}),
   'coop': ('CoOp', coop, {}),
   'cocoop': ('CoCoOp', cocoop, {}),
   'april_gan': ('APRIL-GAN', april_gan, {}),
+  'sdp_plus': ('SDP+ of CLIP-AD', sdp_plus, {}),
   'anomalyclip': ('AnomalyCLIP', anomalyclip, {}),
 }
 ABLATIONS = {
@@ -59,6 +67,8 @@ FEW = {f'{name}_{k}': (f'{title}, {k}-shot', module, {'fewshot.shots': k}) for n
   ('winclip', 'WinCLIP+', winclip), ('april_gan', 'APRIL-GAN', april_gan),
   ('patchcore', 'PatchCore on CLIP features', patchcore_clip), ('spade', 'SPADE on CLIP features', spade_clip),
   ('padim', 'PaDiM on CLIP features', padim_clip)) for k in (1, 2, 4)}
+FEW |= {f'rwda_{k}': (f'RWDA, {k}-shot', rwda, {'fewshot.shots': k, 'seeds': 1, 'prompt.class_word': ''})
+        for k in (1, 2, 4)}
 ROWS = ZERO | ABLATIONS | FEW
 METRICS = {'image_auroc': 'image AUROC', 'image_ap': 'image AP', 'pixel_auroc': 'pixel AUROC', 'aupro': 'AUPRO'}
 
@@ -105,7 +115,9 @@ def measure(module, changes):
 
 
 def cell(values):
-  """'61.2' of one value, '61.2 ± 0.4' of several (sample standard deviation)."""
+  """'61.2' of one value, '61.2 ± 0.4' of several (sample standard deviation), '-' of undefined ones."""
+  if np.isnan(values).any():
+    return '-'
   spread = f' ± {np.std(values, ddof=1):.1f}' if len(values) > 1 else ''
   return f'{np.mean(values):.1f}{spread}'
 

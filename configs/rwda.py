@@ -98,7 +98,7 @@ def method(score, known, shots):
   c.fnn.input = 'raw'  # embeddings as they are, of texts and of images, as the paper writes them; l2: normalised
 
   c.multicrop = common.multicrop()
-  c.multicrop.recipe = '003'  # CLIP-AD's, a guess; of each score by itself
+  c.multicrop.recipe = 'clip_ad'  # CLIP-AD's, a guess; of each score by itself
   c.fewshot = mlc.ConfigDict()
   c.fewshot.shots = shots  # normal references a category; 0 = zero-shot
   c.fewshot.seed = 0  # of the first seed's draw; the next has the next

@@ -13,7 +13,7 @@ them), and for WinCLIP+ image AUROC, AP, F1-max, mean and standard deviation ove
   2 shots   MVTec AD  image 94.4 +- 1.3, 97.0 +- 0.7, 94.4 +- 0.8    VisA  84.6 +- 2.4, 85.8 +- 2.7, 83.0 +- 1.4
   4 shots   MVTec AD  image 95.2 +- 1.3, 97.3 +- 0.6, 94.7 +- 0.8    VisA  87.3 +- 1.8, 88.8 +- 1.8, 84.2 +- 1.6
 These image numbers are with a multi-crop prediction that the paper does not define and this is without, unless asked
-for CLIP-AD's by --config.multicrop.recipe=003, at ten more passes of the image tower. Without any, RWDA's table 2
+for CLIP-AD's by --config.multicrop.recipe=clip_ad, at ten more passes of the image tower. Without any, RWDA's table 2
 gives 90.8, 96.1 (AP), 92.5 (F1-max) for WinCLIP on MVTec AD. What can be expected here is what the reproduction
 Accurate-WinCLIP reports of itself, in the first order:
   0 shots   MVTec AD  pixel 82.3, 24.8, 18.2, 61.9   image 90.4, 92.7, 95.6

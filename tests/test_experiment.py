@@ -105,7 +105,7 @@ def test_one_training_serves_every_value_of_the_evaluation_keys(run, tmp_path):
   shutil.copytree(workdir, tmp_path / 'work')
   changed = mlc.ConfigDict(cfg.to_dict())
   changed.update_from_flattened_dict(
-    {'map.sigma': 2.0, 'prompt.object_re': True, 'multicrop.recipe': '003', 'eval.pictures': 0})
+    {'map.sigma': 2.0, 'prompt.object_re': True, 'multicrop.recipe': 'clip_ad', 'eval.pictures': 0})
   experiment.run(mlc.FrozenConfigDict(changed), tmp_path / 'work', 'evaluate')
   keys = [json.loads(p.read_text())['key'] for p in workdir.parent.glob('data/features/*/meta.json')]
   assert len(keys) == 3 and sum('crops=64' in key['spec'] for key in keys) == 1  # none of the auxiliary images

@@ -19,7 +19,7 @@ from zsad_jax.spec import Features
 TEXT = np.eye(2, dtype=np.float32)
 
 
-def keys(recipe='003', average='prob', resize=0):
+def keys(recipe='clip_ad', average='prob', resize=0):
   c = common.multicrop()
   c.recipe, c.average, c.resize = recipe, average, resize
   return mlc.FrozenConfigDict(c)
@@ -41,19 +41,19 @@ def test_golden_score():
   crops = 0.9 * low + 0.1 * high
   assert found('none') == pytest.approx(0.5)
   assert found('ten') == pytest.approx(crops) and crops == pytest.approx(0.1953623)
-  assert found('003') == pytest.approx((crops + 0.5) / 2)
+  assert found('clip_ad') == pytest.approx((crops + 0.5) / 2)
   # Logits of a crop: +-2 apart; the image's are equal.
   assert found('ten', 'logit') == pytest.approx(sigmoid(0.9 * -2 + 0.1 * 2))
-  assert found('003', 'logit') == pytest.approx(sigmoid((0.9 * -2 + 0.1 * 2) / 2))
+  assert found('clip_ad', 'logit') == pytest.approx(sigmoid((0.9 * -2 + 0.1 * 2) / 2))
   # The mean class token of the crops is (0.9, 0.1) before it is normalised, whatever their lengths were.
   mean = np.array([0.9, 0.1])
   assert found('ten', 'embedding') == pytest.approx(sigmoid((mean[1] - mean[0]) / np.linalg.norm(mean) / 0.5))
   mean = (mean + np.sqrt(0.5)) / 2
-  assert found('003', 'embedding') == pytest.approx(sigmoid((mean[1] - mean[0]) / np.linalg.norm(mean) / 0.5))
+  assert found('clip_ad', 'embedding') == pytest.approx(sigmoid((mean[1] - mean[0]) / np.linalg.norm(mean) / 0.5))
 
 
 @pytest.mark.parametrize('average', multicrop.AVERAGES)
-@pytest.mark.parametrize('recipe', ['ten', '003'])
+@pytest.mark.parametrize('recipe', ['ten', 'clip_ad'])
 def test_an_image_that_all_crops_are_like_keeps_its_score(recipe, average):
   rng = np.random.default_rng(0)
   cls = rng.standard_normal((3, 5)).astype(np.float32)
@@ -84,8 +84,8 @@ def test_crops_are_cut_from_an_image_an_eighth_larger(size, side):
 
 
 @pytest.mark.parametrize(('values', 'message'), [
-  (('five',), r"multicrop\.recipe 'five' is not one of none, 003, ten"),
-  (('003', 'score'), r"multicrop\.average 'score' is not one of prob, embedding, logit"),
+  (('five',), r"multicrop\.recipe 'five' is not one of none, clip_ad, ten"),
+  (('clip_ad', 'score'), r"multicrop\.average 'score' is not one of prob, embedding, logit"),
   (('none', 'score'), r"multicrop\.average 'score' is not one of"),
   (('ten', 'prob', 239), r'multicrop\.resize 239 is smaller than image_size 240'),
   (('ten', 'prob', -1), r'multicrop\.resize -1 is smaller than image_size 240')])
@@ -116,7 +116,7 @@ def test_every_method_reads_crops_and_moves_its_score_alone(name, tiny):
     return mlc.FrozenConfigDict(changed)
 
   cfgs = {recipe: configured(recipe) for recipe in multicrop.RECIPES}
-  spec = method.spec(tiny, cfgs['003'])
+  spec = method.spec(tiny, cfgs['clip_ad'])
   assert spec.crops == 36 and method.spec(tiny, cfgs['none']) == spec._replace(crops=0)
   if hasattr(method, 'loss'):
     assert 'multicrop' in method.EVALUATION_KEYS
@@ -133,14 +133,14 @@ def test_every_method_reads_crops_and_moves_its_score_alone(name, tiny):
     bank = method.bank(learnable, frozen, ('bolt',), clip=tiny, cfg=cfg)
     predict = lambda features, recipe: method.predict(
       learnable, frozen, bank, None, features, {'category': jnp.zeros(3, jnp.int32)}, clip=tiny, cfg=cfgs[recipe])
-    return {recipe: predict(features, recipe) for recipe in cfgs} | {'same': predict(same, '003')}
+    return {recipe: predict(features, recipe) for recipe in cfgs} | {'same': predict(same, 'clip_ad')}
 
   out = jax.device_get(run(tiny.params, features, same))
   for other in out.values():
     np.testing.assert_array_equal(other['map'], out['none']['map'])
   score = {recipe: out[recipe]['score'] for recipe in out}
   assert np.abs(score['ten'] - score['none']).min() > 1e-4
-  np.testing.assert_allclose(score['003'], (score['none'] + score['ten']) / 2, atol=1e-6)
+  np.testing.assert_allclose(score['clip_ad'], (score['none'] + score['ten']) / 2, atol=1e-6)
   np.testing.assert_allclose(score['same'], score['none'], atol=1e-5)
 
 
@@ -166,17 +166,18 @@ def specs(tmp):
 def test_a_run_with_crops_takes_the_rest_from_the_store_of_a_run_without(folder, monkeypatch):
   seen, run = [], experiment.evaluate.run
   monkeypatch.setattr(experiment.evaluate, 'run', lambda *args, **rest: seen.append(run(*args, **rest)) or seen[-1])
-  for recipe in ('none', '003'):
+  for recipe in ('none', 'clip_ad'):
     cfg = configured(clip, folder, **{'multicrop.recipe': recipe})
     experiment.run(cfg, folder / recipe, 'run')
   assert np.abs(seen[0].scores - seen[1].scores).min() > 1e-4
-  manifest, = folder.glob('003/results/clip/*/*/manifest.json')
-  assert json.loads(manifest.read_text())['config']['multicrop'] == {'average': 'prob', 'recipe': '003', 'resize': 0}
+  manifest, = folder.glob('clip_ad/results/clip/*/*/manifest.json')
+  config = json.loads(manifest.read_text())['config']
+  assert config['multicrop'] == {'average': 'prob', 'recipe': 'clip_ad', 'resize': 0}
   assert sorted('crops=36' in spec for spec in specs(folder)) == [False, True]
 
 
 def test_a_winclip_run_with_crops(folder):
-  experiment.run(configured(winclip, folder, windows=(2,), **{'multicrop.recipe': '003'}), folder / 'work', 'run')
+  experiment.run(configured(winclip, folder, windows=(2,), **{'multicrop.recipe': 'clip_ad'}), folder / 'work', 'run')
   path, = folder.glob('work/results/winclip/*/*/metrics.json')
   assert json.loads(path.read_text())['mean']['image_auroc']['count'] == 1
   found = sorted(('crops=36' in spec, 'windows=(2,)' in spec) for spec in specs(folder))

@@ -11,8 +11,8 @@ import numpy as np
 
 from zsad_jax import maps
 
-# {multicrop.recipe: what the whole image weighs}; ten crops share the rest. '003' is CLIP-AD's.
-RECIPES = {'none': 1.0, '003': 0.5, 'ten': 0.0}
+# {multicrop.recipe: what the whole image weighs}; ten crops share the rest.
+RECIPES = {'none': 1.0, 'clip_ad': 0.5, 'ten': 0.0}
 AVERAGES = ('prob', 'embedding', 'logit')
 
 

@@ -18,7 +18,7 @@ def get_config(arg=None):
   """RWDA's config and rows without crops, then with those of CLIP-AD; `:demo` on the embedded tiny CLIP."""
   c, rows = rwda.get_config(arg), []
   target = 'mvtec_ad' if arg != 'demo' else c.data.target
-  for recipe, said in (('none', 'without crops'), ('003', 'with crops')):
+  for recipe, said in (('none', 'without crops'), ('clip_ad', 'with crops')):
     for label, score in ROWS:
       row = rwda_1_main.row(f'{label}, {said}', score, target=target, changes={'multicrop.recipe': recipe})
       if recipe == 'none':

@@ -335,7 +335,7 @@ def test_temperatures_of_training_and_of_scores_are_apart(watched, golden, monke
   assert ask() == pytest.approx(np.log1p(np.exp(-10)), rel=1e-3)
   assert ask(loss__temperature=0.07) == pytest.approx(np.log1p(np.exp(-.1 / .07)), rel=1e-4)
   assert method.EVALUATION_KEYS == ('map.sigma', 'multicrop', 'temperature', 'use_logit_scale')
-  assert ask() == ask(map__sigma=1., temperature=1., use_logit_scale=True, multicrop__recipe='003')
+  assert ask() == ask(map__sigma=1., temperature=1., use_logit_scale=True, multicrop__recipe='clip_ad')
   cfg = configured(map__sigma=0.)
   out = method.predict(learned(), watched.params, None, None, features, batch, clip=watched, cfg=cfg)
   np.testing.assert_allclose(out['score'], 0.806679, rtol=1e-5)

@@ -238,7 +238,7 @@ def test_evaluation_keys_do_not_reach_the_loss(clip, golden):
   ask = lambda **changes: float(loss_of(learned(), clip.params, *rows(golden, slice(0, 4)), None, clip=clip,
                                         cfg=configured(**changes))[0])
   assert method.EVALUATION_KEYS == ('map.sigma', 'multicrop', 'temperature', 'use_logit_scale')
-  assert ask() == ask(map__sigma=1., temperature=1., use_logit_scale=True, multicrop__recipe='003')
+  assert ask() == ask(map__sigma=1., temperature=1., use_logit_scale=True, multicrop__recipe='clip_ad')
 
 
 def test_a_category_without_texts_does_not_pass_for_another(clip, golden):

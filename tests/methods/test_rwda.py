@@ -293,7 +293,7 @@ def test_crops_average_probabilities_and_not_embeddings():
   cls, crops = normals(3, EMBED), normals(3, 10, EMBED)
   features, kinds = Features(cls, {}, crops=crops), {}
   for average in multicrop.AVERAGES:
-    cfg = small(score='fnn', multicrop__recipe='003', multicrop__average=average)
+    cfg = small(score='fnn', multicrop__recipe='clip_ad', multicrop__average=average)
     kinds[average] = scored(cfg, features)['score']
   views = np.concatenate([cls[:, None], crops], 1)
   logits = np.asarray(method.network(network(small()), views, small()))
@@ -304,7 +304,7 @@ def test_crops_average_probabilities_and_not_embeddings():
   joint = np.asarray(method.network(network(small()), mean, small()))
   np.testing.assert_allclose(kinds['embedding'], sigmoid(joint), atol=1e-6)
   assert np.abs(kinds['prob'] - kinds['embedding']).max() > 1e-4
-  assert configured().multicrop.recipe == '003' and configured().multicrop.average == 'prob'
+  assert configured().multicrop.recipe == 'clip_ad' and configured().multicrop.average == 'prob'
 
 
 def test_references_add_half_the_distance_from_the_nearest_of_their_category():
@@ -321,7 +321,7 @@ def test_references_add_half_the_distance_from_the_nearest_of_their_category():
   same = {'score': np.ones(2), 'distance': np.full(2, 0.3)}
   np.testing.assert_array_equal(method.finish(same, cfg=small(fewshot__s_img='cls_minmax'))['score'], [1, 1])
   crops = np.repeat(memory[:, :1], 10, axis=1)  # of the first image all like its first reference, of the second too
-  crowded = scored(small(fewshot__shots=2, multicrop__recipe='003'), Features(features.cls, {}, crops=crops),
+  crowded = scored(small(fewshot__shots=2, multicrop__recipe='clip_ad'), Features(features.cls, {}, crops=crops),
                    memory=memory, category=[0, 1])
   np.testing.assert_allclose(crowded['distance'], [0.05, 0.25], atol=1e-6)
   with pytest.raises(ValueError, match=r'fewshot\.shots is 2, but predict was given no memory'):

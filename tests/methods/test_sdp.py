@@ -288,7 +288,8 @@ def test_direct_compares_clips_own_last_patches(clip, shell):
   (dict(surgery__prob_scale=-1.0), 'surgery.prob_scale -1.0 is not positive'),
   (dict(map__sigma=-1.0), 'map.sigma -1.0 is not 0 or more'),
   (dict(rvs__method='median'), "rvs.method 'median' is not one of"),
-  (dict(layers=(3,), multicrop__recipe='003'), "multicrop.recipe '003': crops are scored by CLIP's own class token")])
+  (dict(layers=(3,), multicrop__recipe='clip_ad'),
+   "multicrop.recipe 'clip_ad': crops are scored by CLIP's own class token")])
 def test_bad_keys(changes, message):
   with pytest.raises(ValueError, match=message):
     method.spec(BPLUS, configured(**changes))

@@ -61,7 +61,7 @@ def test_loaded_by_path_it_is_the_transcription(folder):
   np.testing.assert_allclose(encoder.encode(ours, Spec(64))(ours.params, images).cls, want, atol=1e-4)
 
 
-@pytest.mark.parametrize('recipe', ['none', '003'])
+@pytest.mark.parametrize('recipe', ['none', 'clip_ad'])
 def test_method_clip_evaluates_a_resnet(folder, tmp_path, recipe):
   draw(tmp_path / 'target', {'wood': (90, 60, 30), 'metal_nut': (60, 60, 90)}, images=3)
   cfg = config(clip_config, folder, tmp_path, **{'multicrop.recipe': recipe})

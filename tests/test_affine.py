@@ -3,8 +3,6 @@
 APRIL-GAN's own tests hold the formulas against a transcription.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import ml_collections as mlc
@@ -53,9 +51,3 @@ def test_normal_pixels_may_weigh_nothing_in_the_focal_loss():
   assert both['loss_dice'] == literal['loss_dice']
   with pytest.raises(ValueError, match='masks are 8x8; the loss needs them at image_size 16'):
     affine.loss(learnable, features, pair, {**batch, 'mask': batch['mask'][:, :8, :8]}, clip=TINY, cfg=CFG)
-
-
-@pytest.mark.parametrize('layers', [(), (2, 2), (0, 3), (3, 7)])
-def test_bad_layers(layers):
-  with pytest.raises(ValueError, match=r'are not different blocks in 1\.\.6, those of tiny'):
-    affine.check_layers(dataclasses.replace(TINY), layers)

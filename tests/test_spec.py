@@ -1,6 +1,9 @@
-"""A Spec's text names stores and checkpoints: it must not change where it says nothing new."""
+"""A Spec's text names stores and checkpoints and must not change where it says nothing new; what layers may be."""
 
-from zsad_jax.spec import Features, Side, Spec, Tap
+import pytest
+
+from zsad_jax.models import clip as clip_lib
+from zsad_jax.spec import Features, Side, Spec, Tap, check_layers
 
 
 def test_text_is_that_of_the_fields_that_stores_were_written_with():
@@ -42,3 +45,10 @@ def test_crops_have_a_spec_of_their_own():
 
 def test_features_without_windows_and_crops():
   assert Features(None, {}).windows == {} and Features(None, {}).crops is None
+
+
+@pytest.mark.parametrize('layers', [(), (2, 2), (0, 3), (3, 7)])
+def test_bad_layers(layers):
+  tiny = clip_lib.Clip(clip_lib.ARCHS['tiny'], 16, params=None)
+  with pytest.raises(ValueError, match=r'are not different blocks in 1\.\.6, those of tiny'):
+    check_layers(tiny, layers)

@@ -6,6 +6,7 @@ compared with the texts of "normal" and "abnormal". Logits are upsampled, then s
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zsad_jax import losses, maps
 from zsad_jax.spec import Tap
@@ -33,29 +34,40 @@ def init(rng, layers, arch):
 
 
 def loss(learnable, features, pair, batch, *, clip, cfg, normal_weight=1.0):
-  """Returns {'loss_focal', 'loss_dice'}, sums over the blocks of Focal(S) and Dice(S_a).
-
-  S are the probabilities at image_size, the masks' resolution. An image whose mask is unknown counts for nothing.
+  """Returns `focal_and_dice` of the blocks' layers.
 
   Args:
     learnable: as `init` gives it.
     features: raw tokens of every block.
     pair: text features [2, E] or [B, 2, E], normal then abnormal.
-    batch: mask [B, R, R], valid [B] and, where some masks are unknown, has_mask [B].
+    batch, normal_weight: see focal_and_dice.
     clip, cfg: of the config, `layers` and `temperature`.
+  """
+  found = [_excess(learnable, features, block, pair, clip, cfg) for block in cfg.layers]
+  return focal_and_dice(found, batch, clip.image_size, normal_weight=normal_weight)
+
+
+def focal_and_dice(excesses, batch, size, *, normal_weight=1.0):
+  """Returns {'loss_focal', 'loss_dice'}, sums over the blocks of Focal(S) and Dice(S_a).
+
+  S are the probabilities at image_size, the masks' resolution. An image whose mask is unknown counts for nothing.
+
+  Args:
+    excesses: [B, R, R] of every block, as `excess` gives them.
+    batch: mask [B, R, R], valid [B] and, where some masks are unknown, has_mask [B].
+    size: R.
     normal_weight: of normal pixels in the focal loss.
 
   Raises:
     ValueError: masks of another size.
   """
-  mask, size = batch['mask'], clip.image_size
+  mask = batch['mask']
   if mask.shape[1:] != (size, size):
     raise ValueError(f'masks are {mask.shape[1]}x{mask.shape[2]}; the loss needs them at image_size {size}')
   known = batch['valid'] * batch['has_mask'] if 'has_mask' in batch else batch['valid']
   parts = {'loss_focal': 0.0, 'loss_dice': 0.0}
-  for block in cfg.layers:
-    excess = _excess(learnable, features, block, pair, clip, cfg)
-    probs = jnp.stack([jax.nn.sigmoid(-excess), jax.nn.sigmoid(excess)], axis=-1)
+  for found in excesses:
+    probs = jnp.stack([jax.nn.sigmoid(-found), jax.nn.sigmoid(found)], axis=-1)
     parts['loss_focal'] += losses.focal(probs, mask, known, normal_weight=normal_weight)
     parts['loss_dice'] += losses.dice(probs[..., 1], mask, known)
   return parts
@@ -66,17 +78,49 @@ def anomaly_map(learnable, features, pair, *, clip, cfg):
   return sum(jax.nn.sigmoid(_excess(learnable, features, block, pair, clip, cfg)) for block in cfg.layers)
 
 
-def check_layers(clip, layers):
-  """Raises ValueError unless `layers` are different blocks of the image tower."""
-  blocks = clip.arch.vision.layers
-  if not layers or len(set(layers)) < len(layers) or not all(1 <= block <= blocks for block in layers):
-    raise ValueError(f'layers {layers} are not different blocks in 1..{blocks}, those of {clip.arch.name}')
+def apply(layer, tokens):
+  """Returns tokens [B, N, W] after one layer, [B, N, E]."""
+  return jnp.matmul(tokens, layer['kernel']) + layer['bias'][None, None]
+
+
+def excess(tokens, pair, temperature, size):
+  """Returns the abnormal logit less the normal one, upsampled, [B, R, R]: of two states, all that a softmax sees.
+
+  Args:
+    tokens: [B, N, E] after the layers, not normalised.
+    pair: see `loss`.
+    temperature: divides every cosine.
+    size: R.
+  """
+  logits = maps.logits(maps.normalize(tokens), pair, temperature)  # [B, N, 2]
+  return maps.upsample(maps.square(logits[..., 1] - logits[..., 0]), size, align_corners=True)
+
+
+def from_released(arrays, widths, embed):
+  """Returns one layer {'kernel', 'bias'} for each of the tokens' `widths`, from a released checkpoint's arrays.
+
+  Args:
+    arrays: {name: array} of its 'trainable_linearlayer'.
+    widths: W of each layer, in order.
+    embed: E of all.
+
+  Raises:
+    ValueError: lists every name that is missing or unknown and every shape that does not fit.
+  """
+  have = {name.removeprefix('trainable_linearlayer.'): np.asarray(array) for name, array in arrays.items()}
+  want = {}
+  for i, width in enumerate(widths):
+    want |= {f'fc.{i}.weight': (embed, width), f'fc.{i}.bias': (embed,)}
+  wrong = [f'missing {name}' for name in want if name not in have]
+  wrong += [f'unknown {name} {array.shape}' for name, array in have.items() if name not in want]
+  wrong += [f'{name} is {have[name].shape}, not {shape}' for name, shape in want.items()
+            if name in have and have[name].shape != shape]
+  if wrong:
+    raise ValueError('checkpoint does not fit this config (layers, CLIP): ' + '; '.join(wrong))
+  return [{'kernel': jnp.asarray(have[f'fc.{i}.weight'].T, jnp.float32),
+           'bias': jnp.asarray(have[f'fc.{i}.bias'], jnp.float32)} for i in range(len(widths))]
 
 
 def _excess(learnable, features, block, pair, clip, cfg):
-  """The abnormal logit less the normal one, upsampled, [B, R, R]: of two states, all that a softmax sees."""
-  layer = learnable[name(block)]
   tokens = features.taps[tap(block).name].astype(jnp.float32)
-  projected = maps.normalize(jnp.matmul(tokens, layer['kernel']) + layer['bias'][None, None])
-  logits = maps.logits(projected, pair, cfg.temperature)  # [B, N, 2]
-  return maps.upsample(maps.square(logits[..., 1] - logits[..., 0]), clip.image_size, align_corners=True)
+  return excess(apply(learnable[name(block)], tokens), pair, cfg.temperature, clip.image_size)

@@ -9,10 +9,9 @@ the released code's; the paper's eq. 8 and 9 count one block twice.
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 
 from zsad_jax import maps, multicrop
-from zsad_jax.spec import Side, Spec, Tap
+from zsad_jax.spec import Side, Spec, Tap, check_layers
 
 PATHS = ('surgery', 'direct')
 SCORE_NORMS = ('class_minmax', 'none')
@@ -109,13 +108,7 @@ def finish(outputs, cfg):
   """Returns the outputs of one category, numpy arrays, with the score that score_norm says; see score."""
   if cfg.score_norm == 'none':
     return outputs
-  return {**outputs, 'score': stretch(outputs['score']) + stretch(outputs['map'].max((1, 2)))}
-
-
-def stretch(values):
-  """Returns numpy values [n] moved and scaled to 0..1; 0 where all are equal."""
-  low, high = values.min(), values.max()
-  return (values - low) / (high - low) if high > low else np.zeros_like(values)
+  return {**outputs, 'score': maps.stretch(outputs['score']) + maps.stretch(outputs['map'].max((1, 2)))}
 
 
 def stage_length(vision, cfg):
@@ -125,10 +118,8 @@ def stage_length(vision, cfg):
 
 def check(clip, cfg):
   """Raises ValueError naming the first config key that is out of range."""
-  vision, layers = clip.arch.vision, tuple(cfg.layers)
-  last = vision.layers
-  if not layers or len(set(layers)) < len(layers) or not all(1 <= block <= last for block in layers):
-    raise ValueError(f'layers {layers} are not different blocks in 1..{last}, those of {clip.arch.name}')
+  vision, last = clip.arch.vision, clip.arch.vision.layers
+  check_layers(clip, cfg.layers)
   if vision.kind == 'vit' and (cfg.stage < 0 or last % (cfg.stage or 4)):
     raise ValueError(f'stage {cfg.stage} is no number of blocks that divides the {last} of {clip.arch.name}; 0 is a '
                      'quarter of them, where there is one')

@@ -60,6 +60,12 @@ def of_category(text, category):
   return text[0] if text.shape[0] == 1 else jnp.take(text, category, axis=0)
 
 
+def stretch(values):
+  """Returns values [n], a numpy array, moved and scaled to 0..1; 0 where all are equal."""
+  low, high = values.min(), values.max()
+  return (values - low) / (high - low) if high > low else np.zeros_like(values)
+
+
 def square(tokens):
   """Returns patch tokens [B, N, ...] as a row-major grid [B, G, G, ...]; raises ValueError unless N = G^2."""
   grid = round(tokens.shape[1] ** 0.5)

@@ -115,3 +115,10 @@ class Features(NamedTuple):
   taps: dict[str, Any]
   windows: dict[int, Any] = {}  # noqa: RUF012 (never written)
   crops: Any = None
+
+
+def check_layers(clip, layers):
+  """Raises ValueError unless `layers` are different blocks of the image tower, at least one."""
+  blocks, layers = clip.arch.vision.layers, tuple(layers)
+  if not layers or len(set(layers)) < len(layers) or not all(1 <= block <= blocks for block in layers):
+    raise ValueError(f'layers {layers} are not different blocks in 1..{blocks}, those of {clip.arch.name}')

@@ -8,12 +8,9 @@ to the map, and the map's peak to the score. Defaults are the released code's.
 
 import dataclasses
 
-import jax.numpy as jnp
-import numpy as np
-
 from zsad_jax import affine, maps, multicrop, neighbours
 from zsad_jax.methods import prompts
-from zsad_jax.spec import Spec
+from zsad_jax.spec import Spec, check_layers
 
 ACTIVATIONS = ('gelu', 'quick_gelu')
 SCORE_NORMS = ('class_minmax', 'none')
@@ -110,8 +107,7 @@ def finish(outputs, *, cfg):
     return outputs
   peak = outputs['map'].max(axis=(1, 2))
   if cfg.score_norm == 'class_minmax':
-    low, high = peak.min(), peak.max()
-    peak = (peak - low) / (high - low) if high > low else np.zeros_like(peak)
+    peak = maps.stretch(peak)
   return {**outputs, 'score': (outputs['score'] + peak) / 2}
 
 
@@ -121,25 +117,14 @@ def load_official(arrays, *, clip, cfg):
   Raises:
     ValueError: lists every name that is missing or unknown and every shape that does not fit the config.
   """
-  have = {name.removeprefix('trainable_linearlayer.'): np.asarray(array) for name, array in arrays.items()}
-  width, embed = clip.arch.vision.width, clip.arch.embed_dim
-  want = {}
-  for i in range(len(cfg.layers)):
-    want |= {f'fc.{i}.weight': (embed, width), f'fc.{i}.bias': (embed,)}
-  wrong = [f'missing {name}' for name in want if name not in have]
-  wrong += [f'unknown {name} {array.shape}' for name, array in have.items() if name not in want]
-  wrong += [f'{name} is {have[name].shape}, not {shape}' for name, shape in want.items()
-            if name in have and have[name].shape != shape]
-  if wrong:
-    raise ValueError('checkpoint does not fit this config (layers, CLIP): ' + '; '.join(wrong))
-  return {affine.name(block): {'kernel': jnp.asarray(have[f'fc.{i}.weight'].T, jnp.float32),
-                               'bias': jnp.asarray(have[f'fc.{i}.bias'], jnp.float32)}
-          for i, block in enumerate(cfg.layers)}
+  widths = [clip.arch.vision.width] * len(cfg.layers)
+  layers = affine.from_released(arrays, widths, clip.arch.embed_dim)
+  return {affine.name(block): layer for block, layer in zip(cfg.layers, layers)}
 
 
 def check(clip, cfg):
   """Raises ValueError naming the first config key that is out of range."""
-  affine.check_layers(clip, tuple(cfg.layers))
+  check_layers(clip, cfg.layers)
   _one_of('act', cfg.act, ACTIVATIONS)
   _one_of('score_norm', cfg.score_norm, SCORE_NORMS)
   if not cfg.temperature > 0:

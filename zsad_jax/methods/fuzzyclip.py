@@ -22,7 +22,7 @@ from absl import logging
 
 from zsad_jax import affine, grouping, losses, maps, multicrop
 from zsad_jax.methods import Stage, prompts
-from zsad_jax.spec import Spec
+from zsad_jax.spec import Spec, check_layers
 
 ENSEMBLES = {
   'april': (prompts.COMPOUND_STATES, prompts.COMPOUND_TEMPLATES),
@@ -217,7 +217,7 @@ def pair(prompt, frozen, names, *, clip, cfg):
 
 def check(clip, cfg):
   """Raises ValueError naming the first config key that is out of range."""
-  affine.check_layers(clip, tuple(cfg.layers))
+  check_layers(clip, cfg.layers)
   grouping.check(cfg.csp)
   for key in CHOICES:
     _one_of(cfg, key)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zsad_jax import maps
-from zsad_jax.spec import Spec, Tap
+from zsad_jax.spec import Spec, Tap, check_layers
 
 
 def spec(clip, cfg):
@@ -88,14 +88,12 @@ def dimensions(width, cfg):
 
 def check(clip, cfg):
   """Raises ValueError naming the first config key that is out of range."""
-  blocks, layers = clip.arch.vision.layers, tuple(cfg.layers)
-  if not layers or len(set(layers)) < len(layers) or not all(1 <= block <= blocks for block in layers):
-    raise ValueError(f'layers {layers} are not different blocks in 1..{blocks}, those of {clip.arch.name}')
+  check_layers(clip, cfg.layers)
   if cfg.fewshot.shots < 1:
     raise ValueError(f'fewshot.shots {cfg.fewshot.shots} is not 1 or more: without normal images there is no score')
   if cfg.padim.dims < 1:
     raise ValueError(f'padim.dims {cfg.padim.dims} is not 1 or more')
-  dimensions(len(layers) * clip.arch.vision.width, cfg)
+  dimensions(len(cfg.layers) * clip.arch.vision.width, cfg)
   if not cfg.padim.eps > 0:
     raise ValueError(f'padim.eps {cfg.padim.eps} is not positive')
   if not cfg.map.sigma >= 0:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from zsad_jax import maps, neighbours
-from zsad_jax.spec import Spec, Tap
+from zsad_jax.spec import Spec, Tap, check_layers
 
 
 def spec(clip, cfg):
@@ -120,9 +120,7 @@ def weight(patch, memory, category, nearest, distance, support):
 
 def check(clip, cfg):
   """Raises ValueError naming the first config key that is out of range."""
-  blocks, layers = clip.arch.vision.layers, tuple(cfg.layers)
-  if not layers or len(set(layers)) < len(layers) or not all(1 <= block <= blocks for block in layers):
-    raise ValueError(f'layers {layers} are not different blocks in 1..{blocks}, those of {clip.arch.name}')
+  check_layers(clip, cfg.layers)
   if cfg.fewshot.shots < 1:
     raise ValueError(f'fewshot.shots {cfg.fewshot.shots} is not 1 or more: without normal images there is no score')
   if cfg.pool < 1 or cfg.pool % 2 == 0:

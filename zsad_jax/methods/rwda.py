@@ -162,8 +162,7 @@ def finish(outputs, *, cfg):
     return outputs
   distance = outputs['distance']
   if cfg.fewshot.s_img == 'cls_minmax':
-    low, span = distance.min(), np.ptp(distance)
-    distance = (distance - low) / span if span > 0 else np.zeros_like(distance)
+    distance = maps.stretch(distance)
   return {'score': outputs['score'] + distance}
 
 

@@ -8,9 +8,8 @@ the attention of the next block already (tap_alias).
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from zsad_jax import dual_path, losses, maps, representatives
+from zsad_jax import affine, dual_path, maps, representatives
 from zsad_jax.methods import prompts
 
 TOWERS = ('vit', 'resnet')
@@ -30,7 +29,7 @@ def init(rng, clip, cfg):
   U(-1/sqrt fan_in, 1/sqrt fan_in).
   """
   check(clip, cfg)
-  return {_name(block): _chain(key, _widths(clip, cfg, block))
+  return {affine.name(block): _chain(key, _widths(clip, cfg, block))
           for block, key in zip(cfg.layers, jax.random.split(rng, len(cfg.layers)))}
 
 
@@ -61,17 +60,9 @@ def loss(learnable, frozen, features, batch, rng, *, clip, cfg):
     ValueError: masks of another size.
   """
   del rng
-  mask, size = batch['mask'], clip.image_size
-  if mask.shape[1:] != (size, size):
-    raise ValueError(f'masks are {mask.shape[1]}x{mask.shape[2]}; the loss needs them at image_size {size}')
-  known = batch['valid'] * batch['has_mask'] if 'has_mask' in batch else batch['valid']
   pair = maps.of_category(frozen, batch['category'])
-  parts = {'loss_focal': 0.0, 'loss_dice': 0.0}
-  for block in cfg.layers:
-    excess = _excess(learnable, features, block, pair, clip, cfg)
-    probs = jnp.stack([jax.nn.sigmoid(-excess), jax.nn.sigmoid(excess)], axis=-1)
-    parts['loss_focal'] += losses.focal(probs, mask, known)
-    parts['loss_dice'] += losses.dice(probs[..., 1], mask, known)
+  found = [_excess(learnable, features, block, pair, clip, cfg) for block in cfg.layers]
+  parts = affine.focal_and_dice(found, batch, clip.image_size)
   return parts['loss_focal'] + parts['loss_dice'], parts
 
 
@@ -104,20 +95,9 @@ def load_official(arrays, *, clip, cfg):
   """
   if cfg.mapping.depth != 1:
     raise ValueError(f'mapping.depth is {cfg.mapping.depth}; released checkpoints have 1 layer a tap')
-  have = {name.removeprefix('trainable_linearlayer.'): np.asarray(array) for name, array in arrays.items()}
-  want = {}
-  for i, block in enumerate(cfg.layers):
-    width, embed = _widths(clip, cfg, block)
-    want |= {f'fc.{i}.weight': (embed, width), f'fc.{i}.bias': (embed,)}
-  wrong = [f'missing {name}' for name in want if name not in have]
-  wrong += [f'unknown {name} {array.shape}' for name, array in have.items() if name not in want]
-  wrong += [f'{name} is {have[name].shape}, not {shape}' for name, shape in want.items()
-            if name in have and have[name].shape != shape]
-  if wrong:
-    raise ValueError('checkpoint does not fit this config (layers, CLIP): ' + '; '.join(wrong))
-  return {_name(block): {'affine1': {'kernel': jnp.asarray(have[f'fc.{i}.weight'].T, jnp.float32),
-                                     'bias': jnp.asarray(have[f'fc.{i}.bias'], jnp.float32)}}
-          for i, block in enumerate(cfg.layers)}
+  widths = [clip.arch.vision.channels(block) for block in cfg.layers]
+  layers = affine.from_released(arrays, widths, clip.arch.embed_dim)
+  return {affine.name(block): {'affine1': layer} for block, layer in zip(cfg.layers, layers)}
 
 
 def check(clip, cfg):
@@ -127,10 +107,6 @@ def check(clip, cfg):
   for key, low in (('depth', 1), ('hidden', 0)):
     if cfg.mapping[key] < low:
       raise ValueError(f'mapping.{key} {cfg.mapping[key]} is less than {low}')
-
-
-def _name(block):
-  return f'block{block}'
 
 
 def _taps(clip, cfg):
@@ -160,11 +136,9 @@ def _texts(frozen, categories, dataset, clip, cfg):
 
 
 def _excess(learnable, features, block, pair, clip, cfg):
-  """The abnormal logit less the normal one, upsampled, [B, R, R]: of two states, all that a softmax sees."""
+  """affine.excess [B, R, R] of what a tap's chain makes of its tokens."""
   x = features.taps[_taps(clip, cfg)[block].name].astype(jnp.float32)
   for i in range(cfg.mapping.depth):
-    layer = learnable[_name(block)][f'affine{i + 1}']
     x = jax.nn.relu(x) if i and cfg.mapping.relu else x
-    x = jnp.matmul(x, layer['kernel']) + layer['bias'][None, None]
-  logits = maps.logits(maps.normalize(x), pair, cfg.temperature)  # [B, N, 2]
-  return maps.upsample(maps.square(logits[..., 1] - logits[..., 0]), clip.image_size, align_corners=True)
+    x = affine.apply(learnable[affine.name(block)][f'affine{i + 1}'], x)
+  return affine.excess(x, pair, cfg.temperature, clip.image_size)

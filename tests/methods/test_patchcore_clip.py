@@ -123,6 +123,23 @@ def test_trap_5_the_coreset_is_the_greedy_one_and_its_radius_never_grows():
   assert sorted(coreset(jnp.asarray(rows), count=40, start=0)[0].tolist()) == list(range(40))
 
 
+@pytest.mark.parametrize('count', [1, 12, 250, 399])
+def test_a_coreset_tells_how_many_it_has_chosen(count):
+  rows, told = jnp.asarray(np.random.default_rng(1).standard_normal((400, 3)), jnp.float32), []
+  silent = coreset(rows, count=count, start=0)
+  found = jax.jit(lambda rows: method.coreset(rows, count, 0, lambda n: told.append(int(n))))(rows)
+  jax.effects_barrier()
+  jax.tree.map(np.testing.assert_array_equal, found, silent)
+  assert sum(told) == count and len(told) <= 201
+
+
+def test_the_coreset_of_all_categories_has_one_bar_a_run(capsys):
+  for _ in range(2):
+    memory_of(None, drawn(configured(), 2, 2, seed=1), clip=CLIP, cfg=configured(coreset__ratio=0.1))
+    jax.effects_barrier()
+    assert capsys.readouterr().err.count('24/24') == 1
+
+
 def test_trap_5_a_share_of_the_patches_by_seed():
   thin = lambda **changes: memory_of(None, drawn(configured(), 2, 2, seed=1), clip=CLIP,
                                      cfg=configured(coreset__ratio=0.1, **changes))

@@ -11,6 +11,7 @@ of a batch on a device.
 
 import jax
 import jax.numpy as jnp
+from tqdm import tqdm
 
 from zsad_jax import maps, neighbours
 from zsad_jax.spec import Spec, Tap, check_layers
@@ -45,10 +46,11 @@ def memory(frozen, reference_features, *, clip, cfg):
   count = max(1, int(cfg.coreset.ratio * rows.shape[1]))
   start, project = jax.random.split(jax.random.key(cfg.coreset.seed))
   directions = jax.random.normal(project, (rows.shape[-1], cfg.coreset.dims)) / cfg.coreset.dims ** 0.5
+  told = _teller(len(rows) * count)
 
   def thin(of_category):
     flat = jnp.matmul(of_category, directions, precision='highest')
-    chosen, _ = coreset(flat, count, jax.random.randint(start, (), 0, len(flat)))
+    chosen, _ = coreset(flat, count, jax.random.randint(start, (), 0, len(flat)), told)
     return of_category[chosen]
 
   return jax.lax.map(thin, rows)
@@ -86,19 +88,45 @@ def pooled(taps, cfg):
   return (sums / cfg.pool ** 2).reshape(tokens.shape)
 
 
-def coreset(rows, count, start):
+def coreset(rows, count, start, told=None):
   """Returns (indices [count], radius [count]) of a greedy k-centre choice among rows [M, d], from row `start` on.
 
   Each next centre is the row farthest from all before; radius is how far the farthest row is once it is chosen.
+  told(n) is called on the host some hundred times, when n more are chosen.
   """
+  often = max(1, count // 100)
+
+  def tell(i):
+    n = jnp.where(i == count - 1, (count - 1) % often + 1, often)
+    due = ((i + 1) % often == 0) | (i == count - 1)
+    jax.lax.cond(due, lambda: jax.debug.callback(told, n), lambda: None)
+
   def add(i, state):
     indices, radius, nearest = state
     chosen = jnp.where(i == 0, start, nearest.argmax())
     nearest = jnp.minimum(nearest, jnp.linalg.norm(rows - rows[chosen][None], axis=1))
+    if told:
+      tell(i)
     return indices.at[i].set(chosen.astype(jnp.int32)), radius.at[i].set(nearest.max()), nearest
 
   nothing = jnp.zeros(count, jnp.int32), jnp.zeros(count, rows.dtype), jnp.full(len(rows), jnp.inf, rows.dtype)
   return jax.lax.fori_loop(0, count, add, nothing)[:2]
+
+
+def _teller(total):
+  """told(n) that moves a bar of `total` by n; each run of a program that calls it has a bar of its own."""
+  bar = None
+
+  def told(n):
+    nonlocal bar
+    if bar is None:
+      bar = tqdm(total=total, desc='coreset', unit='patch', disable=jax.process_index() > 0)
+    bar.update(int(n))
+    if bar.disable or bar.n >= total:
+      bar.close()
+      bar = None
+
+  return told
 
 
 def weight(patch, memory, category, nearest, distance, support):

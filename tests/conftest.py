@@ -1,8 +1,12 @@
 """Every test sees eight CPU devices, strict rank promotion and parsed absl flags."""
 
+from pathlib import Path
+
 import jax
 import pytest
 from absl import flags
+
+from zsad_jax import runtime
 
 
 def pytest_configure(config):
@@ -10,6 +14,9 @@ def pytest_configure(config):
   flags.FLAGS.mark_as_parsed()  # grain reads absl flags
   jax.config.update('jax_num_cpu_devices', 8)
   jax.config.update('jax_numpy_rank_promotion', 'raise')
+  # Most of the time goes into compiling the same small programs in every worker and every run.
+  runtime.compilation_cache(Path(__file__).parents[1] / '.pytest_cache' / 'compiled')
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.05)
 
 
 @pytest.fixture

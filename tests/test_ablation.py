@@ -11,7 +11,7 @@ from drawn_folders import draw
 
 from configs import tables
 from configs.tables import clip_ad_4_rvs
-from zsad_jax import ablation, experiment, methods
+from zsad_jax import ablation, experiment, inputs, methods, results
 from zsad_jax.report import tables as report
 
 ROOT = Path(__file__).parents[1]
@@ -30,8 +30,8 @@ def test_every_row_fits_its_architecture_and_names_its_launch_line(path):
     assert len(cfg.table.rows) >= 2
     for row in cfg.table.rows.values():
       changed = ablation.configured(cfg, row)
-      experiment.check(changed)
-      experiment.shell(changed, methods.get(changed.method))
+      inputs.check(changed)
+      inputs.shell(changed, methods.get(changed.method))
       assert 'table' not in changed and changed.label == row.label
       assert (arg == 'demo') == (changed.clip == 'tiny')
   assert f'launch.py --config=configs/tables/{path.name}' in made.__doc__
@@ -39,7 +39,7 @@ def test_every_row_fits_its_architecture_and_names_its_launch_line(path):
 
 def published(path):
   cfg = mlc.FrozenConfigDict(module(path).get_config())
-  return {row.label: experiment.published(ablation.configured(cfg, row)) for row in cfg.table.rows.values()}
+  return {row.label: results.published(ablation.configured(cfg, row)) for row in cfg.table.rows.values()}
 
 
 def test_published_numbers_stand_in_their_own_columns():
@@ -51,7 +51,7 @@ def test_published_numbers_stand_in_their_own_columns():
   assert found['clip_ad_8_backbones']['SDP, ViT-B/16+'] == found['clip_ad_7_direct']['surgery, mvtec_ad'] == want
   sdp = importlib.import_module('configs.sdp').get_config()
   sdp.data.target = 'mvtec_ad'
-  assert experiment.published(mlc.FrozenConfigDict(sdp)) == want
+  assert results.published(mlc.FrozenConfigDict(sdp)) == want
   plus = dict(pixel_auroc=91.2, pixel_f1max=40.0, pixel_ap=36.3, aupro_seed200=85.1, image_auroc=92.2,
               image_f1max=93.4, image_ap=96.6)
   assert found['clip_ad_5_taps']['SDP+, all'] == found['clip_ad_6_mappings']['1L'] == plus

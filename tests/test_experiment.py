@@ -11,7 +11,7 @@ from drawn_folders import draw
 from PIL import Image
 
 from configs import anomalyclip, april_gan, clip, patchcore_clip, winclip
-from zsad_jax import data, experiment
+from zsad_jax import data, experiment, inputs, results
 from zsad_jax.data import references
 from zsad_jax.models import files
 
@@ -136,7 +136,7 @@ def test_transparency_is_a_switch_of_the_config(tmp_path, transparency, pixel):
   draw(tmp_path / 'target', {'wood': (90, 60, 30)})
   clear = Image.new('RGBA', (72, 72), (10, 20, 30, 0))
   clear.save(tmp_path / 'target' / 'wood' / 'test' / 'good' / '000.png')
-  dataset = experiment.open_data(config(tmp_path, **{'data.transparency': transparency}), 'target')
+  dataset = inputs.open_data(config(tmp_path, **{'data.transparency': transparency}), 'target')
   assert dataset[dataset.ids.index('wood/test/good/000')]['image'].getpixel((0, 0)) == pixel
 
 
@@ -285,13 +285,13 @@ def test_a_method_may_ask_for_another_activation(folders):
   for act in ('gelu', 'quick_gelu'):
     changed = mlc.ConfigDict(cfg.to_dict())
     changed.act = act
-    assert experiment.load_clip(mlc.FrozenConfigDict(changed), method).arch.activation == act
+    assert inputs.load_clip(mlc.FrozenConfigDict(changed), method).arch.activation == act
 
 
 def test_names_are_spoken_or_raw(folders):
   dataset = data.load(f'folder:{folders}/target', root=folders / 'data')
-  assert experiment.names(small(clip, folders), dataset) == ('metal nut', 'wood')
-  assert experiment.names(small(winclip, folders), dataset) == ('metal_nut', 'wood')
+  assert inputs.names(small(clip, folders), dataset) == ('metal nut', 'wood')
+  assert inputs.names(small(winclip, folders), dataset) == ('metal_nut', 'wood')
 
 
 @pytest.mark.parametrize(('arg', 'changes', 'auroc'), [
@@ -299,7 +299,7 @@ def test_names_are_spoken_or_raw(folders):
 def test_published_numbers_stand_beside_what_they_were_measured_with(arg, changes, auroc):
   c = winclip.get_config(arg)
   c.update_from_flattened_dict({'data.target': 'mvtec_ad', **changes})
-  found = experiment.published(mlc.FrozenConfigDict(c))
+  found = results.published(mlc.FrozenConfigDict(c))
   assert found is None if auroc is None else found['image_auroc'] == auroc
 
 

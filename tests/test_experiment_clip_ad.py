@@ -8,7 +8,7 @@ import pytest
 from drawn_folders import draw
 
 from configs import sdp, sdp_plus
-from zsad_jax import experiment, train
+from zsad_jax import experiment, inputs, train
 from zsad_jax.methods import sdp as sdp_method
 
 
@@ -79,7 +79,7 @@ def test_the_oracle_epoch_is_a_result_of_its_own_and_says_so(trained):
 def test_the_oracle_takes_the_best_of_all_epochs_and_of_equal_ones_the_first(trained, monkeypatch):
   cfg, workdir, _, _ = trained
   method = experiment.methods.get('sdp_plus')
-  clip, aux = experiment.load_clip(cfg, method), experiment.open_data(cfg, 'aux')
+  clip, aux = inputs.load_clip(cfg, method), inputs.open_data(cfg, 'aux')
 
   class Result:
     def __init__(self, value, learnable=None):

@@ -8,7 +8,7 @@ import pytest
 from drawn_folders import draw
 
 from configs import fuzzyclip
-from zsad_jax import experiment, train
+from zsad_jax import experiment, inputs, train
 from zsad_jax.methods import fuzzyclip as method
 
 FEW = ((('{}',), ('damaged {}',)), ('a photo of a {}.', '{}.'))
@@ -101,14 +101,14 @@ def test_parts_have_no_epochs_in_common_to_choose_from(tmp_path):
 
 def test_means_of_class_tokens_are_each_categorys(run):
   cfg = run.cfg
-  tower, dataset = experiment.load_clip(cfg, method), experiment.open_data(cfg, 'aux')
-  load = experiment.reader(cfg, method, tower, dataset)
+  tower, dataset = inputs.load_clip(cfg, method), inputs.open_data(cfg, 'aux')
+  load = inputs.reader(cfg, method, tower, dataset)
   tokens = np.stack([load(np.array([i]))[0].cls[0] for i in range(len(dataset))])
   units = tokens / np.linalg.norm(tokens, axis=1, keepdims=True)
   for normalize, rows in ((False, tokens), (True, units)):
-    found = experiment.class_means(cfg, method, tower, dataset, normalize=normalize)
+    found = inputs.class_means(cfg, method, tower, dataset, normalize=normalize)
     np.testing.assert_allclose(found, rows.reshape(3, 4, -1).mean(1), atol=1e-6)
-  images = experiment.with_changes(cfg, {'csp.points': 'image_mean', 'csp.k': 0})
+  images = inputs.with_changes(cfg, {'csp.points': 'image_mean', 'csp.k': 0})
   changed = experiment.settled(experiment.with_aux_names(images, dataset), method, tower, dataset)
   assert len(changed.csp.groups) == 3
 
@@ -123,6 +123,6 @@ def test_mosaics_of_a_part_are_of_its_own_categories(run, tmp_path, monkeypatch)
 
   monkeypatch.setattr(train, 'fit', spy)
   monkeypatch.setattr(method, '_points', lambda *_: np.array([[1., 0, 0], [0, 1, 0], [1, .1, 0]]))
-  experiment.run(experiment.with_changes(run.cfg, {'mosaic': 1.0, 'train.epochs': 2}), tmp_path, 'fit')
+  experiment.run(inputs.with_changes(run.cfg, {'mosaic': 1.0, 'train.epochs': 2}), tmp_path, 'fit')
   assert [sorted(set(batch['category'].tolist())) for batch in read] == [[0, 2], [1], [0, 1, 2]]
   assert all('+' in name for batch in read for name in batch['id'])

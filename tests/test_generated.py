@@ -9,7 +9,7 @@ import pytest
 from drawn_folders import draw
 
 from configs import rwda as config
-from zsad_jax import experiment, generated, metrics, train
+from zsad_jax import experiment, generated, inputs, metrics, train
 from zsad_jax.features import texts
 from zsad_jax.methods import rwda as method
 
@@ -75,14 +75,14 @@ def test_evaluating_again_gives_the_same_and_encodes_nothing(run, capfd):
 
 def test_learned_apart_a_seed_is_what_it_is_among_others_and_tells_new_sentences(run, tmp_path):
   cfg, workdir, _ = run
-  clip = experiment.load_clip(cfg, method)
+  clip = inputs.load_clip(cfg, method)
   both = generated.trained(cfg, workdir, method, clip, experiment.identity(cfg, method, clip, None))
   alone = generated.of_seed(cfg, 1)
   experiment.run(alone, tmp_path, 'fit')
   own = generated.trained(alone, tmp_path, method, clip, experiment.identity(alone, method, clip, None))
   for among, by_itself in zip(jax.tree.leaves(both), jax.tree.leaves(own)):
     np.testing.assert_allclose(among[1], by_itself[0], atol=1e-4)
-  said = method.examples(77, cfg=experiment.with_changes(cfg, {'examples.pairs': 64}))
+  said = method.examples(77, cfg=inputs.with_changes(cfg, {'examples.pairs': 64}))
   new = texts.store(tmp_path, said, clip, texts.encoder(clip), max_gb=1).read(range(64))['texts']
   for seed in (0, 1):
     logits = np.asarray(method.network(jax.tree.map(lambda x, s=seed: x[s], both), new, cfg))
@@ -92,27 +92,27 @@ def test_learned_apart_a_seed_is_what_it_is_among_others_and_tells_new_sentences
 @pytest.mark.parametrize(('key', 'value'), [('words.anomalous', 'a broken'), ('examples.alphabet', 36), ('seeds', 3)])
 def test_what_another_recipe_learned_is_not_evaluated(run, key, value):
   cfg, workdir, _ = run
-  changed = experiment.with_changes(cfg, {key: value})
+  changed = inputs.with_changes(cfg, {key: value})
   with pytest.raises(ValueError, match=r'another run|does not fit'):
     experiment.run(changed, workdir, 'evaluate')
 
 
 def test_one_training_serves_both_scores_and_known_objects(run):
   cfg, workdir, means = run
-  changed = experiment.with_changes(cfg, {'score': 'fnn', 'prompt.class_word': '', 'multicrop.recipe': 'none'})
+  changed = inputs.with_changes(cfg, {'score': 'fnn', 'prompt.class_word': '', 'multicrop.recipe': 'none'})
   other = experiment.run(changed, workdir, 'evaluate')
   assert list(other) == list(means) and other != means
 
 
 def test_the_guide_prompts_alone_learn_nothing(run, tmp_path):
-  means = experiment.run(experiment.with_changes(run[0], {'score': 'clip'}), tmp_path, 'run')
+  means = experiment.run(inputs.with_changes(run[0], {'score': 'clip'}), tmp_path, 'run')
   assert list(means) == ['none'] and found(tmp_path, 'nothing-to-target', 0)['protocol']['selection'] == 'none'
   assert not (tmp_path / 'checkpoints').exists()
 
 
 def test_every_seed_draws_references_of_its_own(run):
   cfg, workdir, _ = run
-  changed = experiment.with_changes(cfg, {'fewshot.shots': 1, 'fewshot.seed': 5, 'prompt.class_word': ''})
+  changed = inputs.with_changes(cfg, {'fewshot.shots': 1, 'fewshot.seed': 5, 'prompt.class_word': ''})
   experiment.run(changed, workdir, 'evaluate')
   drawn = [found(workdir, 'texts-to-target-1shot', seed)['protocol']['references'] for seed in (0, 1)]
   assert all(len(ids) == 1 and ids[0].startswith(f'{c}/train/good/') for row in drawn for c, ids in row.items())

@@ -32,9 +32,11 @@ MAY_IMPORT = {
   'train': {'runtime', 'checkpoint', 'features', 'encoder', 'logs', 'metrics', 'report', 'spec'},
   'evaluate': {'runtime', 'checkpoint', 'features', 'encoder', 'logs', 'metrics', 'report', 'spec'},
   'generated': {'features', 'logs', 'report', 'runtime', 'train'},
-  'experiment': {'data', 'encoder', 'evaluate', 'features', 'generated', 'logs', 'methods', 'models', 'pretrain',
-                 'report', 'runtime', 'train'},
-  'ablation': {'experiment', 'logs', 'methods', 'report'},
+  'inputs': {'data', 'encoder', 'features', 'methods', 'models'},
+  'results': {'data', 'inputs', 'logs', 'report', 'runtime'},
+  'experiment': {'data', 'evaluate', 'features', 'generated', 'inputs', 'logs', 'methods', 'models', 'pretrain',
+                 'report', 'results', 'runtime', 'train'},
+  'ablation': {'experiment', 'inputs', 'logs', 'methods', 'report', 'results'},
   'pretrain': {'models', 'runtime', 'checkpoint', 'logs', 'spec', 'losses', 'maps', 'metrics'},
 }
 FILES = sorted(p for p in PACKAGE.rglob('*.py') if p != PACKAGE / '__init__.py')

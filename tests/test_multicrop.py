@@ -11,7 +11,7 @@ import pytest
 from drawn_folders import draw
 
 from configs import anomalyclip, april_gan, clip, common, winclip
-from zsad_jax import encoder, experiment, maps, methods, multicrop
+from zsad_jax import encoder, experiment, inputs, maps, methods, multicrop
 from zsad_jax.models import clip as clip_lib
 from zsad_jax.spec import Features
 
@@ -189,8 +189,8 @@ def test_crops_are_read_from_the_store_as_past_it(folder):
   read = []
   for store in (True, False):
     cfg = configured(clip, folder, **{'multicrop.recipe': 'ten', 'features.store': store})
-    tower = experiment.load_clip(cfg, method)
-    read.append(experiment.reader(cfg, method, tower, experiment.open_data(cfg, 'target'))(np.array([4, 1])))
+    tower = inputs.load_clip(cfg, method)
+    read.append(inputs.reader(cfg, method, tower, inputs.open_data(cfg, 'target'))(np.array([4, 1])))
   (stored, batch), (past, other) = read
   assert stored.crops.shape == (2, 10, 128) and batch['id'] == other['id']
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), stored, past)
@@ -198,10 +198,10 @@ def test_crops_are_read_from_the_store_as_past_it(folder):
 
 
 def test_references_are_read_without_crops(folder, monkeypatch):
-  monkeypatch.setattr(experiment.encoder, 'encode_crops', None)  # would fail if it were called
+  monkeypatch.setattr(inputs.encoder, 'encode_crops', None)  # would fail if it were called
   method, cfg = methods.get('april_gan'), configured(
     april_gan, folder, layers=(2,), **{'multicrop.recipe': 'ten', 'fewshot.shots': 1})
-  memory, drawn = experiment.few_shot(cfg, method, experiment.load_clip(cfg, method))
+  memory, drawn = experiment.few_shot(cfg, method, inputs.load_clip(cfg, method))
   assert memory['clip/2/block'].shape == (1, 16, 128) and list(drawn) == ['wood']
 
 

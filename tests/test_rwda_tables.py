@@ -5,14 +5,14 @@ import importlib
 import ml_collections as mlc
 import pytest
 
-from zsad_jax import ablation, experiment
+from zsad_jax import ablation, results
 from zsad_jax.report import tables
 
 
 def published(name):
   cfg = mlc.FrozenConfigDict(importlib.import_module(f'configs.tables.{name}').get_config())
   assert cfg.table.metrics == ('image_auroc', 'image_f1max', 'image_ap')
-  return {row.label: experiment.published(ablation.configured(cfg, row)) for row in cfg.table.rows.values()}
+  return {row.label: results.published(ablation.configured(cfg, row)) for row in cfg.table.rows.values()}
 
 
 def test_table_1():

@@ -4,7 +4,7 @@ import re
 
 import ml_collections as mlc
 
-from zsad_jax import experiment, logs, methods
+from zsad_jax import experiment, inputs, logs, methods, results
 from zsad_jax.report import tables
 
 
@@ -22,15 +22,15 @@ def run(cfg, workdir, mode):
   if len(set(folders)) < len(folders):
     raise ValueError(f'two rows of the table have the same name: {folders}')
   for _, changed in rows:
-    experiment.check(changed)
-    experiment.shell(changed, methods.get(changed.method))
+    inputs.check(changed)
+    inputs.shell(changed, methods.get(changed.method))
   lines = []
   for number, ((label, changed), folder) in enumerate(zip(rows, folders), 1):
     print(f'\n=== row {number} of {len(rows)}: {label}', flush=True)
     (workdir / folder).mkdir(parents=True, exist_ok=True)
     for selection, means in (experiment.run(changed, workdir / folder, mode) or {}).items():
       oracle = f', {selection}' if 'oracle' in selection else ''
-      lines.append((label + oracle, means, experiment.published(changed) or {}))
+      lines.append((label + oracle, means, results.published(changed) or {}))
   if lines:
     text = f'{cfg.table.title}\n\n{tables.beside(lines, cfg.table.metrics)}\n'
     logs.write_atomic(workdir / 'table.md', text)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from configs import rwda as config
-from zsad_jax import experiment, generated, metrics, multicrop, train
+from zsad_jax import generated, metrics, multicrop, results, train
 from zsad_jax.methods import rwda as method
 from zsad_jax.models import clip as clip_lib
 from zsad_jax.spec import Features, Tap
@@ -369,7 +369,7 @@ def test_the_recipe_is_the_papers():
   (None, {'score': 'fnn'}, None), (None, {'prompt__class_word': ''}, None), ('plus2', {'fewshot__shots': 4}, None),
   (None, {'clip': 'tiny'}, None)])
 def test_published_means_stand_beside_what_they_were_measured_with(arg, changes, want):
-  found = experiment.published(configured(arg, **changes))
+  found = results.published(configured(arg, **changes))
   assert found == (want and dict(zip(('image_auroc', 'image_ap', 'image_f1max'), want)))
 
 

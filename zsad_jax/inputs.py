@@ -1,0 +1,135 @@
+"""What an experiment starts from: its checked config, its CLIP, its data sets and their features."""
+
+import dataclasses
+import functools
+
+import jax
+import ml_collections as mlc
+import numpy as np
+
+from zsad_jax import data, encoder, features, methods
+from zsad_jax.data import images
+from zsad_jax.models import clip as clip_lib
+from zsad_jax.models import hub, preprocess
+
+
+def check(cfg):
+  """Raises ValueError naming the first shared key that is out of range, before anything is loaded."""
+  for key, low in (('train.epochs', 1), ('train.batch', 1), ('features.batch', 1), ('eval.batch', 1),
+                   ('eval.pictures', 0), ('image_size', 1), ('seed', 0)):
+    value = get(cfg, key)
+    if value < low:
+      raise ValueError(f'{key} is {value}; it must be at least {low}')
+  if 'fewshot' in cfg and cfg.fewshot.shots < 0:
+    raise ValueError(f'fewshot.shots is {cfg.fewshot.shots}; it must be at least 0')
+  if cfg.eval.oracle_epoch and 'seeds' in cfg:
+    raise ValueError('eval.oracle_epoch is True, but several seeds are trained at once and each has its last epoch')
+  if not 0 < cfg.eval.fpr_limit <= 1:
+    raise ValueError(f'eval.fpr_limit is {cfg.eval.fpr_limit}; it must lie in (0, 1]')
+  if cfg.features.max_gb <= 0:
+    raise ValueError(f'features.max_gb is {cfg.features.max_gb}; it must be positive')
+  for key, allowed in (('features.storage', features.STORAGE), ('data.transparency', ('default', *images.TRANSPARENCY)),
+                       ('data.exif', ('ignore', 'apply'))):
+    if get(cfg, key) not in allowed:
+      raise ValueError(f'{key} is {get(cfg, key)!r}; it must be one of {", ".join(allowed)}')
+
+
+def load_clip(cfg, method):
+  """The CLIP of the config; the config is held against its architecture before any weight is read."""
+  arch = shell(cfg, method).arch
+  return dataclasses.replace(clip_lib.load(cfg.clip, arch=cfg.arch or None, image_size=cfg.image_size), arch=arch)
+
+
+def shell(cfg, method):
+  """The CLIP of the config without weights; raises ValueError where the config and its architecture do not fit."""
+  arch = hub.architecture(cfg.clip, arch=cfg.arch or None)
+  methods.check_tower(cfg.method, arch)
+  arch = method.arch(arch, cfg) if hasattr(method, 'arch') else arch
+  made = clip_lib.Clip(arch, cfg.image_size, params=None)
+  encoder.validate(made, method.spec(made, cfg))
+  return made
+
+
+def reader(cfg, method, clip, dataset, stored=True, crops=True):
+  """Returns load(indices) -> (Features, batch), from the feature store, which is filled first, or past it.
+
+  The store is bypassed where `stored` is False, the config says so, or the method learns inside the image tower and
+  says so by `STORED = False`; every read then runs the image tower. Crops, which with `crops` False are left out,
+  have a store of their own: whatever multicrop says, the rest is encoded once.
+  """
+  spec = method.spec(clip, cfg)
+  past = not (stored and cfg.features.store and getattr(method, 'STORED', True))
+  if past and stored:
+    print(f'features of {dataset.name} are not stored: every read runs the image tower', flush=True)
+  whole = _reader(cfg, clip, dataset, spec._replace(crops=0), encoder.encode, clip.image_size, past)
+  if not (crops and spec.crops):
+    return whole
+  of_crops = _reader(cfg, clip, dataset, spec.of_crops(), encoder.encode_crops, spec.crops, past)
+
+  def load(indices):
+    values, batch = whole(indices)
+    return values._replace(crops=of_crops(indices)[0].crops), batch
+
+  return load
+
+
+def _reader(cfg, clip, dataset, spec, make_encode, side, past):
+  """load(indices) of what make_encode(clip, spec) reads of images resized to `side` px; `past` the store or from it."""
+  encode, transform = make_encode(clip, spec), preprocess.image_transform(clip.arch, side)
+
+  def batches(indices, size=cfg.features.batch):
+    return data.batches(dataset, transform=transform, mask_size=clip.image_size, batch_size=size, indices=indices)
+
+  if past:
+    return lambda indices: next(features.encode_batches(batches(indices, len(indices)), encode, clip.params))
+
+  image = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
+  key = {'weights': clip.fingerprint, 'arch': repr(clip.arch), 'spec': repr(spec), 'data': dataset.fingerprint,
+         'preprocessing': 'squash'}
+  store = features.Store.open(
+    cfg.features.dir or f'{cfg.data.root}/features', key=key, count=len(dataset), max_gb=cfg.features.max_gb,
+    fields=features.fields(jax.eval_shape(encode, clip.params, image), clip.image_size, cfg.features.storage))
+  features.fill(store, batches, encode, clip.params)
+  return functools.partial(features.load, store)
+
+
+def open_data(cfg, which, split=None):
+  """The data set `which` ('aux' or 'target') of the config, by default its data.split."""
+  return data.load(cfg.data[which], root=cfg.data.root, split=split or cfg.data.split,
+                   categories=words(cfg.data[f'{which}_categories']), manual_dir=cfg.data.manual_dir or None,
+                   rules=data.rules(cfg.data[which], cfg.data.exif, cfg.data.transparency))
+
+
+def class_means(cfg, method, clip, dataset, *, normalize=False):
+  """The mean class token [C, E] of each category's images, with `normalize` each brought to length 1 first."""
+  load, size, tokens = reader(cfg, method, clip, dataset, crops=False), cfg.features.batch, []
+  for start in range(0, len(dataset), size):
+    indices, valid = features.padded(np.arange(start, min(start + size, len(dataset))), size)
+    tokens.append(np.asarray(load(indices)[0].cls, np.float64)[valid])
+  tokens = np.concatenate(tokens)
+  if normalize:
+    tokens /= np.linalg.norm(tokens, axis=1, keepdims=True)
+  return np.stack([tokens[dataset.category_index == c].mean(0) for c in range(len(dataset.categories))])
+
+
+def names(cfg, dataset):
+  """What the categories are called in prompts: as one says it, or with prompt.raw_names as the folders are called."""
+  raw = 'prompt' in cfg and cfg.prompt.get('raw_names', False)
+  return dataset.categories if raw else tuple(dataset.object_names[c] for c in dataset.categories)
+
+
+def with_changes(cfg, changes):
+  """The config with other values of these dotted keys."""
+  changed = mlc.ConfigDict(cfg.to_dict())  # a ConfigDict made from cfg itself would share its nested nodes
+  changed.update_from_flattened_dict(changes)
+  return mlc.FrozenConfigDict(changed)
+
+
+def words(text):
+  return tuple(name.strip() for name in text.split(',') if name.strip())
+
+
+def get(cfg, dotted):
+  for part in dotted.split('.'):
+    cfg = cfg[part]
+  return cfg

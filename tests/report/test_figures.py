@@ -27,7 +27,7 @@ def test_overlay_has_the_images_own_size_and_marks_high_values():
   image = Image.new('RGB', (40, 30), (128, 128, 128))
   hot = np.zeros((16, 16), np.float32)
   hot[:, 8:] = 1
-  out = figures.overlay(image, hot, figures.Scale(np.linspace(0, 1, len(figures.LEVELS))))
+  out = figures.overlay(image, hot, figures.threshold_scale(0, 0.5, 1))
   assert out.shape == (30, 40, 3)
   assert out.dtype == np.uint8
   red, blue = out[15, 35].astype(int), out[15, 4].astype(int)
@@ -39,7 +39,7 @@ def test_one_scale_for_all_maps_gives_skewed_values_their_colours():
   rng = np.random.default_rng(0)
   maps = np.exp(8 * rng.standard_normal((4, 64, 64)))  # over many orders of magnitude
   scale = figures.colour_scale(list(maps))
-  levels = scale.levels(maps)
+  levels = scale(maps)
   assert np.mean(levels < 0.2) == pytest.approx(0.5, abs=0.03)
   assert np.mean(levels > 0.5) == pytest.approx(0.1, abs=0.02)
   order = np.argsort(maps.ravel())
@@ -47,8 +47,20 @@ def test_one_scale_for_all_maps_gives_skewed_values_their_colours():
 
 
 def test_a_constant_map_still_has_a_scale():
-  levels = figures.colour_scale([np.full((8, 8), 0.3)]).levels(np.array([0.1, 0.5]))
+  levels = figures.colour_scale([np.full((8, 8), 0.3)])(np.array([0.1, 0.5]))
   assert levels.tolist() == [0, 1]
+
+
+def test_the_threshold_is_the_middle_of_the_colour_bar():
+  scale = figures.threshold_scale(-2, 1, 2)
+  assert scale(np.array([-9, -2, -0.5, 1, 1.5, 2, 9])).tolist() == [0, 0, 0.25, 0.5, 0.75, 1, 1]
+  assert figures.threshold_scale(1, 1, 1)(np.array([0, 1, 2])).tolist() == [0, 0.5, 1]
+
+
+@pytest.mark.parametrize('low, threshold, high', [(0, 2, 1), (1, 0, 2), (0, np.nan, 1), (0, 1, np.inf)])
+def test_a_scale_out_of_order_is_refused(low, threshold, high):
+  with pytest.raises(ValueError, match='low <= threshold <= high'):
+    figures.threshold_scale(low, threshold, high)
 
 
 def test_sheet_is_a_png_with_every_image():

@@ -26,31 +26,53 @@ class Shown(NamedTuple):
 
 
 class Scale(NamedTuple):
-  """One colour scale for all maps of a run: `values` at the PERCENTILES of their pixels, ascending.
+  """One colour scale for many maps: `values`, ascending, sit at `levels` of the colour bar; linear between them.
 
-  A colour says how rare a value is in this run. Maps are far from uniform, so a scale that is linear in the value
-  would spend its colours on a few extreme pixels; a scale per image would paint its most ordinary noise red.
+  The same colour means the same value in every picture of a run. A scale per image would paint the most ordinary
+  noise of a normal one red.
   """
   values: np.ndarray
+  levels: np.ndarray
 
-  def levels(self, anomaly_map: np.ndarray) -> np.ndarray:
-    """Position on the colour bar in [0, 1] of every pixel, linear between the percentiles."""
-    return np.interp(anomaly_map, self.values, LEVELS)
+  def __call__(self, anomaly_map: np.ndarray) -> np.ndarray:
+    """Position on the colour bar in [0, 1] of every pixel."""
+    return np.interp(anomaly_map, self.values, self.levels)
+
+
+def threshold_scale(low: float, threshold: float, high: float) -> Scale:
+  """The Scale with the threshold at the middle of the colour bar, `low` and below at its start, `high` at its end.
+
+  What is called anomalous has the warm half of the colours, what is called normal the cold one.
+
+  Raises:
+    ValueError: one of the three is not finite, or they are out of order; equal ones are parted by a hair.
+  """
+  values = np.array([low, threshold, high], np.float64)
+  if not np.all(np.isfinite(values)) or np.any(np.diff(values) < 0):
+    raise ValueError(f'a colour scale needs finite low <= threshold <= high, not {low}, {threshold}, {high}')
+  return Scale(_distinct(values), np.array([0, 0.5, 1]))
+
+
+def _distinct(values):
+  """Ascending values parted by a hair where equal, going out from the middle one: np.interp wants them distinct."""
+  middle = len(values) // 2
+  for i in range(middle + 1, len(values)):
+    values[i] = max(values[i], np.nextafter(values[i - 1], np.inf))
+  for i in range(middle - 1, -1, -1):
+    values[i] = min(values[i], np.nextafter(values[i + 1], -np.inf))
+  return values
 
 
 def colour_scale(maps: Sequence[np.ndarray]) -> Scale:
   """The Scale of a run's maps [R, R]."""
   pixels = np.concatenate([np.asarray(m, np.float32)[::2, ::2].ravel() for m in maps])
-  values = np.percentile(pixels, PERCENTILES).astype(np.float64)
-  for i in range(1, len(values)):  # np.interp wants them distinct, also where many pixels are equal
-    values[i] = max(values[i], np.nextafter(values[i - 1], np.inf))
-  return Scale(values)
+  return Scale(_distinct(np.percentile(pixels, PERCENTILES).astype(np.float64)), np.array(LEVELS))
 
 
 def overlay(image: Image.Image, anomaly_map: np.ndarray, scale: Scale, *, opacity=0.6):
   """The image [h, w, 3] uint8 with the map [R, R] over it at its own size, more opaque where it is higher."""
   heat = Image.fromarray(np.asarray(anomaly_map, np.float32)).resize(image.size, Image.Resampling.BILINEAR)
-  level = scale.levels(np.asarray(heat))[..., None]
+  level = scale(np.asarray(heat))[..., None]
   colour = matplotlib.colormaps[COLOURS](level[..., 0])[..., :3] * 255
   alpha = opacity * (0.35 + 0.65 * level)
   return (np.asarray(image, np.float32) * (1 - alpha) + colour * alpha).round().astype(np.uint8)

@@ -60,6 +60,26 @@ def test_focal_stays_finite_for_certain_and_wrong_probabilities():
   assert float(loss) == pytest.approx(-(1 - 2e-5) ** 2 * np.log(2e-5), rel=1e-4)
 
 
+@pytest.mark.parametrize('normal_weight', [1., .3])
+@pytest.mark.parametrize('sharp', [.5, 5., 60.])
+def test_the_joint_form_of_two_states_is_focal_and_dice_with_their_gradients(sharp, normal_weight):
+  rng = np.random.default_rng(0)
+  excess = jnp.asarray(sharp * rng.standard_normal((3, 6, 6)), jnp.float32)
+  mask, valid = jnp.asarray(rng.integers(0, 2, (3, 6, 6))), jnp.array([True, False, True])
+
+  def apart(x):
+    probs = jnp.stack([jax.nn.sigmoid(-x), jax.nn.sigmoid(x)], -1)
+    return (losses.focal(probs, mask, valid, normal_weight=normal_weight),
+            losses.dice(probs[..., 1], mask, valid))
+
+  joint = lambda x: losses.focal_and_dice(x, mask, valid, normal_weight=normal_weight)
+  for part in (0, 1):
+    want, wanted = jax.jit(jax.value_and_grad(lambda x, k=part: apart(x)[k]))(excess)
+    got, gradient = jax.jit(jax.value_and_grad(lambda x, k=part: joint(x)[k]))(excess)
+    assert float(got) == pytest.approx(float(want), rel=1e-5)
+    np.testing.assert_allclose(gradient, wanted, rtol=1e-4, atol=1e-8)
+
+
 def test_focal_with_a_fractional_gamma_survives_probabilities_that_round_above_1():
   probs = jnp.full((1, 1, 1, 2), jnp.array([1.0 + 1e-6, 0.0]))
   assert np.isfinite(losses.focal(probs, jnp.zeros((1, 1, 1)), jnp.ones(1), gamma=1.5))

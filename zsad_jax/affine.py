@@ -67,9 +67,9 @@ def focal_and_dice(excesses, batch, size, *, normal_weight=1.0):
   known = batch['valid'] * batch['has_mask'] if 'has_mask' in batch else batch['valid']
   parts = {'loss_focal': 0.0, 'loss_dice': 0.0}
   for found in excesses:
-    probs = jnp.stack([jax.nn.sigmoid(-found), jax.nn.sigmoid(found)], axis=-1)
-    parts['loss_focal'] += losses.focal(probs, mask, known, normal_weight=normal_weight)
-    parts['loss_dice'] += losses.dice(probs[..., 1], mask, known)
+    focal, dice = losses.focal_and_dice(found, mask, known, normal_weight=normal_weight)
+    parts['loss_focal'] += focal
+    parts['loss_dice'] += dice
   return parts
 
 
@@ -92,8 +92,10 @@ def excess(tokens, pair, temperature, size):
     temperature: divides every cosine.
     size: R.
   """
-  logits = maps.logits(maps.normalize(tokens), pair, temperature)  # [B, N, 2]
-  return maps.upsample(maps.square(logits[..., 1] - logits[..., 0]), size, align_corners=True)
+  # One product with the texts' difference, and the length apart: normalised tokens are never written out.
+  length = jax.lax.rsqrt(jnp.maximum(jnp.sum(tokens * tokens, axis=-1), 1e-24))
+  between = maps.logits(tokens, pair[..., 1:, :] - pair[..., :1, :], temperature)[..., 0]
+  return maps.upsample(maps.square(between * length), size, align_corners=True)
 
 
 def from_released(arrays, widths, embed):

@@ -1,11 +1,13 @@
 """Exact anomaly-detection metrics on numpy arrays, streaming by category."""
 
 from zsad_jax.metrics.category import IMAGE_METRICS, METRICS, evaluate_category, summarise
+from zsad_jax.metrics.curves import Curves, Histogram, f1_threshold, histogram
 from zsad_jax.metrics.pixel import PIXEL_METRICS, PixelMetrics, aupro, aupro_seed200
-from zsad_jax.metrics.ranking import auroc, average_precision, f1_max
+from zsad_jax.metrics.ranking import AUPR, auroc, average_precision, f1_max
 from zsad_jax.metrics.value import Undefined, Value
 
 __all__ = [
-  'IMAGE_METRICS', 'METRICS', 'PIXEL_METRICS', 'PixelMetrics', 'Undefined', 'Value', 'aupro', 'aupro_seed200',
-  'auroc', 'average_precision', 'evaluate_category', 'f1_max', 'summarise',
+  'AUPR', 'IMAGE_METRICS', 'METRICS', 'PIXEL_METRICS', 'Curves', 'Histogram', 'PixelMetrics', 'Undefined', 'Value',
+  'aupro', 'aupro_seed200', 'auroc', 'average_precision', 'evaluate_category', 'f1_max', 'f1_threshold', 'histogram',
+  'summarise',
 ]

@@ -74,7 +74,7 @@ def seed200(positives, region, sizes, negatives, dtype, *, steps: int = 200, lim
   if fpr[0] == fpr[-1]:
     raise Undefined(f'all thresholds with a false-positive rate below {limit} share one rate, {fpr[0]:.6g}')
   fpr = (fpr - fpr.min()) / (fpr.max() - fpr.min())
-  return float(-np.trapezoid(_overlap(positives, region, sizes, thresholds), fpr))
+  return float(-np.trapezoid(overlap(positives, region, sizes, thresholds), fpr))
 
 
 def _rounded_down(thresholds, dtype) -> np.ndarray:
@@ -86,9 +86,12 @@ def _rounded_down(thresholds, dtype) -> np.ndarray:
   return np.where(rounded > thresholds, np.nextafter(rounded, dtype.type(-np.inf)), rounded)
 
 
-def _overlap(positives, region, sizes, thresholds) -> np.ndarray:
-  """PRO [T] of `score > threshold` at ascending thresholds: each pixel is counted once, in its interval."""
-  bounds = np.append(np.searchsorted(positives, thresholds, 'right'), positives.size)
+def overlap(positives, region, sizes, thresholds, side: str = 'right') -> np.ndarray:
+  """PRO [T] of `score > threshold` ('left': >=) at ascending thresholds: each pixel is counted once, in its interval.
+
+  Arguments as for `seed200`.
+  """
+  bounds = np.append(np.searchsorted(positives, thresholds, side), positives.size)
   covered = np.zeros(sizes.size, np.int64)
   pro = np.empty(thresholds.size)
   for t in reversed(range(thresholds.size)):

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from zsad_jax.metrics import curves as curves_lib
 from zsad_jax.metrics.aupro import STRUCTURES, area_won, regions, seed200
-from zsad_jax.metrics.ranking import check_binary, check_finite, counts, ordered
+from zsad_jax.metrics.ranking import check_binary, check_finite, check_rule, counts, heights, higher, ordered
 from zsad_jax.metrics.value import Undefined, Value, one_class, settle
 
 PIXEL_METRICS = ('pixel_auroc', 'pixel_ap', 'pixel_f1max', 'aupro', 'aupro_seed200')
@@ -20,6 +21,7 @@ class PixelMetrics:
   Args:
     limit: the FPR up to which `aupro` integrates, in (0, 1].
     connectivity: of ground-truth regions, 8 or 4.
+    aupr: rule for pixel AP, 'step' or 'trapezoid', see ranking.average_precision.
 
   Attributes:
     images: images seen.
@@ -28,15 +30,17 @@ class PixelMetrics:
     contradicted: normal images whose mask is not empty; it is used as it is.
   """
 
-  def __init__(self, limit: float = 0.3, connectivity: int = 8):
+  def __init__(self, limit: float = 0.3, connectivity: int = 8, aupr: str = 'step'):
     if not 0 < limit <= 1:
       raise ValueError(f'the FPR limit must lie in (0, 1], not {limit}')
     if connectivity not in STRUCTURES:
       raise ValueError(f'connectivity must be 4 or 8, not {connectivity}')
-    self.limit, self.connectivity = limit, connectivity
+    check_rule(aupr)
+    self.limit, self.connectivity, self.aupr = limit, connectivity, aupr
     self.images = self.regions = self.vanished = self.contradicted = 0
     self._dtype = None
     self._negatives, self._positives, self._region, self._sizes = [], [], [], []
+    self._in_order = False
 
   def update(self, maps, masks, labels=None, ids: Sequence[str] | None = None) -> None:
     """Adds a batch.
@@ -65,6 +69,7 @@ class PixelMetrics:
     marked = masks.any(axis=(1, 2))
     own = own if own == np.float16 else maps.dtype
     self._dtype = own if self._dtype is None else np.result_type(own, self._dtype)
+    self._in_order = False
     self._negatives.append(maps[~masks])
     for i in np.flatnonzero(marked):
       self._add_regions(maps[i], masks[i])
@@ -89,6 +94,21 @@ class PixelMetrics:
       values['aupro_seed200'] = settle(seed200, *self._pixels(), self._dtype)
     return {name: values[name] for name in metrics}
 
+  def curves(self) -> curves_lib.Curves:
+    """Points of the ROC, PR and PRO curves; raises Undefined without normal or anomalous pixels."""
+    positives, negatives = (sum(c.size for c in chunks) for chunks in (self._positives, self._negatives))
+    if reason := one_class(positives, negatives, 'pixels'):
+      raise Undefined(reason)
+    self._sort()
+    return curves_lib.curves(*self._pixels())
+
+  def histogram(self) -> curves_lib.Histogram:
+    """Scores of normal and of anomalous pixels; raises Undefined without pixels."""
+    if not sum(c.size for c in (*self._positives, *self._negatives)):
+      raise Undefined('no pixels')
+    self._sort()
+    return curves_lib.histogram(self._negatives[0], self._positives[0] if self._positives else np.empty(0))
+
   def _add_regions(self, anomaly_map, mask):
     region, sizes = regions(mask, self.connectivity)
     self._positives.append(anomaly_map[mask])
@@ -98,11 +118,15 @@ class PixelMetrics:
 
   def _sort(self):
     """Leaves one ascending chunk of normal and one of anomalous scores, with the latter's regions in step."""
+    if self._in_order:
+      return
     _merge(self._negatives).sort()
-    positives, region = _merge(self._positives), _merge(self._region)
-    order = np.argsort(positives)
-    self._positives, self._region = [positives[order]], [region[order]]
-    _merge(self._sizes)
+    if self._positives:
+      positives, region = _merge(self._positives), _merge(self._region)
+      order = np.argsort(positives)
+      self._positives, self._region = [positives[order]], [region[order]]
+      _merge(self._sizes)
+    self._in_order = True
 
   def _pixels(self):
     return self._positives[0], self._region[0], self._sizes[0], self._negatives[0]
@@ -115,7 +139,7 @@ class PixelMetrics:
       block = slice(start, start + BLOCK)
       tp, above, level = counts(positives[block], positives, negatives)
       misranked += int(np.sum(above + level))
-      precision += np.sum(tp / (tp + level))
+      precision += np.sum(heights(self.aupr, tp, level, higher(positives[block], positives), above))
       f1 = max(f1, np.max(2 * tp / (tp + level + positives.size)))
       won += np.bincount(region[block], area_won(above, level, self.limit * negatives.size), sizes.size)
     return {

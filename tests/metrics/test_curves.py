@@ -1,0 +1,82 @@
+"""Drawn curves keep the areas of all thresholds, histograms count every pixel, and a run has one threshold."""
+
+import numpy as np
+import pytest
+
+from zsad_jax import metrics
+from zsad_jax.metrics import curves
+
+
+def gathered(seed=0, n=8, size=64, gap=1.0, decimals=None):
+  rng = np.random.default_rng(seed)
+  masks = np.zeros((n, size, size), np.uint8)
+  for mask in masks[1:]:
+    (y, x), (h, w) = rng.integers(0, size - 14, 2), rng.integers(2, 14, 2)
+    mask[y:y + h, x:x + w] = 1
+  maps = np.exp(2 * rng.standard_normal(masks.shape) + gap * masks).astype(np.float32)
+  maps = maps if decimals is None else maps.round(decimals)
+  pixel = metrics.PixelMetrics()
+  pixel.update(maps, masks)
+  return pixel, maps, masks
+
+
+@pytest.mark.parametrize('seed, gap, decimals', [(0, 1.0, None), (1, 3.0, None), (2, 6.0, 0), (3, -1.0, None)])
+def test_areas_are_those_of_all_thresholds(seed, gap, decimals):
+  pixel, *_ = gathered(seed, gap=gap, decimals=decimals)
+  found, exact = pixel.curves(), pixel.compute()
+  assert len(found.thresholds) <= curves.POINTS + 1
+  assert np.trapezoid(*found.roc()[::-1]) == pytest.approx(exact['pixel_auroc'].value, abs=1e-3)
+  assert np.trapezoid(*found.pro_curve(0.3)[::-1]) / 0.3 == pytest.approx(exact['aupro'].value, abs=2e-3)
+  recall, precision = found.pr()
+  assert np.trapezoid(np.append(precision[0], precision), np.append(0, recall)) == pytest.approx(
+    exact['pixel_ap'].value, abs=5e-3)
+
+
+def test_counts_are_exact_at_every_threshold():
+  pixel, maps, masks = gathered(decimals=0, gap=3)
+  found = pixel.curves()
+  for t, tp, fp in list(zip(found.thresholds, found.tp, found.fp))[::7]:
+    assert (tp, fp) == (np.sum(maps[masks == 1] >= t), np.sum(maps[masks == 0] >= t))
+  assert (found.tp[-1], found.fp[-1], found.pro[-1]) == (found.positives, found.negatives, 1)
+  for x, y in (found.roc(), found.pro_curve()):
+    assert np.all(np.diff(x) >= 0) and np.all(np.diff(y) >= 0)
+    assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
+
+
+def test_curves_leave_later_batches_and_metrics_as_they_are():
+  pixel, maps, masks = gathered()
+  pixel.curves()
+  pixel.update(maps[:3] + 1, masks[:3])
+  whole = metrics.PixelMetrics()
+  whole.update(np.concatenate([maps, maps[:3] + 1]), np.concatenate([masks, masks[:3]]))
+  assert pixel.compute() == whole.compute()
+  assert pixel.curves().positives == whole.curves().positives
+
+
+def test_histogram_counts_every_pixel_once():
+  pixel, maps, masks = gathered()
+  found = pixel.histogram()
+  assert found.normal.sum() == np.sum(masks == 0) and found.anomalous.sum() == masks.sum()
+  inner = np.histogram(maps[masks == 0], found.edges)[0]
+  np.testing.assert_array_equal(found.normal[1:-1], inner[1:-1])
+  assert found.edges[-1] < maps.max()  # one pixel in a thousand does not stretch the axis
+
+
+def test_histograms_of_one_class_and_of_one_value():
+  pixel = metrics.PixelMetrics()
+  pixel.update(np.full((1, 4, 4), 0.5), np.zeros((1, 4, 4)))
+  found = pixel.histogram()
+  assert (found.normal.sum(), found.anomalous.sum()) == (16, 0)
+  with pytest.raises(metrics.Undefined, match='no anomalous pixels'):
+    pixel.curves()
+  with pytest.raises(metrics.Undefined, match='no pixels'):
+    metrics.PixelMetrics().histogram()
+
+
+def test_the_threshold_of_a_run_is_that_of_all_its_pixels():
+  parts = [gathered(seed, gap=gap) for seed, gap in ((0, 3.0), (1, 4.0), (2, 5.0))]
+  maps, masks = (np.concatenate([part[i] for part in parts]) for i in (1, 2))
+  best, _ = metrics.f1_max(masks, maps)
+  said = maps >= metrics.f1_threshold([part[0].curves() for part in parts])
+  f1 = 2 * np.sum(said & (masks == 1)) / (said.sum() + masks.sum())
+  assert f1 == pytest.approx(best, abs=2e-3)

@@ -29,6 +29,7 @@ from configs import (
   clip_surgery,
   cocoop,
   coop,
+  fuzzyclip,
   padim_clip,
   patchcore_clip,
   rwda,
@@ -54,6 +55,7 @@ ZERO = {
   'cocoop': ('CoCoOp', cocoop, {}),
   'april_gan': ('APRIL-GAN', april_gan, {}),
   'sdp_plus': ('SDP+ of CLIP-AD', sdp_plus, {}),
+  'fuzzyclip': ('FuzzyCLIP', fuzzyclip, {}),
   'anomalyclip': ('AnomalyCLIP', anomalyclip, {}),
 }
 ABLATIONS = {

@@ -39,6 +39,7 @@ def base():
   c.eval = mlc.ConfigDict()
   c.eval.batch = 8
   c.eval.fpr_limit = 0.3  # of AUPRO
+  c.eval.aupr = 'step'  # AP: average precision; trapezoid: straight lines between the points of the curve
   c.eval.oracle_epoch = False  # report the epoch that is best on the target as well, under a name of its own
   c.eval.pictures = 12  # images per category on the overlay sheets; 0 = none
   return c

@@ -32,7 +32,7 @@ MAY_IMPORT = {
   'train': {'runtime', 'checkpoint', 'features', 'encoder', 'logs', 'metrics', 'report', 'spec'},
   'evaluate': {'runtime', 'checkpoint', 'features', 'encoder', 'logs', 'metrics', 'report', 'spec'},
   'generated': {'features', 'logs', 'report', 'runtime', 'train'},
-  'inputs': {'data', 'encoder', 'features', 'methods', 'models'},
+  'inputs': {'data', 'encoder', 'features', 'methods', 'metrics', 'models'},
   'results': {'data', 'inputs', 'logs', 'report', 'runtime'},
   'experiment': {'data', 'evaluate', 'features', 'generated', 'inputs', 'logs', 'methods', 'models', 'pretrain',
                  'report', 'results', 'runtime', 'train'},

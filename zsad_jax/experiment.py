@@ -171,6 +171,7 @@ def evaluator(cfg, method, clip, dataset):
     return evaluate.run(
       lambda values, batch: jitted(learnable, frozen, bank, memory, values, batch),
       load, dataset, batch=cfg.eval.batch, place=place, fpr_limit=cfg.eval.fpr_limit,
+      aupr=cfg.eval.aupr,
       finish=functools.partial(method.finish, cfg=cfg) if hasattr(method, 'finish') else None,
       keep=pictures.chosen(dataset, cfg.eval.pictures))
 

@@ -7,7 +7,7 @@ import jax
 import ml_collections as mlc
 import numpy as np
 
-from zsad_jax import data, encoder, features, methods
+from zsad_jax import data, encoder, features, methods, metrics
 from zsad_jax.data import images
 from zsad_jax.models import clip as clip_lib
 from zsad_jax.models import hub, preprocess
@@ -29,7 +29,7 @@ def check(cfg):
   if cfg.features.max_gb <= 0:
     raise ValueError(f'features.max_gb is {cfg.features.max_gb}; it must be positive')
   for key, allowed in (('features.storage', features.STORAGE), ('data.transparency', ('default', *images.TRANSPARENCY)),
-                       ('data.exif', ('ignore', 'apply'))):
+                       ('data.exif', ('ignore', 'apply')), ('eval.aupr', metrics.AUPR)):
     if get(cfg, key) not in allowed:
       raise ValueError(f'{key} is {get(cfg, key)!r}; it must be one of {", ".join(allowed)}')
 

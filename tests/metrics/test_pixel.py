@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn import metrics as sklearn_metrics
 
 from zsad_jax.metrics import PIXEL_METRICS, PixelMetrics, Undefined, aupro, auroc, average_precision, f1_max
 from zsad_jax.metrics import pixel as pixel_module
@@ -214,3 +215,15 @@ def test_memory_is_the_scores_and_one_copy():
   tracemalloc.stop()
   assert held < 4.5 * maps.size
   assert peak < 12 * maps.size
+
+
+def test_pixel_ap_by_the_trapezoidal_rule(monkeypatch):
+  rng = np.random.default_rng(0)
+  maps, masks = rng.integers(0, 30, (4, 8, 8)).astype(np.float32), rng.random((4, 8, 8)) < 0.3
+  monkeypatch.setattr(pixel_module, 'BLOCK', 7)
+  made = PixelMetrics(aupr='trapezoid')
+  made.update(maps, masks)
+  precision, recall, _ = sklearn_metrics.precision_recall_curve(masks.ravel(), maps.ravel())
+  assert made.compute()['pixel_ap'].value == pytest.approx(sklearn_metrics.auc(recall, precision), abs=1e-12)
+  with pytest.raises(ValueError, match='it must be one of step, trapezoid'):
+    PixelMetrics(aupr='stairs')

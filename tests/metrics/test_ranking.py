@@ -52,6 +52,25 @@ def test_weights_equal_sklearn(sample, seed):
   assert f1_max(labels, scores, weights)[0] == pytest.approx(sklearn_f1(labels, scores, weights), abs=1e-12)
 
 
+@settings(deadline=None, max_examples=100)
+@given(samples(), st.one_of(st.none(), st.integers(0, 2 ** 32 - 1)))
+def test_the_trapezoidal_area_equals_sklearn(sample, seed):
+  labels, scores = sample
+  weights = None if seed is None else np.random.default_rng(seed).choice([0, 0.3, 1, 2.5], len(labels))
+  assume(weights is None or set(labels[weights > 0]) == {0, 1})
+  precision, recall, _ = sklearn_metrics.precision_recall_curve(labels, scores, sample_weight=weights)
+  want = sklearn_metrics.auc(recall, precision)
+  assert average_precision(labels, scores, weights, rule='trapezoid') == pytest.approx(want, abs=1e-12)
+
+
+def test_the_rules_differ_and_others_are_refused():
+  labels, scores = [0, 1, 0, 1], [1, 2, 3, 4]
+  assert average_precision(labels, scores) == pytest.approx((1 + 2 / 3) / 2)
+  assert average_precision(labels, scores, rule='trapezoid') == pytest.approx((1 + (1 / 2 + 2 / 3) / 2) / 2)
+  with pytest.raises(ValueError, match="is 'stairs'; it must be one of step, trapezoid"):
+    average_precision(labels, scores, rule='stairs')
+
+
 @settings(deadline=None, max_examples=60)
 @given(samples(), st.integers(0, 2 ** 32 - 1))
 def test_integer_weights_are_repetitions(sample, seed):

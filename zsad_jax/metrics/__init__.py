@@ -1,5 +1,6 @@
-"""Exact anomaly-detection metrics on numpy arrays, streaming by category."""
+"""Exact anomaly-detection metrics on numpy arrays, streaming by category, and intervals around their means."""
 
+from zsad_jax.metrics import intervals
 from zsad_jax.metrics.category import IMAGE_METRICS, METRICS, evaluate_category, summarise
 from zsad_jax.metrics.curves import Curves, Histogram, f1_threshold, histogram
 from zsad_jax.metrics.pixel import PIXEL_METRICS, PixelMetrics, aupro, aupro_seed200
@@ -9,5 +10,5 @@ from zsad_jax.metrics.value import Undefined, Value
 __all__ = [
   'AUPR', 'IMAGE_METRICS', 'METRICS', 'PIXEL_METRICS', 'Curves', 'Histogram', 'PixelMetrics', 'Undefined', 'Value',
   'aupro', 'aupro_seed200', 'auroc', 'average_precision', 'evaluate_category', 'f1_max', 'f1_threshold', 'histogram',
-  'summarise',
+  'intervals', 'summarise',
 ]

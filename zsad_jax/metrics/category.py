@@ -13,7 +13,7 @@ METRICS = IMAGE_METRICS + PIXEL_METRICS
 
 
 def evaluate_category(
-  labels, scores, pixel: PixelMetrics | None = None, *, ids: Sequence[str] | None = None,
+  labels, scores, pixel: PixelMetrics | None = None, *, ids: Sequence[str] | None = None, aupr: str = 'step',
 ) -> dict[str, Value]:
   """All of METRICS for one category, in that order; an undefined one is Value(None, reason).
 
@@ -22,6 +22,7 @@ def evaluate_category(
     scores: [n] image scores, higher is more anomalous.
     pixel: what the category's maps were added to; None for a set without masks.
     ids: [n] image names for error messages; default: their numbers.
+    aupr: rule for image AP, 'step' or 'trapezoid', see ranking.average_precision.
 
   Raises:
     ValueError: NaN or infinite scores (names the images), labels not binary, shapes that do not fit.
@@ -35,7 +36,7 @@ def evaluate_category(
   bad = np.flatnonzero(~np.isfinite(scores))
   names = ', '.join(str(i if ids is None else ids[i]) for i in bad[:5]) + (', ...' if bad.size > 5 else '')
   check_finite(scores, f'the image scores ({names})')
-  values = _image_metrics(labels, scores)
+  values = _image_metrics(labels, scores, aupr)
   values |= dict.fromkeys(PIXEL_METRICS, Value(None, 'no masks')) if pixel is None else pixel.compute()
   return values
 
@@ -55,11 +56,11 @@ def summarise(rows: Mapping[str, Mapping[str, Value]]) -> dict[str, dict]:
   return {metric: _mean({category: row[metric] for category, row in rows.items()}) for metric in metrics}
 
 
-def _image_metrics(labels, scores) -> dict[str, Value]:
+def _image_metrics(labels, scores, aupr) -> dict[str, Value]:
   anomalous = int(np.sum(labels == 1))
   if reason := one_class(anomalous, labels.size - anomalous, 'images'):
     return dict.fromkeys(IMAGE_METRICS, Value(None, reason))
-  values = (auroc(labels, scores), average_precision(labels, scores), f1_max(labels, scores)[0])
+  values = (auroc(labels, scores), average_precision(labels, scores, rule=aupr), f1_max(labels, scores)[0])
   return dict(zip(IMAGE_METRICS, map(Value, values)))
 
 

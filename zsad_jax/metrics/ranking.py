@@ -1,12 +1,14 @@
-"""Exact AUROC, average precision and F1-max of scores, ties included.
+"""Exact AUROC, area under the precision-recall curve and F1-max of scores, ties included.
 
-Each is a mean (or a maximum) over the anomalous samples of a function of three counts at their score:
-tp (anomalous at or above it), above (normal strictly above it), level (normal at or above it).
+Each is a mean (or a maximum) over the anomalous samples of a function of counts at their score: tp (anomalous at or
+above it), above (normal strictly above it), level (normal at or above it), higher (anomalous strictly above it).
 """
 
 import numpy as np
 
 from zsad_jax.metrics.value import Undefined, one_class
+
+AUPR = ('step', 'trapezoid')  # rules for the area under the precision-recall curve
 
 
 def auroc(labels, scores, weights=None) -> float:
@@ -21,17 +23,25 @@ def auroc(labels, scores, weights=None) -> float:
     Undefined: one of the classes is absent.
     ValueError: NaN or infinite scores, differing shapes, labels other than 0 and 1, negative weights.
   """
-  _, mass, _, above, level, positives, negatives = _ranked(labels, scores, weights)
+  _, mass, _, above, level, _, positives, negatives = _ranked(labels, scores, weights)
   return float(1 - np.sum(mass * (above + level)) / (2 * positives * negatives))
 
 
-def average_precision(labels, scores, weights=None) -> float:
-  """Step-wise area under the precision-recall curve, equal to sklearn's average_precision_score.
+def average_precision(labels, scores, weights=None, *, rule: str = 'step') -> float:
+  """Area under the precision-recall curve, by one of two rules.
 
-  Arguments and exceptions as for `auroc`; sklearn's 0 (no anomalous) and 1 (no normal) are Undefined here.
+  Args:
+    labels, scores, weights: as for `auroc`.
+    rule: 'step', the mean precision at the anomalous samples, equal to sklearn's average_precision_score; or
+      'trapezoid', straight lines between the curve's points and from (recall 0, precision 1), equal to sklearn's auc
+      of precision_recall_curve. It flatters few samples and ties.
+
+  Exceptions as for `auroc`, and ValueError for another rule; sklearn's 0 (no anomalous) and 1 (no normal) are
+  Undefined here.
   """
-  _, mass, tp, _, level, positives, _ = _ranked(labels, scores, weights)
-  return float(np.sum(mass * (tp / (tp + level))) / positives)
+  check_rule(rule)
+  _, mass, tp, above, level, higher, positives, _ = _ranked(labels, scores, weights)
+  return float(np.sum(mass * heights(rule, tp, level, higher, above)) / positives)
 
 
 def f1_max(labels, scores, weights=None) -> tuple[float, float]:
@@ -39,7 +49,7 @@ def f1_max(labels, scores, weights=None) -> tuple[float, float]:
 
   Arguments and exceptions as for `auroc`.
   """
-  points, _, tp, _, level, positives, _ = _ranked(labels, scores, weights)
+  points, _, tp, _, level, _, positives, _ = _ranked(labels, scores, weights)
   f1 = 2 * tp / (tp + level + positives)
   best = f1.size - 1 - np.argmax(f1[::-1])
   return float(f1[best]), points[best].item()
@@ -51,6 +61,28 @@ def counts(points, positives, negatives):
   above = negatives.size - np.searchsorted(negatives, points, 'right')
   level = negatives.size - np.searchsorted(negatives, points, 'left')
   return tp, above, level
+
+
+def higher(points, positives):
+  """Anomalous samples strictly above each of `points` [K] int64; both arrays as for `counts`."""
+  return positives.size - np.searchsorted(positives, points, 'right')
+
+
+def heights(rule, tp, level, higher, above):
+  """Mean height of the precision-recall curve over the step of recall that ends at each point."""
+  at = tp / (tp + level)
+  if rule == 'step':
+    return at
+  called = np.asarray(higher + above)
+  before = np.divide(higher, called, out=np.ones(called.shape), where=called > 0)
+  return (at + before) / 2
+
+
+def check_rule(rule: str) -> None:
+  """Raises ValueError for what is not one of AUPR."""
+  if rule not in AUPR:
+    raise ValueError(f'the rule for the area under the precision-recall curve is {rule!r}; it must be one of '
+                     f'{", ".join(AUPR)}')
 
 
 def ordered(values) -> np.ndarray:
@@ -77,7 +109,7 @@ def check_binary(values: np.ndarray, what: str) -> None:
 
 
 def _ranked(labels, scores, weights):
-  """Points [P] (anomalous scores, ascending), their mass, tp, above, level [P], and both total masses."""
+  """Points [P] (anomalous scores, ascending), their mass, tp, above, level, higher [P], and both total masses."""
   labels, scores = np.asarray(labels), ordered(scores)
   if labels.shape != scores.shape:
     raise ValueError(f'labels have shape {labels.shape}, scores {scores.shape}')
@@ -87,7 +119,7 @@ def _ranked(labels, scores, weights):
   if weights is None:
     points, normals = np.sort(scores[anomalous]), np.sort(scores[~anomalous])
     _need_both(points.size, normals.size)
-    return points, 1, *counts(points, points, normals), points.size, normals.size
+    return points, 1, *counts(points, points, normals), higher(points, points), points.size, normals.size
   weights = _checked_weights(weights, scores)
   used = weights > 0
   points, mass = _sorted_with(scores[anomalous & used], weights[anomalous & used])
@@ -95,7 +127,8 @@ def _ranked(labels, scores, weights):
   _need_both(points.size, normals.size)
   tp, above, level = counts(points, points, normals)
   top, normal_top = _mass_of_top(mass), _mass_of_top(normal_mass)
-  return points, mass, top[tp], normal_top[above], normal_top[level], top[-1], normal_top[-1]
+  return (points, mass, top[tp], normal_top[above], normal_top[level], top[higher(points, points)], top[-1],
+          normal_top[-1])
 
 
 def _need_both(positives: int, negatives: int) -> None:

@@ -41,7 +41,8 @@ def base():
   c.eval.fpr_limit = 0.3  # of AUPRO
   c.eval.aupr = 'step'  # AP: average precision; trapezoid: straight lines between the points of the curve
   c.eval.oracle_epoch = False  # report the epoch that is best on the target as well, under a name of its own
-  c.eval.pictures = 12  # images per category on the overlay sheets; 0 = none
+  c.eval.pictures = 12  # images per category on the page and the overlay sheets, a third its worst errors; 0 = none
+  c.eval.figures = True  # score histograms and pixel curves on the page, where there are pictures
   return c
 
 

@@ -89,6 +89,31 @@ def test_keeps_the_maps_that_were_asked_for():
   np.testing.assert_array_equal(result.maps[13], maps[13])
 
 
+@pytest.mark.parametrize('finish', [None, lambda outputs: outputs])
+def test_keeps_the_maps_of_the_worst_errors(finish):
+  dataset, load, maps, _ = toy((5, 40))
+  result = run(dataset, load, keep={0}, worst=4, finish=finish)
+  scores, normal = maps.max((1, 2)), dataset.labels == 0
+  want = {0}
+  for members in np.split(np.arange(45), [5]):
+    order = sorted(members, key=lambda i: scores[i])
+    want |= {*[i for i in order if normal[i]][-2:], *[i for i in order if not normal[i]][:2]}
+  assert set(result.maps) == want
+  assert all(np.array_equal(found, maps[i]) and found.base is None for i, found in result.maps.items())
+
+
+def test_curves_and_histograms_only_where_asked_for_and_defined():
+  dataset, load, _, mask = toy()
+  mask[:5] = 0
+  dataset.labels[:5] = 0
+  result = run(dataset, load, curves=True)
+  assert set(result.curves) == {'c1'} and set(result.histograms) == {'c0', 'c1'}
+  assert result.histograms['c0'].normal.sum() == 5 * SIZE ** 2
+  assert np.trapezoid(*result.curves['c1'].roc()[::-1]) == pytest.approx(
+    result.rows['c1']['pixel_auroc'].value, abs=1e-3)
+  assert run(dataset, load).curves == {} == run(*toy(masks=False)[:2], curves=True).histograms
+
+
 def test_anomalous_images_without_masks_have_no_pixel_metrics():
   dataset, load, *_ = toy(masks=False)
   result = run(dataset, load)

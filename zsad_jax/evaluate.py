@@ -1,5 +1,6 @@
 """One evaluation loop for every method: maps on the device, exact metrics on the host, category by category."""
 
+import contextlib
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from zsad_jax import features as features_lib
 from zsad_jax import metrics, runtime
+from zsad_jax.report import pictures
 
 
 class Result(NamedTuple):
@@ -22,12 +24,16 @@ class Result(NamedTuple):
       empty at the metric's resolution, and normal ones whose mask is not.
     scores: [n] float32 image scores, in the data set's order.
     maps: {index: [R, R] float32} for the images that were asked for.
+    curves: {category: metrics.Curves} of pixels where they were asked for and are defined.
+    histograms: {category: metrics.Histogram} of pixel scores, the same.
   """
   rows: dict[str, dict[str, metrics.Value]]
   summary: dict[str, dict]
   counts: dict[str, dict[str, int]]
   scores: np.ndarray
   maps: dict[int, np.ndarray]
+  curves: dict[str, metrics.Curves] = {}  # noqa: RUF012 (never written)
+  histograms: dict[str, metrics.Histogram] = {}  # noqa: RUF012 (never written)
 
 
 def make_predict(method, clip, cfg, *, place: runtime.Placement) -> Callable:
@@ -40,7 +46,8 @@ def make_predict(method, clip, cfg, *, place: runtime.Placement) -> Callable:
 
 
 def run(predict: Callable, load: Callable, dataset, *, batch: int, place: runtime.Placement,
-        fpr_limit: float = 0.3, finish: Callable | None = None, keep: Collection[int] = ()) -> Result:
+        fpr_limit: float = 0.3, aupr: str = 'step', finish: Callable | None = None, keep: Collection[int] = (),
+        worst: int = 0, curves: bool = False) -> Result:
   """Returns the exact metrics of every category; memory is bounded by the largest category's maps.
 
   Args:
@@ -51,8 +58,11 @@ def run(predict: Callable, load: Callable, dataset, *, batch: int, place: runtim
     batch: images predicted at once; the last batch of a category is padded to it.
     place: devices that share a batch.
     fpr_limit: of AUPRO.
+    aupr: rule for the area under the precision-recall curve, one of metrics.AUPR.
     finish: outputs of one category -> outputs, for methods whose score needs the whole category.
     keep: indices of images whose maps to return.
+    worst: so many errors a category whose maps to return as well, see pictures.worst.
+    curves: whether to return curves and histograms.
 
   Raises:
     ValueError: NaN or infinity in a score or map, naming the image; an empty data set.
@@ -61,12 +71,12 @@ def run(predict: Callable, load: Callable, dataset, *, batch: int, place: runtim
     raise ValueError(f'{dataset.name}: no images to evaluate')
   size = place.rows(batch)
   scores = np.full(len(dataset.ids), np.nan, np.float32)
-  rows, counts, maps = {}, {}, {}
+  rows, counts, maps, drawn, histograms = {}, {}, {}, {}, {}
   with tqdm(total=len(dataset.ids), desc='evaluate', unit='image') as bar:
     for number, category in enumerate(dataset.categories):
       members = np.flatnonzero(dataset.category_index == number)
-      pixel = metrics.PixelMetrics(fpr_limit)
-      masked, mapped = False, True  # does any anomalous image come with a mask; do images get maps?
+      pixel = metrics.PixelMetrics(fpr_limit, aupr=aupr)
+      masked, mapped, errors = False, True, {}  # does any anomalous image come with a mask; do images get maps?
       for index, out, rest in _category(predict, load, members, size, place, finish):
         scores[index] = out['score']
         bar.update(len(index))
@@ -77,18 +87,30 @@ def run(predict: Callable, load: Callable, dataset, *, batch: int, place: runtim
         masked |= bool(np.any(truth & (rest['label'] == 1)))
         ids = [dataset.ids[i] for i in index[truth]]
         pixel.update(out['map'][truth], rest['mask'][truth], rest['label'][truth], ids)
-        maps |= {int(i): m for i, m in zip(index, out['map']) if i in keep}
+        errors |= dict(zip(index.tolist(), out['map']))
+        maps |= _copies(errors, set(keep) & set(index.tolist()))
+        errors = _copies(errors, pictures.worst(sorted(errors), scores, dataset.labels, worst))
+      maps |= errors
       labels = dataset.labels[members]
       # A set that is anomalous throughout and unmasked has no pixel truth; all-normal sets say so themselves.
       usable = masked or not np.any(labels == 1)
       rows[category] = metrics.evaluate_category(labels, scores[members], pixel if usable and mapped else None,
-                                                 ids=[dataset.ids[i] for i in members])
+                                                 ids=[dataset.ids[i] for i in members], aupr=aupr)
       if not mapped:
         rows[category] |= dict.fromkeys(metrics.PIXEL_METRICS, metrics.Value(None, 'the method makes no maps'))
       counts[category] = {'normal': int(np.sum(labels == 0)), 'anomalous': int(np.sum(labels == 1)),
                           'vanished': pixel.vanished, 'contradicted': pixel.contradicted}
+      if curves and usable and mapped:
+        with contextlib.suppress(metrics.Undefined):
+          histograms[category] = pixel.histogram()
+          drawn[category] = pixel.curves()
   _warn(counts)
-  return Result(rows, metrics.summarise(rows), counts, scores, maps)
+  return Result(rows, metrics.summarise(rows), counts, scores, maps, drawn, histograms)
+
+
+def _copies(maps, indices):
+  """The maps of these images; as views they would keep those of a whole batch or category."""
+  return {i: maps[i].copy() for i in indices}
 
 
 def _warn(counts):

@@ -164,6 +164,7 @@ def evaluator(cfg, method, clip, dataset):
   if chosen:
     texts = jax.device_put(selected(cfg, method, make_bank({}, frozen), cfg.data.target), place.copy)
   jitted = evaluate.make_predict(method, clip, cfg, place=place)
+  spread, worst = pictures.share(cfg.eval.pictures)
 
   def measure(learnable):
     learnable = jax.device_put(learnable, place.copy)
@@ -173,7 +174,7 @@ def evaluator(cfg, method, clip, dataset):
       load, dataset, batch=cfg.eval.batch, place=place, fpr_limit=cfg.eval.fpr_limit,
       aupr=cfg.eval.aupr,
       finish=functools.partial(method.finish, cfg=cfg) if hasattr(method, 'finish') else None,
-      keep=pictures.chosen(dataset, cfg.eval.pictures))
+      keep=pictures.chosen(dataset, spread), worst=worst, curves=cfg.eval.figures and cfg.eval.pictures > 0)
 
   return measure, drawn
 

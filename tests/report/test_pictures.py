@@ -24,6 +24,23 @@ def test_chosen_takes_half_anomalous_and_fills_up_where_a_class_is_short():
   assert pictures.chosen(Set, 0) == []
 
 
+def test_worst_are_the_highest_normal_and_lowest_anomalous_scores():
+  scores, labels = np.array([.9, .1, .5, .2, .8, .3]), np.array([0, 0, 0, 1, 1, 1])
+  assert pictures.worst(range(6), scores, labels, 2) == [3, 0]
+  assert pictures.worst([1, 2, 4, 5], scores, labels, 4) == [5, 4, 2, 1]
+  assert pictures.worst(range(6), scores, labels, 0) == []
+
+
+def test_shown_holds_the_errors_of_every_category_within_the_count():
+  dataset = SimpleNamespace(categories=('a', 'b'), category_index=np.repeat([0, 1], 50), labels=np.arange(100) % 2)
+  scores = np.random.default_rng(0).random(100)
+  shown = pictures.shown(dataset, scores, 12)
+  for members in (range(50), range(50, 100)):
+    assert set(pictures.worst(members, scores, dataset.labels, 4)) <= set(shown)
+    assert 8 <= len(set(members) & set(shown)) <= 12
+  assert pictures.shown(dataset, scores, 0) == []
+
+
 class Drawn(SimpleNamespace):
   def __getitem__(self, i):
     return {'image': Image.new('RGB', (20, 20)), 'mask': np.zeros((20, 20), np.uint8), 'label': 0, 'id': f'x/{i}',

@@ -22,7 +22,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from configs import common
-from zsad_jax import ablation, experiment, logs, runtime, train
+from zsad_jax import ablation, experiment, logs, runtime
 from zsad_jax.data import commands
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -54,10 +54,10 @@ def main(argv):
   workdir = Path(WORKDIR.value)
   try:
     logs.probe(workdir)
-    with logs.lock(workdir):
+    with logs.lock(workdir), runtime.preemption():
       runtime.compilation_cache(workdir.parent / '.compiled')
       (ablation if 'table' in cfg else experiment).run(cfg, workdir, MODE.value)
-  except train.Preempted as stopped:
+  except runtime.Preempted as stopped:
     print(f'{stopped}; the same command goes on from there', file=sys.stderr)
     sys.exit(EXIT_PREEMPTED)
   except (ValueError, OSError, FloatingPointError, RuntimeError) as error:

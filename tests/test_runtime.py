@@ -163,6 +163,29 @@ def test_preemption_turns_sigterm_into_an_event():
   assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_request_to_stop_holds_until_the_outermost_preemption_ends():
+  assert not runtime.preempted()
+  with runtime.preemption() as stop:
+    with runtime.preemption() as part:
+      assert part is stop
+      os.kill(os.getpid(), signal.SIGTERM)
+      assert part.wait(5)
+    assert runtime.preempted()
+  assert not runtime.preempted()
+
+
+def test_stopping_at_once_raises_for_signals_within_and_before():
+  with runtime.stopping_at_once():  # nobody asked to be told
+    pass
+  with runtime.preemption():
+    with pytest.raises(runtime.Preempted, match='asked to stop'), runtime.stopping_at_once():
+      os.kill(os.getpid(), signal.SIGTERM)
+      time.sleep(5)
+    assert runtime.preempted()
+    with pytest.raises(runtime.Preempted, match='asked to stop'), runtime.stopping_at_once():
+      pytest.fail('the signal came before')
+
+
 def test_placement_of_a_step_is_stable():
   place = runtime.place()
   step = jax.jit(lambda w, x: w + jnp.mean(x, 0), out_shardings=place.copy)

@@ -198,7 +198,7 @@ def test_fit_tells_the_schedule_its_epochs_also_when_it_goes_on(tmp_path, optim)
   tx, w = train.make_tx(plain), {'w': np.zeros(1, np.float32)}
   go = functools.partial(train.fit, downhill, tx, w, FROZEN, read, COUNT, epochs=3, batch=8, seed=0, place=ONE,
                          workdir=tmp_path)
-  with pytest.raises(train.Preempted):
+  with pytest.raises(runtime.Preempted):
     go(stop=StopAt(4))
   np.testing.assert_allclose(train.learned(tmp_path, w, tx)['w'][0], -3 * rates(0) - rates(1), rtol=1e-5)
   np.testing.assert_allclose(go()['w'][0], -3 * sum(rates(k) for k in range(3)), rtol=1e-5)
@@ -329,7 +329,7 @@ class StopAt:
 def test_preempted_run_equals_the_uninterrupted_one(tmp_path, whole):
   done = 0
   for at in (2, 6, 7):  # inside an epoch, at the end of one, one step later
-    with logs.Writer(tmp_path) as writer, pytest.raises(train.Preempted, match=f'after step {at} of 9'):
+    with logs.Writer(tmp_path) as writer, pytest.raises(runtime.Preempted, match=f'after step {at} of 9'):
       fit(tmp_path, writer=writer, stop=StopAt(at - done))
     assert checkpoint.latest(tmp_path / 'checkpoints') == at
     done = at

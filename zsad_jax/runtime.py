@@ -122,15 +122,60 @@ def peak_rss_bytes() -> int:
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
+class Preempted(Exception):
+  """The run was asked to stop and has saved what there is; starting it again goes on from there."""
+
+
+class _Request(threading.Event):
+  """A SIGTERM handler that remembers that the signal came, and inside `stopping_at_once` raises Preempted."""
+  at_once = False
+
+  def __call__(self, *_):
+    self.set()
+    self.check()
+
+  def check(self):
+    if self.at_once and self.is_set():
+      raise Preempted('asked to stop')
+
+
 @contextlib.contextmanager
 def preemption() -> Iterator[threading.Event]:
-  """Yields an event that SIGTERM sets instead of ending the process; the main thread's business only."""
-  stop = threading.Event()
-  before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+  """Yields an event that SIGTERM sets instead of ending the process; the main thread's business only.
+
+  Inside another one it yields that one's event: a request holds until the run ends, not until its part does.
+  """
+  before = signal.getsignal(signal.SIGTERM)
+  if isinstance(before, _Request):
+    yield before
+    return
+  stop = _Request()
+  signal.signal(signal.SIGTERM, stop)
   try:
     yield stop
   finally:
     signal.signal(signal.SIGTERM, before)
+
+
+def preempted() -> bool:
+  """Returns whether SIGTERM came to this process since the `preemption` around the caller began."""
+  request = signal.getsignal(signal.SIGTERM)
+  return isinstance(request, _Request) and request.is_set()
+
+
+@contextlib.contextmanager
+def stopping_at_once() -> Iterator[None]:
+  """Lets SIGTERM raise Preempted at once, for work that survives being killed and has no steps to stop after."""
+  request = signal.getsignal(signal.SIGTERM)
+  if not isinstance(request, _Request):
+    yield
+    return
+  request.at_once = True
+  try:
+    request.check()
+    yield
+  finally:
+    request.at_once = False
 
 
 def prefetch(function: Callable, items: Iterable, depth: int = 2) -> Iterator:

@@ -29,10 +29,6 @@ class State(NamedTuple):
   rng: jax.Array  # [] typed key, the run's; a step folds its number in
 
 
-class Preempted(Exception):
-  """The run was asked to stop and has saved; starting it again goes on from there."""
-
-
 # What each optimizer and each schedule takes beside lr, name and schedule.
 OPTIMIZERS = {'adam': ('b1', 'b2'), 'adamw': ('b1', 'b2', 'weight_decay'), 'sgd': ('momentum', 'weight_decay')}
 SCHEDULES = {'constant': (), 'cosine': ('epochs', 'warmup_epochs', 'warmup_lr'), 'step': ('every', 'gamma')}
@@ -213,14 +209,14 @@ def fit(loss_fn: Callable, tx: optax.GradientTransformation, learnable, frozen, 
     writer: takes one line of means an epoch; of several processes only the first has one.
     keep: how many checkpoints remain, the newest; None all.
     identity: what must not change when a run resumes, JSON-able (config, fingerprints of weights and data).
-    stop: when set, the run saves after the step under way and raises Preempted.
+    stop: when set, the run saves after the step under way and raises runtime.Preempted.
     fresh: whether image i of epoch e is read at i + e * count: `read` then gives other images in every epoch.
     shuffle: whether an epoch has an order of its own; else every one has that of `read`.
 
   Raises:
     ValueError: the checkpoints are another run's; several seeds and shuffle.
     FloatingPointError: a metric is NaN or infinite; it names epoch, step and images. Nothing of it is saved.
-    Preempted: see `stop`.
+    runtime.Preempted: see `stop`.
   """
   several = isinstance(seed, Sequence)
   if several and shuffle:
@@ -258,7 +254,7 @@ def fit(loss_fn: Callable, tx: optax.GradientTransformation, learnable, frozen, 
         extra = {'identity': identity, 'epoch': epoch, 'sums': sums}
         checkpoint.save(directory, now, state, extra, keep=keep)
       if halt and now < total:
-        raise Preempted(f'asked to stop after step {now} of {total}')
+        raise runtime.Preempted(f'asked to stop after step {now} of {total}')
       meter = _Meter(per_epoch, sums)
   return state.learnable
 

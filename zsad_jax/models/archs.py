@@ -82,6 +82,7 @@ class Arch:
   resize: str = 'bicubic'
 
 
+PRECISIONS = ('float32', 'bfloat16')
 ARCHS = {arch.name: arch for arch in (
     Arch('vit_b32', 512, Vision(224, 32, 768, 12, 12), Text(77, 49408, 512, 12, 8)),
     Arch('vit_b16', 512, Vision(224, 16, 768, 12, 12), Text(77, 49408, 512, 12, 8)),
@@ -115,6 +116,22 @@ def init_params(arch: Arch | str, rng):
       'text': text_tower(arch).init(keys[1], tokens, method='everything')['params'],
       'logit_scale': jnp.log(jnp.float32(1 / 0.07)),
   }
+
+
+def cast(params, precision: str):
+  """Returns `params` whose towers compute matrix products and convolutions in `precision`, one of PRECISIONS.
+
+  Their kernels are rounded, once; what adds up along a tower stays float32, and so do the features that leave it.
+
+  Raises:
+    ValueError: another precision.
+  """
+  if precision not in PRECISIONS:
+    raise ValueError(f'precision {precision!r} is not one of {", ".join(PRECISIONS)}')
+  if precision == 'float32':
+    return params
+  kernel = lambda path: path[-1].key == 'kernel'
+  return jax.tree_util.tree_map_with_path(lambda path, x: x.astype(precision) if kernel(path) else x, params)
 
 
 def template(arch: Arch | str):

@@ -1,11 +1,17 @@
 """The residual block that both CLIP towers stack; parameters carry CLIP's names.
 
-A tower computes in the dtype of its weights; layer norms and softmaxes are float32 in any case.
+A matrix product is computed in the dtype of its kernel, so that kernels alone in bfloat16 (archs.cast) make products
+in bfloat16 around a residual stream, biases and class and position embeddings in float32. Layer norms and softmaxes
+are float32 in any case.
 """
+
+import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from zsad_jax.models import attention
 
 
 def quick_gelu(x):
@@ -18,6 +24,16 @@ def gelu(x):
   return jax.nn.gelu(x, approximate=False)
 
 
+def like_kernel(inputs, kernel, bias=None, **_):
+  """Returns what a product is computed from, all in the kernel's dtype: promote_dtype of Flax's dense layers."""
+  return inputs.astype(kernel.dtype), kernel, None if bias is None else bias.astype(kernel.dtype)
+
+
+Dense = functools.partial(nn.Dense, promote_dtype=like_kernel)
+DenseGeneral = functools.partial(nn.DenseGeneral, promote_dtype=like_kernel)
+# Without a bias, and not rounded again: for features that leave a tower.
+Projection = functools.partial(Dense, use_bias=False, dot_general=functools.partial(
+  jax.lax.dot_general, preferred_element_type=jnp.float32))
 ACTIVATIONS = {'quick_gelu': quick_gelu, 'gelu': gelu}
 
 
@@ -44,8 +60,8 @@ class Attention(nn.Module):
   def setup(self):
     std = self.width ** -0.5
     head = (self.heads, self.width // self.heads)
-    self.qkv = nn.DenseGeneral((3, *head), kernel_init=nn.initializers.normal(std))
-    self.out = nn.DenseGeneral(
+    self.qkv = DenseGeneral((3, *head), kernel_init=nn.initializers.normal(std))
+    self.out = DenseGeneral(
         self.width, axis=(-2, -1), kernel_init=nn.initializers.normal(std * (2 * self.layers) ** -0.5))
 
 
@@ -57,8 +73,8 @@ class Mlp(nn.Module):
 
   def setup(self):
     std = (2 * self.width) ** -0.5
-    self.c_fc = nn.Dense(4 * self.width, kernel_init=nn.initializers.normal(std))
-    self.c_proj = nn.Dense(self.width, kernel_init=nn.initializers.normal(std * self.layers ** -0.5))
+    self.c_fc = Dense(4 * self.width, kernel_init=nn.initializers.normal(std))
+    self.c_proj = Dense(self.width, kernel_init=nn.initializers.normal(std * self.layers ** -0.5))
 
   def __call__(self, x):
     return self.c_proj(ACTIVATIONS[self.activation](self.c_fc(x)))
@@ -85,9 +101,13 @@ class Block(nn.Module):
     packed = self.attn.qkv(self.ln_1(x))
     return packed[:, :, 0], packed[:, :, 1], packed[:, :, 2]
 
+  def attended(self, x, q, k, v, mode='qk', mask=None):
+    """Returns what attention adds to the stream x, [B, N, D] of its dtype."""
+    return self.attn.out(attention.attend(q, k, v, mode, mask)).astype(x.dtype)
+
   def feed_forward(self, x):
     """Returns x + MLP(LN2(x))."""
-    return x + self.mlp(self.ln_2(x))
+    return x + self.mlp(self.ln_2(x)).astype(x.dtype)
 
 
 def stack(layer, layers, in_axes, unroll=False):

@@ -13,9 +13,11 @@ from zsad_jax.models import tokenizer as tokenizer_lib
 from zsad_jax.models import weights
 from zsad_jax.models.archs import (
   ARCHS,
+  PRECISIONS,
   Arch,
   Text,
   Vision,
+  cast,
   find,
   init_params,
   resnet_vision,
@@ -25,8 +27,8 @@ from zsad_jax.models.archs import (
 )
 
 __all__ = [
-  'ARCHS', 'Arch', 'Clip', 'Text', 'Vision', 'build', 'find', 'from_state_dict', 'init_params', 'load',
-  'resnet_vision', 'template',
+  'ARCHS', 'PRECISIONS', 'Arch', 'Clip', 'Text', 'Vision', 'build', 'find', 'from_state_dict', 'init_params', 'load',
+  'resnet_vision', 'template', 'with_precision',
 ]
 
 
@@ -36,9 +38,10 @@ class Clip:
 
   Attributes:
     image_size: pixels a side that the image tower is used at; the positional table is resampled to fit.
-    params: {'visual', 'text', 'logit_scale'}, blocks stacked on a leading layer axis, float32.
+    params: {'visual', 'text', 'logit_scale'}, blocks stacked on a leading layer axis, float32; kernels in `precision`.
     tokenizer: object with encode(texts, context) -> [B, context] int32, or None.
     fingerprint: sha256 of the weights in hex, '' where unknown.
+    precision: of the towers' matrix products, one of archs.PRECISIONS; see with_precision.
     unroll: whether the blocks are compiled one by one, which training a small CLIP gains from; same results.
   """
   arch: Arch
@@ -46,6 +49,7 @@ class Clip:
   params: Any
   tokenizer: Any = None
   fingerprint: str = ''
+  precision: str = 'float32'
   unroll: bool = False
 
   @property
@@ -57,7 +61,7 @@ class Clip:
     """Returns what `spec` reads of images, as Features that are not normalised.
 
     Args:
-      params: the whole parameter tree; the tower computes in its dtype.
+      params: the whole parameter tree; a product is computed in its kernel's dtype.
       images: [B, R, R, 3] float32 with R = spec.image_size, less arch.mean, divided by arch.std.
       spec: what to read. Side streams see CLIP's stream and leave it as it is (DPAM; AnomalyCLIP, arXiv
         2310.18961, sec. 3.3, as its official code has it); one that no tap reads costs nothing.
@@ -116,6 +120,16 @@ def build(arch: Arch | str, params, *, image_size=None, tokenizer=None, fingerpr
                      f'{arch.name}')
   _check(params, template(arch), arch.name)
   return Clip(arch, size, jax.tree.map(jnp.asarray, params), tokenizer, fingerprint)
+
+
+def with_precision(clip: Clip, precision: str) -> Clip:
+  """Returns `clip` with its kernels in `precision`; raises ValueError for an unknown one, or kernels rounded before."""
+  if clip.precision not in ('float32', precision):
+    raise ValueError(f'kernels of {clip.arch.name} were rounded to {clip.precision}; load the weights again for '
+                     f'{precision}')
+  if clip.precision == precision:
+    return clip
+  return dataclasses.replace(clip, params=cast(clip.params, precision), precision=precision)
 
 
 def from_state_dict(arch: Arch | str, arrays: Mapping[str, np.ndarray], *, image_size=None,

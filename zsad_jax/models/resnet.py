@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from zsad_jax import spec as spec_lib
-from zsad_jax.models import attention, vit
+from zsad_jax.models import attention, block, vit
 
 CLS = ('proj', '')
 READ = 'none'
@@ -91,7 +91,7 @@ class Conv(nn.Module):
     scale, bias, mean, var = (self.param(name, init, (self.features,)).astype(jnp.float32)
                               for name, init in values.items())
     pad = self.size // 2
-    y = jax.lax.conv_general_dilated(x, kernel, (self.stride,) * 2, ((pad, pad),) * 2,
+    y = jax.lax.conv_general_dilated(x.astype(kernel.dtype), kernel, (self.stride,) * 2, ((pad, pad),) * 2,
                                      dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
     factor = scale * jax.lax.rsqrt(var + 1e-5)
     row = (1, 1, 1, -1)
@@ -155,7 +155,7 @@ class AttentionPool(nn.Module):
     std = self.width ** -0.5
     self.positional_embedding = self.param('positional_embedding', nn.initializers.normal(std),
                                            (self.grid ** 2 + 1, self.width))
-    dense = lambda features: nn.Dense(features, kernel_init=nn.initializers.normal(std),
+    dense = lambda features: block.Dense(features, kernel_init=nn.initializers.normal(std),
                                       bias_init=_torch_uniform(self.width))
     self.q_proj, self.k_proj, self.v_proj = dense(self.width), dense(self.width), dense(self.width)
     self.c_proj = dense(self.embed_dim)
@@ -182,7 +182,7 @@ class AttentionPool(nn.Module):
       k = v / (jnp.linalg.norm(v.astype(jnp.float32), axis=-1, keepdims=True) + 1e-6).astype(v.dtype)
       q = COSINE_GAIN * k[:, only]
     out = attention.attend(q, k, v)
-    return self.c_proj(out.reshape(*out.shape[:2], self.width))
+    return self.c_proj(out.reshape(*out.shape[:2], self.width)).astype(tokens.dtype)
 
 
 class ResNetTower(nn.Module):

@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from zsad_jax.models import attention, block
+from zsad_jax.models import block
 
 DEEP_MODES = ('overwrite', 'concat', 'insert')
 
@@ -19,7 +19,7 @@ class Layer(block.Block):
       if slot_keys is not None:
         mask = mask & (active | ~slot_keys[None])
     q, k, v = self.qkv(x)
-    x = x + self.attn.out(attention.attend(q, k, v, 'qk', mask))
+    x = x + self.attended(x, q, k, v, 'qk', mask)
     return self.feed_forward(x), None
 
 
@@ -42,8 +42,8 @@ class TextTower(nn.Module):
                           unroll=self.unroll)
     self.blocks = scanned(self.width, self.heads, self.layers, self.activation)
     self.ln_final = block.LayerNorm()
-    self.text_projection = nn.Dense(self.embed_dim, use_bias=False,
-                                    kernel_init=nn.initializers.normal(self.width ** -0.5))
+    self.text_projection = block.Projection(
+      self.embed_dim, kernel_init=nn.initializers.normal(self.width ** -0.5))
 
   def embed(self, ids):
     """Returns token embeddings [B, L, W] of ids [B, L], positions not yet added."""
@@ -75,7 +75,7 @@ class TextTower(nn.Module):
       x, _ = self.blocks(x, slots, active, _causal(length + k), hidden)
       x = jnp.concatenate([x[:, :1], x[:, 1 + k:]], 1)
     pooled = jnp.take_along_axis(x, eot[:, None, None], 1)[:, 0]
-    return self.text_projection(self.ln_final(pooled))
+    return self.text_projection(self.ln_final(pooled)).astype(x.dtype)
 
   def _check(self, embeddings, deep, deep_mode):
     length = embeddings.shape[1]

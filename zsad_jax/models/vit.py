@@ -159,7 +159,7 @@ class Layer(block.Block):
 
   def _step_clip(self, x, q, k, v):
     """Returns what attention adds to CLIP's own stream, and the stream after this block."""
-    own = self.attn.out(attention.attend(q, k, v))
+    own = self.attended(x, q, k, v)
     return own, self.feed_forward(x + own)
 
   def _step_class(self, x, q, k, v):
@@ -171,7 +171,7 @@ class Layer(block.Block):
     """Returns every side stream after block `index`, and what it was before a feed-forward network."""
     deltas = {'qk': own}
     for mode in sorted({side.mode for side in self.sides} - {'qk'}):
-      deltas[mode] = self.attn.out(attention.attend(*qkv, mode))
+      deltas[mode] = self.attended(x, *qkv, mode)
     after, middles = {}, {}
     for side in self.sides:
       since = index - side.first_block
@@ -222,7 +222,7 @@ class VisionTower(nn.Module):
         self.width, self.heads, self.layers, self.activation, self._sides(), tuple(self._kept()),
         last_whole=self._last_whole())
     self.ln_post = block.LayerNorm()
-    self.proj = nn.Dense(self.embed_dim, use_bias=False, kernel_init=normal)
+    self.proj = block.Projection(self.embed_dim, kernel_init=normal)
 
   def _kept(self):
     """Returns {(stream, point, token): the blocks it is read at, in order}."""
@@ -245,7 +245,7 @@ class VisionTower(nn.Module):
 
   def embed(self, images):
     """Returns x^0 [B, N + 1, D], the normalised embeddings that enter block 1."""
-    patches = self.patch_embed(images)
+    patches = self.patch_embed(images).astype(self.class_embedding.dtype)
     cls = jnp.broadcast_to(self.class_embedding, (images.shape[0], 1, self.width))
     grid = images.shape[1] // self.patch
     table = resample_positions(self.positional_embedding, grid, self.spec.positions)
@@ -254,7 +254,7 @@ class VisionTower(nn.Module):
   def read(self, x, rule):
     """Returns tokens [..., D] after one of READ: the tower's last norm, its projection, both or neither."""
     x = self.ln_post(x) if rule.startswith('ln_post') else x
-    return self.proj(x) if rule.endswith('proj') else x
+    return self.proj(x).astype(x.dtype) if rule.endswith('proj') else x
 
   def __call__(self, images):
     """Returns Features of normalised images [B, R, R, 3]; see Clip.image."""

@@ -11,6 +11,8 @@ def base():
   c.arch = ''  # architecture of a bare .safetensors file; otherwise it comes with the name or folder
   c.checkpoint = ''  # evaluate the official prompts of this .safetensors file in place of training
   c.image_size = 518  # pixels a side; both axes are resized to it
+  c.precision = 'float32'  # of the towers' matrix products; bfloat16 leaves residuals, norms and softmaxes in float32
+  c.max_memory_gb = 0.0  # refuse to start what would take more memory, 1e9 bytes; 0 = no bound
 
   c.data = mlc.ConfigDict()
   c.data.root = 'data'  # prepared data sets are kept here
@@ -43,6 +45,20 @@ def base():
   c.eval.oracle_epoch = False  # report the epoch that is best on the target as well, under a name of its own
   c.eval.pictures = 12  # images per category on the page and the overlay sheets, a third its worst errors; 0 = none
   c.eval.figures = True  # score histograms and pixel curves on the page, where there are pictures
+
+  c.bench = mlc.ConfigDict()  # of --mode=bench
+  c.bench.images = 16  # images timed
+  c.bench.source = 'drawn'  # or target: the first images of data.target
+  c.bench.pixels = 1024  # pixels a side of drawn images, which are PNG files
+  c.bench.repeats = 5  # timed passes, of which the median and the range are given
+  c.bench.random_weights = False  # weights of the right shapes without a download: times hold, scores mean nothing
+
+  c.export = mlc.ConfigDict()  # of --mode=export
+  c.export.category = ''  # the object as one says it, for methods that name it or compare with references of it
+  c.export.batch = 0  # images a call; 0 = any number, one after another, as is fastest on a CPU
+  c.export.platforms = 'cpu,cuda,tpu'  # that the artifact runs on
+  c.export.inline_gb = 1.9  # larger weights lie beside the program, which cannot hold 2 GB
+  c.export.threshold = ''  # written beside the program; scores above it are anomalous
   return c
 
 

@@ -15,7 +15,8 @@ from zsad_jax.models import files
 from zsad_jax.report import pictures
 
 # Keys that a checkpoint need not agree on; its data and weights are known by their digests, not by their names.
-NOT_RECIPE = ('arch', 'checkpoint', 'clip', 'data', 'eval', 'features', 'label', 'published', 'train')
+NOT_RECIPE = ('arch', 'bench', 'checkpoint', 'clip', 'data', 'eval', 'export', 'features', 'label', 'max_memory_gb',
+              'published', 'train')
 
 
 def run(cfg, workdir, mode):
@@ -122,6 +123,8 @@ def few_shot(cfg, method, clip):
 def identity(cfg, method, clip, dataset, stage=methods.WHOLE):
   """What decides the learned numbers: weights, auxiliary data, what is read of it, and the recipe of the stage."""
   recipe = {k: v for k, v in json.loads(cfg.to_json_best_effort()).items() if k not in NOT_RECIPE}
+  if recipe['precision'] == 'float32':
+    del recipe['precision']  # checkpoints older than the key have it
   for dotted in getattr(method, 'EVALUATION_KEYS', ()):
     *path, last = dotted.split('.')
     functools.reduce(dict.__getitem__, path, recipe).pop(last)

@@ -28,7 +28,8 @@ def check(cfg):
     raise ValueError(f'eval.fpr_limit is {cfg.eval.fpr_limit}; it must lie in (0, 1]')
   if cfg.features.max_gb <= 0:
     raise ValueError(f'features.max_gb is {cfg.features.max_gb}; it must be positive')
-  for key, allowed in (('features.storage', features.STORAGE), ('data.transparency', ('default', *images.TRANSPARENCY)),
+  for key, allowed in (('features.storage', features.STORAGE), ('precision', clip_lib.PRECISIONS),
+                       ('data.transparency', ('default', *images.TRANSPARENCY)),
                        ('data.exif', ('ignore', 'apply')), ('eval.aupr', metrics.AUPR)):
     if get(cfg, key) not in allowed:
       raise ValueError(f'{key} is {get(cfg, key)!r}; it must be one of {", ".join(allowed)}')
@@ -37,7 +38,8 @@ def check(cfg):
 def load_clip(cfg, method):
   """The CLIP of the config; the config is held against its architecture before any weight is read."""
   arch = shell(cfg, method).arch
-  return dataclasses.replace(clip_lib.load(cfg.clip, arch=cfg.arch or None, image_size=cfg.image_size), arch=arch)
+  loaded = clip_lib.load(cfg.clip, arch=cfg.arch or None, image_size=cfg.image_size)
+  return clip_lib.with_precision(dataclasses.replace(loaded, arch=arch), cfg.precision)
 
 
 def shell(cfg, method):
@@ -84,7 +86,7 @@ def _reader(cfg, clip, dataset, spec, make_encode, side, past):
     return lambda indices: next(features.encode_batches(batches(indices, len(indices)), encode, clip.params))
 
   image = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
-  key = {'weights': clip.fingerprint, 'arch': repr(clip.arch), 'spec': repr(spec), 'data': dataset.fingerprint,
+  key = {**clip.identity, 'spec': repr(spec), 'data': dataset.fingerprint,
          'preprocessing': 'squash'}
   store = features.Store.open(
     cfg.features.dir or f'{cfg.data.root}/features', key=key, count=len(dataset), max_gb=cfg.features.max_gb,

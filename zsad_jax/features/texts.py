@@ -23,7 +23,8 @@ def encoder(clip) -> Callable:
   return jax.jit(encode)
 
 
-def store(root, groups: Sequence[Sequence[str]], clip, encode: Callable, *, max_gb: float) -> Store:
+def store(root, groups: Sequence[Sequence[str]], clip, encode: Callable, *, max_gb: float,
+          place: runtime.Placement | None = None) -> Store:
   """Returns the complete Store of n groups of k texts, whose rows have the field 'texts' [k, E] float32.
 
   It is known by the weights and the texts themselves. Ids are cut to the longest text, to the next multiple of 8,
@@ -34,6 +35,7 @@ def store(root, groups: Sequence[Sequence[str]], clip, encode: Callable, *, max_
     groups: texts, equally many a group.
     clip: models.clip.Clip, with tokenizer and weights.
     encode: encoder(clip); one serves many stores.
+    place: devices of this process, by default all, which say how the weights lie.
 
   Raises:
     ValueError: groups of different sizes or none; what the tokenizer and Store.open raise.
@@ -43,19 +45,19 @@ def store(root, groups: Sequence[Sequence[str]], clip, encode: Callable, *, max_
     raise ValueError('texts come in one group or more, all of equally many')
   digest = hashlib.sha256(json.dumps(groups).encode()).hexdigest()
   made = Store.open(
-    root, key={'weights': clip.fingerprint, 'arch': repr(clip.arch), 'texts': digest}, count=len(groups),
+    root, key={**clip.identity, 'texts': digest}, count=len(groups),
     fields={'texts': ((size, clip.arch.embed_dim), 'float32')}, max_gb=max_gb, shard_rows=max(1, TEXTS // size))
-  return made.fill(lambda missing: _rows(missing, groups, clip, encode, made.shard_rows), unit='text group')
+  place = place or runtime.place(jax.local_devices())
+  return made.fill(lambda missing: _rows(missing, groups, clip, encode, place, made.shard_rows), unit='text group')
 
 
-def _rows(missing: np.ndarray, groups, clip, encode, batch: int) -> Iterator[tuple]:
+def _rows(missing: np.ndarray, groups, clip, encode, place, batch: int) -> Iterator[tuple]:
   """Yields (indices, {'texts': [n, k, E]}, ids) of the missing groups, a shard's at a time."""
   size = len(groups[0])
   ids = clip.tokenize([text for i in missing for text in groups[i]])
   eot = np.asarray(clip.eot(ids), np.int32)
   ids = ids[:, :min(ids.shape[1], -(-(eot.max() + 1) // 8) * 8)]
-  place = runtime.place(jax.local_devices())
-  params = jax.device_put(clip.params, place.copy)
+  params = runtime.weights(clip.params, place)
   for start in range(0, len(missing), batch):
     indices = missing[start:start + batch]
     texts = np.resize(np.arange(start * size, (start + len(indices)) * size), place.rows(batch * size))

@@ -57,6 +57,12 @@ class Clip:
     """Patches a side at image_size, or places a side of a ResNet's last map."""
     return self.image_size // self.arch.vision.patch
 
+  @property
+  def identity(self) -> dict[str, str]:
+    """What features depend on beside what is read and of what: weights, architecture and, if rounded, precision."""
+    rounded = {} if self.precision == 'float32' else {'precision': self.precision}
+    return {'weights': self.fingerprint, 'arch': repr(self.arch), **rounded}
+
   def image(self, params, images, spec: spec_lib.Spec) -> spec_lib.Features:
     """Returns what `spec` reads of images, as Features that are not normalised.
 

@@ -7,6 +7,7 @@ import resource
 import signal
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,19 +16,27 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 
+PART = 1 << 16  # numbers; smaller arrays cost more to gather than to copy
+
+
+_COMPILED = '/jax/core/compile/backend_compile_duration'  # an event that JAX records for every program
+
+
 class Placement(NamedTuple):
-  """Two shardings over the one data axis.
+  """How arrays lie over the one data axis.
 
   Attributes:
     split: rows of a batch, one share a device.
     copy: the whole array on every device.
+    sharded: whether frozen weights lie in parts too, see `weights`.
   """
   split: NamedSharding
   copy: NamedSharding
+  sharded: bool = False
 
   @property
   def devices(self) -> int:
@@ -50,14 +59,21 @@ def initialize(distributed: bool = False, **options):
       JAX knows (SLURM, Kubernetes, TPU) need none.
   """
   if distributed:
+    jax.config.update('jax_enable_preemption_service', False)  # it would take SIGTERM away from `preemption`
     jax.distributed.initialize(**options)
 
 
-def place(devices=None) -> Placement:
-  """Returns the placement over `devices`, by default all devices of all processes."""
-  devices = devices or jax.devices()
-  mesh = jax.make_mesh((len(devices),), ('data',), axis_types=(AxisType.Auto,), devices=devices)
-  return Placement(split=NamedSharding(mesh, P('data')), copy=NamedSharding(mesh, P()))
+def place(devices=None, *, sharded: bool = False) -> Placement:
+  """Returns the placement over `devices`, by default all devices of all processes, whose shares lie side by side."""
+  devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
+  mesh = Mesh(np.array(devices), ('data',), axis_types=(AxisType.Auto,))
+  return Placement(NamedSharding(mesh, P('data')), NamedSharding(mesh, P()), sharded)
+
+
+def share(size: int) -> slice:
+  """Returns which rows of a batch of `size`, one that the devices share evenly, this process reads."""
+  own = size // jax.process_count()
+  return slice(jax.process_index() * own, (jax.process_index() + 1) * own)
 
 
 def globalize(batch, sharding):
@@ -72,13 +88,42 @@ def replicate(tree, place: Placement):
   return globalize(jax.device_get(tree), place.copy)
 
 
+def weights(tree, place: Placement):
+  """Returns frozen weights on the devices of `place`; every process has to give the same values.
+
+  That is a copy on every device or, where `place` is sharded, a part of each large array, cut along the longest axis
+  that the devices divide. Programs are the same for both: XLA then gathers an array where it is used, so that a
+  device holds about its share of the weights and the one or two arrays in use.
+  """
+  if not place.sharded:
+    return replicate(tree, place)
+
+  def lay(x):
+    axes = [i for i, length in enumerate(x.shape) if x.size >= PART and length % place.devices == 0]
+    if not axes:
+      return place.copy
+    longest = max(axes, key=lambda i: x.shape[i])
+    return NamedSharding(place.split.mesh, P(*[None] * longest, 'data'))
+
+  shardings = jax.tree.map(lay, tree)
+  if jax.process_count() == 1:
+    return jax.device_put(tree, shardings)
+  return jax.tree.map(lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, x.__getitem__),
+                      jax.device_get(tree), shardings)
+
+
+def gather(tree):
+  """Returns a tree of this process's rows, numpy arrays, as that of all processes in their order; all call together."""
+  return tree if jax.process_count() == 1 else multihost_utils.process_allgather(tree, tiled=True)
+
+
 def write_atomic(path: Path, *chunks):
   """Writes bytes-like chunks to `path`, through a temporary file: a kill leaves the old content or the new.
 
   Raises:
     OSError: disk full, read-only, no permission; the old content is intact.
   """
-  temp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  temp = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}.tmp')  # process numbers recur from host to host
   try:
     with open(temp, 'wb') as file:
       for chunk in chunks:
@@ -115,6 +160,34 @@ def device_summary() -> str:
   device, processes = jax.devices()[0], jax.process_count()
   return (f'{jax.device_count()} x {device.device_kind} ({device.platform}), '
           f'{processes} process{"es" * (processes > 1)}, {os.cpu_count()} CPU cores')
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[collections.Counter]:
+  """Yields a Counter {function name: programs that XLA was given} of all threads, growing until the with block ends.
+
+  A program that the compilation cache holds counts too: it was traced and looked up anew.
+  """
+  counted = collections.Counter()
+
+  def listen(event, duration, **about):
+    del duration
+    if event == _COMPILED:
+      counted[about['fun_name'].removeprefix('jit_').removeprefix('jit(').removesuffix(')')] += 1
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    yield counted
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def rss_bytes() -> int:
+  """Returns the resident set of this process, in bytes; the largest it has had where the system does not tell."""
+  statm = Path('/proc/self/statm')
+  if not statm.exists():
+    return peak_rss_bytes()
+  return int(statm.read_text().split()[1]) * resource.getpagesize()
 
 
 def peak_rss_bytes() -> int:

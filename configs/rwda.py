@@ -106,6 +106,8 @@ def method(score, known, shots):
   # Half the distance of class tokens, a guess. cls_minmax: brought to 0..1 in each category; winclip_map_max: the
   # maximum of WinCLIP+'s map, at twelve times the encoding.
   c.fewshot.s_img = 'cls'
+  c.knn = mlc.ConfigDict()
+  c.knn.mib = 64.0  # MiB of distances to references' windows held at once, for one image
 
   c.train = mlc.ConfigDict(dict(epochs=2, batch=64))  # pairs; "128" taken as embeddings, a guess
   c.optim = mlc.ConfigDict()

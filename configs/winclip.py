@@ -84,6 +84,8 @@ def method(shots):
   c.fewshot.patch_block = 0  # patch tokens come after this block, from 1; 0 = the last
   c.fewshot.patch_ln_post = False  # and pass ln_post, as in anomalib
 
+  c.knn = mlc.ConfigDict()
+  c.knn.mib = 64.0  # MiB of distances to references held at once, for one image
   c.multicrop = common.multicrop()  # of the image score
   c.map = mlc.ConfigDict()
   c.map.sigma = 0.0  # of a Gaussian that smooths maps, in pixels; 0 = none

@@ -41,7 +41,7 @@ def pooled(references):
   return {'windows': {side: flat(x) for side, x in references.windows.items()}, 'patches': flat(patches)}
 
 
-def distances(memory, features, category, grid, mean='harmonic'):
+def distances(memory, features, category, grid, mean='harmonic', mib=64.0):
   """Returns M_ref [B, G, G]: the mean over window sizes and patch tokens of d = min_r (1 - cos(f, r)) / 2.
 
   Args:
@@ -50,9 +50,11 @@ def distances(memory, features, category, grid, mean='harmonic'):
     category: [B], rows of the memory.
     grid: patches a side of the image.
     mean: over the windows that cover a patch; see cover_mean.
+    mib: MiB of distances held at once, for one image.
   """
   def nearest(x, rows):
-    return neighbours.nearest_by_category(x, rows, category)[0][..., 0] / 2
+    chunk = neighbours.chunk_rows(rows.shape[1], mib)
+    return neighbours.nearest_by_category(x, rows, category, chunk=chunk)[0][..., 0] / 2
 
   patches, = features.taps.values()
   found = [cover_mean(nearest(x, memory['windows'][side]), grid, side, mean)

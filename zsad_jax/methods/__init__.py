@@ -42,6 +42,8 @@ and, where its paper needs them,
   EVALUATION_KEYS
     config keys that training does not read, such as 'map.sigma': one training serves all their values; the name of
     a group, such as 'fewshot', stands for all of its keys
+  MAPS = False
+    a method whose predict gives no map
   STORED = False
     a method that learns inside the image tower; its features are not stored
 

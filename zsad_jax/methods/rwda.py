@@ -27,7 +27,8 @@ PARTS = ('norm', 'relu', 'dropout')
 INITS = ('torch', 'lecun')
 INPUTS = ('raw', 'l2')
 DISTANCES = ('cls', 'cls_minmax', 'winclip_map_max')
-EVALUATION_KEYS = ('ddof', 'fewshot', 'multicrop', 'positions', 'prompt', 'score', 'temperature')
+MAPS = False
+EVALUATION_KEYS = ('ddof', 'fewshot', 'knn', 'multicrop', 'positions', 'prompt', 'score', 'temperature')
 
 
 def spec(clip, cfg):
@@ -151,7 +152,8 @@ def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
   if memory is None:
     raise ValueError(f'fewshot.shots is {cfg.fewshot.shots}, but predict was given no memory of references')
   if cfg.fewshot.s_img == 'winclip_map_max':
-    return {'score': score, 'distance': windows.distances(memory, features, batch['category'], clip.grid).max((1, 2))}
+    distance = windows.distances(memory, features, batch['category'], clip.grid, mib=cfg.knn.mib)
+    return {'score': score, 'distance': distance.max((1, 2))}
   nearest = lambda x: neighbours.nearest_by_category(x, memory, batch['category'])[0][..., 0] / 2
   return {'score': score, 'distance': multicrop.through(features, cfg.multicrop, maps.normalize, nearest, lambda x: x)}
 
@@ -221,6 +223,7 @@ def check(cfg):
   for key, value, fits, what in (
       ('temperature', cfg.temperature, cfg.temperature > 0, 'positive'),
       ('seeds', cfg.seeds, cfg.seeds >= 1, '1 or more'),
+      ('knn.mib', cfg.knn.mib, cfg.knn.mib > 0, 'positive'),
       ('ddof', cfg.ddof, cfg.ddof in (0, 1), '0 or 1'),
       ('examples.pairs', made.pairs, made.pairs >= 1, '1 or more'),
       ('examples.shortest', made.shortest, 1 <= made.shortest <= made.longest, f'in 1..{made.longest}, the longest'),

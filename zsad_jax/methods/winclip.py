@@ -69,7 +69,7 @@ def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
     return {'score': score, 'map': maps.upsample_blur(text_map, clip.image_size, cfg.map.sigma)}
   if memory is None:
     raise ValueError(f'fewshot.shots is {cfg.fewshot.shots}, but predict was given no memory of references')
-  distance_map = windows.distances(memory, features, batch['category'], clip.grid, cfg.mean.windows)
+  distance_map = windows.distances(memory, features, batch['category'], clip.grid, cfg.mean.windows, cfg.knn.mib)
   both = text_map + distance_map
   fused = both / 2 if cfg.fewshot.combine == 'mean' else both
   return {'score': (score + distance_map.max((1, 2))) / 2,
@@ -91,6 +91,8 @@ def check(clip, cfg):
     raise ValueError(f'map.sigma {cfg.map.sigma} is not 0 or more')
   if len(set(cfg.windows)) < len(cfg.windows) or not all(1 <= side <= clip.grid for side in cfg.windows):
     raise ValueError(f'windows {tuple(cfg.windows)} are not different sizes in 1..{clip.grid}, the patches a side')
+  if not cfg.knn.mib > 0:
+    raise ValueError(f'knn.mib {cfg.knn.mib} is not positive')
   if few.shots < 0:
     raise ValueError(f'fewshot.shots {few.shots} is negative; 0 is zero-shot')
   if not 0 <= few.patch_block <= clip.arch.vision.layers:

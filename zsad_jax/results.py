@@ -1,5 +1,6 @@
 """What an experiment leaves behind: its results, tables and pictures on disk, and the same printed."""
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -14,6 +15,10 @@ from zsad_jax import inputs, logs, runtime
 from zsad_jax.data import naming
 from zsad_jax.report import page, pictures, tables
 
+# Keys on which no result depends: names for people, places on disk, how much is done at once, what is drawn.
+NO_RESULT = ('label', 'published', 'table', 'data.root', 'data.manual_dir', 'features.dir', 'features.store',
+             'features.max_gb', 'features.batch', 'eval.batch', 'eval.pictures')
+
 
 def write(cfg, workdir, clip, learnable, aux, dataset, result, rules, seconds, suffix=''):
   """Writes metrics, manifest, pictures and page of an evaluation below workdir/results, and prints the table."""
@@ -23,6 +28,8 @@ def write(cfg, workdir, clip, learnable, aux, dataset, result, rules, seconds, s
     'protocol': rules, 'mean': result.summary, 'counts': result.counts,
     'per_category': {c: {m: v._asdict() for m, v in row.items()} for c, row in result.rows.items()}})
   logs.write_atomic(place / 'per_category.csv', tables.to_csv(result.rows, result.counts))
+  logs.write_atomic(place / 'scores.csv', tables.scores_csv(
+    dataset.ids, [dataset.categories[c] for c in dataset.category_index], dataset.labels, result.scores))
   logs.write_json(place / 'manifest.json', manifest(cfg, clip, rules, seconds))
   shown = {}
   for category, picture in pictures.sheets(dataset, result.scores, result.maps):
@@ -52,10 +59,36 @@ def manifest(cfg, clip, protocol, seconds):
   versions = {p: metadata.version(p) for p in ('jax', 'flax', 'optax', 'numpy', 'pillow', 'scipy')}
   return {
     'config': json.loads(cfg.to_json_best_effort()), 'protocol': protocol, 'weights_sha256': clip.fingerprint,
+    'precision': clip.precision,
     'image_size': clip.image_size, 'metric_resolution': clip.image_size, 'zsad_jax': zsad_jax.__version__,
     'git': git_revision(), 'versions': versions, 'python': platform.python_version(),
     'device': runtime.device_summary(), 'evaluation_seconds': round(seconds, 1),
     'peak_rss_bytes': runtime.peak_rss_bytes()}
+
+
+def recipe(config, *, seeds=True):
+  """{dotted key: value} of a config, or of what a manifest has of it, without the keys that no result depends on.
+
+  Without `seeds`, the seeds of learning and of the draw of references are left out too: what remains is equal for
+  all seeds of one experiment.
+  """
+  plain = config if isinstance(config, dict) else json.loads(config.to_json_best_effort())
+  left_out = NO_RESULT + (() if seeds else ('seed', 'fewshot.seed'))
+  return {key: value for key, value in _flat(plain) if key not in left_out and key.split('.')[0] not in left_out}
+
+
+def _flat(tree, prefix=''):
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      yield from _flat(value, f'{prefix}{key}.')
+    else:
+      yield prefix + key, value
+
+
+def digest(config, *, seeds=True):
+  """Sixteen hexadecimal digits that two configs share where their results should be the same, see recipe."""
+  text = json.dumps(recipe(config, seeds=seeds), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def git_revision():

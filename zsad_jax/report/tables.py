@@ -60,19 +60,31 @@ def to_csv(rows: Mapping[str, Mapping], counts: Mapping[str, Mapping[str, int]])
   return out.getvalue()
 
 
+def scores_csv(ids: Sequence[str], categories: Sequence[str], labels, scores) -> str:
+  """CSV with a header: id, category, label (0 normal, 1 anomalous) and score of every image, in full precision."""
+  out = io.StringIO()
+  writer = csv.writer(out, lineterminator='\n')
+  writer.writerow(['id', 'category', 'label', 'score'])
+  writer.writerows([one, category, int(label), repr(float(score))]
+                   for one, category, label, score in zip(ids, categories, labels, scores, strict=True))
+  return out.getvalue()
+
+
 def beside(rows: Sequence[tuple[str, Mapping, Mapping]], metrics: Sequence[str]) -> str:
   """A Markdown table in percent, measured means with the published ones behind them in brackets.
 
   Args:
     rows: (label, summary of `metrics.summarise`, {metric: published percent}); a metric that is not published, or
       not under the row's conditions, has no brackets. A summary over seeds has a standard deviation 'std' as well.
+      In place of a summary, the text that every cell of the row has, such as 'error'; '' for a row that is quoted.
     metrics: the columns.
   """
   lines = [['', *(m.replace('_', ' ') for m in metrics)], ['---'] * (1 + len(metrics))]
   for label, summary, published in rows:
-    cells = [percent(summary[m]['value']) + _spread(summary[m].get('std')) +
-             (f' ({published[m]:.1f})' if m in published else '') for m in metrics]
-    lines.append([label, *cells])
+    cells = [summary if isinstance(summary, str) else percent(summary[m]['value']) + _spread(summary[m].get('std'))
+             for m in metrics]
+    lines.append([label, *(f'{cell} ({published[m]:.1f})'.strip() if m in published else cell
+                           for m, cell in zip(metrics, cells))])
   return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 

@@ -63,6 +63,7 @@ def fit(cfg, workdir, method, clip, dataset):
   """
   if dataset is None:
     return generated.fit(cfg, workdir, method, clip, identity(cfg, method, clip, None))
+  budget.require(budget.training(cfg, method, clip, runtime.place()), cfg.max_memory_gb)
   learnable, learned = method.init(jax.random.key(cfg.seed), clip, cfg), {}
   frozen, fresh = clip.params, cfg.get('mosaic', 0) > 0
   if hasattr(method, 'fixed'):
@@ -159,14 +160,16 @@ def evaluate_target(cfg, workdir, method, clip, learnable, aux, dataset):
 
 def evaluator(cfg, method, clip, dataset):
   """(measure(learnable) -> evaluate.Result on a target set, ids of the references it compares with by category)."""
-  load, place = inputs.reader(cfg, method, clip, dataset), runtime.place()
+  place = runtime.place()
+  bounded = budget.fitted(cfg, method, clip, dataset, place=place)
+  load = inputs.reader(cfg, method, clip, dataset)
   memory, drawn = few_shot(cfg, method, clip)
   frozen, memory = jax.device_put((clip.params, memory), place.copy)
   make_bank = jax.jit(functools.partial(method.bank, categories=inputs.names(cfg, dataset), clip=clip, cfg=cfg))
   chosen = hasattr(method, 'select')
   if chosen:
     texts = jax.device_put(selected(cfg, method, make_bank({}, frozen), cfg.data.target), place.copy)
-  jitted = evaluate.make_predict(method, clip, cfg, place=place)
+  jitted = evaluate.make_predict(method, clip, bounded, place=place)
   spread, worst = pictures.share(cfg.eval.pictures)
 
   def measure(learnable):

@@ -1,20 +1,17 @@
 """A paper's table as one sweep that may be cut short: one experiment a row, measured means beside the published."""
 
-import hashlib
 import json
 import re
 import traceback
-from pathlib import Path
 from typing import NamedTuple
 
 import ml_collections as mlc
 
-from zsad_jax import experiment, generated, inputs, logs, methods, results
+from zsad_jax import experiment, generated, inputs, logs, methods, progress, results
 from zsad_jax.report import tables
 
 # What a row may fail of without ending the table; anything else is a mistake in the program.
 FAILURES = (ValueError, OSError, FloatingPointError, RuntimeError)
-SHOWING = ('ablation.py', 'report', 'summary.py')  # sources that no measured number depends on
 
 
 class Row(NamedTuple):
@@ -51,7 +48,7 @@ def run(cfg, workdir, mode) -> list[str]:
   """
   rows = planned(cfg)
   refused = check(rows)
-  source, lines, failed = sources(), [], {}
+  source, lines, failed = progress.sources(), [], {}
   for number, row in enumerate(rows, 1):
     if row.cfg is None:
       lines.append((row, row.label, '', row.published))
@@ -170,16 +167,6 @@ def once(row, cfg, place, mode, source):
   if means:
     logs.write_json(record, {'identity': identity, 'means': means})
   return means
-
-
-def sources() -> str:
-  """Digest of the sources that numbers come from: results of other sources may be other results."""
-  root, digest = Path(__file__).parent, hashlib.sha256()
-  for path in sorted(root.rglob('*.py')):
-    name = path.relative_to(root)
-    if name.parts[0] not in SHOWING:
-      digest.update(f'{name.as_posix()}\0'.encode() + path.read_bytes() + b'\0')
-  return digest.hexdigest()
 
 
 def file_of(row, kind, suffix):

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from zsad_jax import features as features_lib
 from zsad_jax import metrics, runtime
+from zsad_jax import progress as progress_lib
 from zsad_jax.report import pictures
 
 
@@ -36,6 +37,19 @@ class Result(NamedTuple):
   histograms: dict[str, metrics.Histogram] = {}  # noqa: RUF012 (never written)
 
 
+class Found(NamedTuple):
+  """What an evaluation found in one category; `scores` are its images', the others what Result has of it."""
+  row: dict[str, metrics.Value]
+  counts: dict[str, int]
+  scores: np.ndarray
+  maps: dict[int, np.ndarray]
+  curves: metrics.Curves | None
+  histogram: metrics.Histogram | None
+
+
+RECORDS = (Found, metrics.Value, metrics.Curves, metrics.Histogram)  # what a progress.Progress has to know
+
+
 def make_predict(method, clip, cfg, *, place: runtime.Placement) -> Callable:
   """Returns jitted predict(learnable, frozen, bank, memory, features, batch) of a method, replicated outputs."""
 
@@ -47,7 +61,7 @@ def make_predict(method, clip, cfg, *, place: runtime.Placement) -> Callable:
 
 def run(predict: Callable, load: Callable, dataset, *, batch: int, place: runtime.Placement,
         fpr_limit: float = 0.3, aupr: str = 'step', finish: Callable | None = None, keep: Collection[int] = (),
-        worst: int = 0, curves: bool = False) -> Result:
+        worst: int = 0, curves: bool = False, progress: progress_lib.Progress | None = None) -> Result:
   """Returns the exact metrics of every category; memory is bounded by the largest category's maps.
 
   Args:
@@ -63,49 +77,69 @@ def run(predict: Callable, load: Callable, dataset, *, batch: int, place: runtim
     keep: indices of images whose maps to return.
     worst: so many errors a category whose maps to return as well, see pictures.worst.
     curves: whether to return curves and histograms.
+    progress: keeps every category that is finished; those that it has are not evaluated again.
 
   Raises:
+    runtime.Preempted: the run was asked to stop; finished categories are kept in `progress`.
     ValueError: NaN or infinity in a score or map, naming the image; an empty data set.
   """
   if not len(dataset.ids):
     raise ValueError(f'{dataset.name}: no images to evaluate')
   size = place.rows(batch)
   scores = np.full(len(dataset.ids), np.nan, np.float32)
-  rows, counts, maps, drawn, histograms = {}, {}, {}, {}, {}
+  maps, every = {}, {}
   with tqdm(total=len(dataset.ids), desc='evaluate', unit='image') as bar:
     for number, category in enumerate(dataset.categories):
       members = np.flatnonzero(dataset.category_index == number)
-      pixel = metrics.PixelMetrics(fpr_limit, aupr=aupr)
-      masked, mapped, errors = False, True, {}  # does any anomalous image come with a mask; do images get maps?
-      for index, out, rest in _category(predict, load, members, size, place, finish):
-        scores[index] = out['score']
-        bar.update(len(index))
-        mapped = 'map' in out
-        if not mapped:
-          continue
-        truth = rest['has_mask']
-        masked |= bool(np.any(truth & (rest['label'] == 1)))
-        ids = [dataset.ids[i] for i in index[truth]]
-        pixel.update(out['map'][truth], rest['mask'][truth], rest['label'][truth], ids)
-        errors |= dict(zip(index.tolist(), out['map']))
-        maps |= _copies(errors, set(keep) & set(index.tolist()))
-        errors = _copies(errors, pictures.worst(sorted(errors), scores, dataset.labels, worst))
-      maps |= errors
-      labels = dataset.labels[members]
-      # A set that is anomalous throughout and unmasked has no pixel truth; all-normal sets say so themselves.
-      usable = masked or not np.any(labels == 1)
-      rows[category] = metrics.evaluate_category(labels, scores[members], pixel if usable and mapped else None,
-                                                 ids=[dataset.ids[i] for i in members], aupr=aupr)
-      if not mapped:
-        rows[category] |= dict.fromkeys(metrics.PIXEL_METRICS, metrics.Value(None, 'the method makes no maps'))
-      counts[category] = {'normal': int(np.sum(labels == 0)), 'anomalous': int(np.sum(labels == 1)),
-                          'vanished': pixel.vanished, 'contradicted': pixel.contradicted}
-      if curves and usable and mapped:
-        with contextlib.suppress(metrics.Undefined):
-          histograms[category] = pixel.histogram()
-          drawn[category] = pixel.curves()
+      found = progress and progress.read(number)
+      if found:
+        bar.update(len(members))
+      else:
+        pixel = metrics.PixelMetrics(fpr_limit, aupr=aupr)
+        parts = _category(predict, load, members, size, place, finish, bar)
+        found = _found(parts, dataset, members, pixel, keep=keep, worst=worst, curves=curves)
+        if progress:
+          progress.write(number, found)
+      scores[members], every[category] = found.scores, found
+      maps |= found.maps
+  rows, counts = ({c: getattr(found, name) for c, found in every.items()} for name in ('row', 'counts'))
   _warn(counts)
-  return Result(rows, metrics.summarise(rows), counts, scores, maps, drawn, histograms)
+  drawn = ({c: getattr(found, name) for c, found in every.items() if getattr(found, name)}
+           for name in ('curves', 'histogram'))
+  return Result(rows, metrics.summarise(rows), counts, scores, maps, *drawn)
+
+
+def _found(parts, dataset, members, pixel, *, keep, worst, curves) -> Found:
+  """What the parts of one category come to; the arguments are those of `run`."""
+  scores, maps = np.full(len(dataset.ids), np.nan, np.float32), {}
+  masked, mapped, errors = False, True, {}  # does any anomalous image come with a mask; do images get maps?
+  for index, out, rest in parts:
+    scores[index] = out['score']
+    mapped = 'map' in out
+    if not mapped:
+      continue
+    truth = rest['has_mask']
+    masked |= bool(np.any(truth & (rest['label'] == 1)))
+    ids = [dataset.ids[i] for i in index[truth]]
+    pixel.update(out['map'][truth], rest['mask'][truth], rest['label'][truth], ids)
+    errors |= dict(zip(index.tolist(), out['map']))
+    maps |= _copies(errors, set(keep) & set(index.tolist()))
+    errors = _copies(errors, pictures.worst(sorted(errors), scores, dataset.labels, worst))
+  labels = dataset.labels[members]
+  # A set that is anomalous throughout and unmasked has no pixel truth; all-normal sets say so themselves.
+  usable = masked or not np.any(labels == 1)
+  row = metrics.evaluate_category(labels, scores[members], pixel if usable and mapped else None,
+                                  ids=[dataset.ids[i] for i in members], aupr=pixel.aupr)
+  if not mapped:
+    row |= dict.fromkeys(metrics.PIXEL_METRICS, metrics.Value(None, 'the method makes no maps'))
+  counts = {'normal': int(np.sum(labels == 0)), 'anomalous': int(np.sum(labels == 1)),
+            'vanished': pixel.vanished, 'contradicted': pixel.contradicted}
+  histogram = drawn = None
+  if curves and usable and mapped:
+    with contextlib.suppress(metrics.Undefined):
+      histogram = pixel.histogram()
+      drawn = pixel.curves()
+  return Found(row, counts, scores[members], maps | errors, drawn, histogram)
 
 
 def _copies(maps, indices):
@@ -123,7 +157,7 @@ def _warn(counts):
                       n['contradicted'])
 
 
-def _category(predict, load, members, size, place, finish):
+def _category(predict, load, members, size, place, finish, bar):
   """Yields (indices, outputs, batch) of numpy arrays without padding: batch by batch, or at once to finish."""
 
   def read(start):
@@ -133,12 +167,15 @@ def _category(predict, load, members, size, place, finish):
 
   parts = []
   for features, batch in runtime.prefetch(read, range(0, len(members), size)):
+    if runtime.any_process(runtime.preempted()):
+      raise runtime.Preempted('asked to stop during the evaluation')
     known = {k: batch[k] for k in ('category', 'index', 'valid')}  # the truth stays on the host
     out = predict(*jax.device_put((features, known), place.split))
     out = {k: np.asarray(v)[batch['valid']] for k, v in jax.device_get(out).items()}
     truth = ('label', 'has_mask', 'mask') if 'map' in out else ()  # masks of a large category fill memory
     rest = {k: batch[k][batch['valid']] for k in ('index', *truth)}
     part = rest['index'], out, rest
+    bar.update(len(rest['index']))
     if finish is None:
       yield part
     else:

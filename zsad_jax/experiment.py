@@ -9,14 +9,27 @@ import jax
 import numpy as np
 
 import zsad_jax
-from zsad_jax import evaluate, features, generated, inputs, logs, methods, pretrain, results, runtime, train
+from zsad_jax import (
+  budget,
+  evaluate,
+  features,
+  generated,
+  inputs,
+  logs,
+  methods,
+  pretrain,
+  progress,
+  results,
+  runtime,
+  train,
+)
 from zsad_jax.data import mosaic, protocol, references
-from zsad_jax.models import files
+from zsad_jax.models import files, weights
 from zsad_jax.report import pictures
 
 # Keys that a checkpoint need not agree on; its data and weights are known by their digests, not by their names.
 NOT_RECIPE = ('arch', 'bench', 'checkpoint', 'clip', 'data', 'eval', 'export', 'features', 'label', 'max_memory_gb',
-              'published', 'train')
+              'predict', 'published', 'shard_weights', 'train')
 
 
 def run(cfg, workdir, mode):
@@ -39,8 +52,9 @@ def run(cfg, workdir, mode):
         f'{runtime.device_summary()}', flush=True)
   # Both sets are opened before the first step, so that a wrong name costs seconds and not a training.
   learns = trains(cfg, method, clip)
-  aux = inputs.open_data(cfg, 'aux') if learns and not told else None
-  target = inputs.open_data(cfg, 'target') if mode != 'fit' else None
+  with runtime.stopping_at_once():
+    aux = inputs.open_data(cfg, 'aux') if learns and not told else None
+    target = inputs.open_data(cfg, 'target') if mode != 'fit' else None
   if aux is not None and target is not None and not cfg.data.allow_seen:
     protocol.check_images(aux, target)
   if aux is not None:
@@ -48,11 +62,14 @@ def run(cfg, workdir, mode):
   learnable = fit(cfg, workdir, method, clip, aux) if learns and mode != 'evaluate' else None
   if target is not None:
     learnable = trained(cfg, workdir, method, clip, aux) if learnable is None else learnable
-    if not (told and learns):
-      return evaluate_target(cfg, workdir, method, clip, learnable, aux, target)
-    return generated.evaluate(
-      cfg, learnable, lambda one, own: evaluate_target(one, workdir, method, clip, own, None, target),
-      results.folder(cfg, workdir, 'texts'), results.published(cfg))
+    if told and learns:
+      means = generated.evaluate(
+        cfg, learnable, lambda one, own: evaluate_target(one, workdir, method, clip, own, None, target),
+        results.folder(cfg, workdir, 'texts'), results.published(cfg))
+    else:
+      means = evaluate_target(cfg, workdir, method, clip, learnable, aux, target)
+    progress.clear(workdir)
+    return means
   return None
 
 
@@ -93,12 +110,12 @@ def fit_stage(cfg, workdir, method, clip, dataset, load, stage, learnable, froze
   print(f'fit{stage.name and f" {stage.name}"}: {cfg.train.epochs} epochs on {dataset.name} ({", ".join(trained_on)}), '
         f'{sum(x.size for x in jax.tree.leaves(learnable))} learned numbers', flush=True)
   workdir = workdir / stage.name
-  with logs.Writer(workdir) as writer:
+  with logs.writer(workdir) as writer:
     return train.fit(
       functools.partial(method.loss, clip=clip, cfg=cfg), train.make_tx(cfg.optim), learnable, frozen,
       read, len(members), epochs=cfg.train.epochs, batch=cfg.train.batch, seed=cfg.seed, workdir=workdir,
       writer=writer, identity=identity(cfg, method, clip, dataset, stage), stop=stop, fresh=fresh,
-      shuffle=cfg.train.shuffle)
+      shuffle=cfg.train.shuffle, place=runtime.place(sharded=cfg.shard_weights))
 
 
 def selected(cfg, method, texts, dataset):
@@ -114,6 +131,8 @@ def few_shot(cfg, method, clip):
   drawn = references.draw(dataset, cfg.fewshot.shots, seed=cfg.fewshot.seed, replacement=cfg.fewshot.replacement)
   load, parts = inputs.reader(cfg, method, clip, dataset, stored=False, crops=False), []
   for start in range(0, drawn.size, cfg.features.batch):
+    if runtime.any_process(runtime.preempted()):
+      raise runtime.Preempted('asked to stop while the references were encoded')
     indices, valid = features.padded(drawn.reshape(-1)[start:start + cfg.features.batch], cfg.features.batch)
     parts.append(jax.tree.map(lambda x, keep=valid: x[keep], load(indices)[0]))
   shaped = jax.tree.map(lambda *x: np.concatenate(x).reshape(*drawn.shape, *x[0].shape[1:]), *parts)
@@ -142,7 +161,7 @@ def evaluate_target(cfg, workdir, method, clip, learnable, aux, dataset):
   if cfg.eval.oracle_epoch and aux is None:
     raise ValueError('eval.oracle_epoch is True, but nothing was trained here, so there are no epochs to choose from')
   start = time.time()
-  measure, drawn = evaluator(cfg, method, clip, dataset)
+  measure, drawn = evaluator(cfg, workdir, method, clip, dataset)
   result = measure(learnable)
   rules = protocol.record(aux, dataset, aux_name=cfg.data.aux, target_name=cfg.data.target,
                           allow_seen=cfg.data.allow_seen) | {
@@ -158,29 +177,38 @@ def evaluate_target(cfg, workdir, method, clip, learnable, aux, dataset):
   return means
 
 
-def evaluator(cfg, method, clip, dataset):
-  """(measure(learnable) -> evaluate.Result on a target set, ids of the references it compares with by category)."""
-  place = runtime.place()
+def evaluator(cfg, workdir, method, clip, dataset):
+  """(measure(learnable) -> evaluate.Result on a target set, ids of the references it compares with by category).
+
+  Categories that an evaluation cut short had finished in `workdir` are taken from there.
+  """
+  place = runtime.place(sharded=cfg.shard_weights)
   bounded = budget.fitted(cfg, method, clip, dataset, place=place)
   load = inputs.reader(cfg, method, clip, dataset)
   memory, drawn = few_shot(cfg, method, clip)
-  frozen, memory = jax.device_put((clip.params, memory), place.copy)
-  make_bank = jax.jit(functools.partial(method.bank, categories=inputs.names(cfg, dataset), clip=clip, cfg=cfg))
+  frozen, memory = runtime.weights(clip.params, place), runtime.replicate(memory, place)
+  make_bank = jax.jit(functools.partial(method.bank, categories=inputs.names(cfg, dataset), clip=clip, cfg=cfg),
+                      out_shardings=place.copy)
   chosen = hasattr(method, 'select')
   if chosen:
-    texts = jax.device_put(selected(cfg, method, make_bank({}, frozen), cfg.data.target), place.copy)
+    texts = runtime.replicate(selected(cfg, method, make_bank({}, frozen), cfg.data.target), place)
   jitted = evaluate.make_predict(method, clip, bounded, place=place)
   spread, worst = pictures.share(cfg.eval.pictures)
+  decides = {'program': progress.sources(), 'weights': clip.fingerprint,
+             'target data': dataset.fingerprint, 'config': json.loads(cfg.to_json_best_effort()),
+             'references': weights.digest(jax.device_get(memory))}
 
   def measure(learnable):
-    learnable = jax.device_put(learnable, place.copy)
+    kept = progress.Progress(workdir, {**decides, 'learned': weights.digest(learnable)}, evaluate.RECORDS)
+    learnable = runtime.replicate(learnable, place)
     bank = texts if chosen else make_bank(learnable, frozen)
     return evaluate.run(
       lambda values, batch: jitted(learnable, frozen, bank, memory, values, batch),
       load, dataset, batch=cfg.eval.batch, place=place, fpr_limit=cfg.eval.fpr_limit,
       aupr=cfg.eval.aupr,
       finish=functools.partial(method.finish, cfg=cfg) if hasattr(method, 'finish') else None,
-      keep=pictures.chosen(dataset, spread), worst=worst, curves=cfg.eval.figures and cfg.eval.pictures > 0)
+      keep=pictures.chosen(dataset, spread), worst=worst, curves=cfg.eval.figures and cfg.eval.pictures > 0,
+      progress=kept)
 
   return measure, drawn
 

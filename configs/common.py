@@ -11,6 +11,7 @@ def base():
   c.arch = ''  # architecture of a bare .safetensors file; otherwise it comes with the name or folder
   c.checkpoint = ''  # evaluate the official prompts of this .safetensors file in place of training
   c.image_size = 518  # pixels a side; both axes are resized to it
+  c.shard_weights = False  # each device holds its part of CLIP's weights, not all: for towers too large for one; slower
   c.precision = 'float32'  # of the towers' matrix products; bfloat16 leaves residuals, norms and softmaxes in float32
   c.max_memory_gb = 0.0  # refuse to start what would take more memory, 1e9 bytes; 0 = no bound
 
@@ -59,6 +60,21 @@ def base():
   c.export.platforms = 'cpu,cuda,tpu'  # that the artifact runs on
   c.export.inline_gb = 1.9  # larger weights lie beside the program, which cannot hold 2 GB
   c.export.threshold = ''  # written beside the program; scores above it are anomalous
+
+  c.predict = mlc.ConfigDict()  # of --mode=predict
+  # f1_max or fpr of the auxiliary set, normals, batch (fitted to the predicted images) or a number; auto: normals where
+  # predict.normals has any that are not references, otherwise f1_max, or batch without an auxiliary set.
+  c.predict.threshold = 'auto'
+  c.predict.pixel_threshold = 'auto'  # of masks: by the rule of the images, or one of its own
+  c.predict.fpr = 0.05  # fpr, batch: share of normal images that may be called anomalous
+  c.predict.pixel_fpr = 0.01  # fpr: share of normal pixels
+  c.predict.quantile = 0.95  # normals: share of them below the threshold
+  c.predict.normals = ''  # folder of normal images, for threshold normals and as references of few-shot methods
+  c.predict.object_name = 'object'  # what prompts call the pictured thing, where they name it
+  c.predict.batch = 8  # images at once
+  c.predict.maps = 'png16'  # 16-bit PNG; npy: float32, npy16: float16, or none
+  c.predict.masks = True
+  c.predict.overlays = True
   return c
 
 

@@ -104,6 +104,11 @@ def score(probability, smoothed, cfg):
   return probability + smoothed.max((1, 2)) if cfg.score_norm == 'none' else probability
 
 
+def alone(cfg):
+  """Returns the change of the config that scores an image by itself: the paper's plain sum."""
+  return {} if cfg.score_norm == 'none' else {'score_norm': 'none'}
+
+
 def finish(outputs, cfg):
   """Returns the outputs of one category, numpy arrays, with the score that score_norm says; see score."""
   if cfg.score_norm == 'none':

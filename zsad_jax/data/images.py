@@ -174,8 +174,12 @@ def read_rgb(path, rules: Rules = DEFAULT_RULES) -> Image.Image:
     FileNotFoundError: no such file.
     BadImage: empty, truncated or damaged file, not an image, a decompression bomb, or 32-bit pixels.
   """
-  image, _ = _upright(_open(Path(path).read_bytes(), path), rules)
-  return _rgb(image, path, rules)[0]
+  return rgb(_open(Path(path).read_bytes(), path), path, rules)
+
+
+def rgb(image: Image.Image, name, rules: Rules = DEFAULT_RULES) -> Image.Image:
+  """Returns an open picture as `read_rgb` returns its file. Raises BadImage naming `name`."""
+  return _rgb(_upright(image, rules)[0], name, rules)[0]
 
 
 def encode(path, rules: Rules = DEFAULT_RULES) -> Encoded:

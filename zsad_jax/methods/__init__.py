@@ -32,6 +32,9 @@ and, where its paper needs them,
   finish(outputs, *, cfg) -> outputs
     where a score needs the whole category: numpy arrays of one category, score [n], map [n, R, R] and whatever
     else predict returned
+  alone(cfg) -> {dotted key: value}
+    of a method with finish: the config's changes under which an image's score needs no other image; {} where it
+    needs none as it is
   examples(seed, *, cfg) -> [(text, ...), ...]
     on the host: training data that is not images, groups of equally many texts. Each text goes once through the text
     tower; loss gets the features [B, k, E] of whole groups, not normalised, in place of the images', and no more of a
@@ -93,6 +96,7 @@ OPTIONAL = {
   'select': ('texts', 'dataset', '*', 'cfg'),
   'memory': ('frozen', 'reference_features', '*', 'clip', 'cfg'),
   'finish': ('outputs', '*', 'cfg'),
+  'alone': ('cfg',),
   'examples': ('seed', '*', 'cfg'),
 }
 

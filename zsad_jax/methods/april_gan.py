@@ -97,6 +97,11 @@ def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
   return {'score': score, 'map': total}
 
 
+def alone(cfg):
+  """Returns the change of the config that scores an image by itself: without it few-shot scores are stretched."""
+  return {'score_norm': 'none'} if cfg.fewshot.shots and cfg.score_norm != 'none' else {}
+
+
 def finish(outputs, *, cfg):
   """Returns outputs whose few-shot score is the mean of the zero-shot one and the map's maximum.
 

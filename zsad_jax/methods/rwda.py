@@ -158,6 +158,11 @@ def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
   return {'score': score, 'distance': multicrop.through(features, cfg.multicrop, maps.normalize, nearest, lambda x: x)}
 
 
+def alone(cfg):
+  """Returns the change of the config that scores an image by itself: distances that are not stretched."""
+  return {'fewshot.s_img': 'cls'} if cfg.fewshot.shots and cfg.fewshot.s_img == 'cls_minmax' else {}
+
+
 def finish(outputs, *, cfg):
   """Returns outputs with s_img added to the score; 'cls_minmax' brings it to 0..1 over the category first."""
   if 'distance' not in outputs:

@@ -51,6 +51,11 @@ def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
   return {'score': dual_path.score(probability, smoothed, cfg), 'map': smoothed}
 
 
+def alone(cfg):
+  """Returns the change of the config that scores an image by itself."""
+  return dual_path.alone(cfg)
+
+
 def finish(outputs, *, cfg):
   """Returns outputs with the image score of a category; see dual_path.score."""
   return dual_path.finish(outputs, cfg)

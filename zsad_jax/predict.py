@@ -1,0 +1,335 @@
+"""Prediction on a folder of pictures: no labels, no masks; a table, and for each picture a map, a mask, an overlay.
+
+Every batch leaves its files, then a line a picture in journal.jsonl; the tables are made of it in the end. A run that
+was killed goes on from there, and a picture whose file or detector has changed is predicted anew.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+from PIL import Image, PngImagePlugin
+from tqdm import tqdm
+
+from zsad_jax import calibration, detector, logs, runtime, thresholds
+from zsad_jax.data import images, walk
+from zsad_jax.report import figures
+
+COLUMNS = ('path', 'score', 'threshold', 'threshold_source', 'is_anomaly', 'percentile', 'map', 'mask', 'overlay',
+           'error')
+MAPS = ('png16', 'npy', 'npy16', 'none')
+LONGEST = 180  # bytes of a file name that is written
+SHOWN = 5  # failures that are named
+
+
+def run(cfg, workdir, path, out=None):
+  """Predicts what is below `path` and writes the tables and pictures to `out`; returns its counts, {word: number}.
+
+  Args:
+    cfg: the config; its `predict` says what is written and how thresholds are found.
+    workdir: folder of the run that the detector is of, see detector.load.
+    path: a folder, or one file.
+    out: by default <workdir>/predictions.
+
+  Raises:
+    ValueError, FileNotFoundError: see detector.load; no picture below `path`; pictures that a threshold cannot be had
+      for.
+    runtime.Preempted: SIGTERM came; the same call goes on from there.
+  """
+  keys, out = cfg.predict, Path(out or Path(workdir) / 'predictions')
+  check(keys)
+  found = walk.pictures(path, without=(out, workdir))
+  logs.probe(out)
+  with logs.lock(out), runtime.preemption():
+    made = detector.load(cfg, workdir)
+    check_later(keys, made.levels)
+    if made.note:
+      logging.warning('%s', made.note)
+    if found.links:
+      logging.warning('%s: %d links lead elsewhere and are not followed', found.root, found.links)
+    journal = Journal(out / 'journal.jsonl', _identity(made))
+    plan = [(file, _shown(file), name) for file, name in zip(found.files, names(found.files))]
+    _predict(made, found.root, plan, out, journal)
+    return _finish(made, found.root, plan, out, journal)
+
+
+def check(keys):
+  """Raises ValueError for what the config's `predict` says wrongly of the files to write."""
+  if keys.maps not in MAPS:
+    raise ValueError(f'predict.maps is {keys.maps!r}; it must be one of {", ".join(MAPS)}')
+  if keys.batch < 1:
+    raise ValueError(f'predict.batch is {keys.batch}; it must be at least 1')
+  if not keys.object_name.strip():
+    raise ValueError("predict.object_name is empty; it is what prompts call the pictured thing, such as 'object'")
+
+
+def check_later(keys, levels):
+  """Raises ValueError where pictures have to wait for a threshold and there would be no map to draw them from."""
+  if levels.pixel is None and keys.maps == 'none' and (keys.masks or keys.overlays):
+    raise ValueError('the threshold of maps is fitted to the whole batch, so that masks and overlays are drawn from '
+                     'kept maps, but predict.maps is none: take png16, another threshold, or '
+                     '--config.predict.masks=False --config.predict.overlays=False')
+
+
+def names(files: list[Path]) -> list[str]:
+  """Returns a name for each file's outputs: its path without the ending, which stays where two differ by it alone."""
+  stem = lambda file: _shown(file.with_suffix('')).casefold()
+  times = {}
+  for file in files:
+    times[stem(file)] = times.get(stem(file), 0) + 1
+  return [_short(_shown(file if times[stem(file)] > 1 else file.with_suffix(''))) for file in files]
+
+
+def _shown(file: Path) -> str:
+  """The path as text that any file can hold."""
+  return os.fsencode(file.as_posix()).decode('utf-8', 'backslashreplace')
+
+
+def _short(name: str) -> str:
+  folder, _, last = name.rpartition('/')
+  if len(last.encode()) > LONGEST:
+    last = last.encode()[:LONGEST - 17].decode(errors='ignore') + '-' + hashlib.sha256(last.encode()).hexdigest()[:16]
+  return f'{folder}/{last}' if folder else last
+
+
+class Journal:
+  """What is known of every picture so far, a JSON line each behind one with the detector's identity.
+
+  A journal of another detector is begun anew; a last line that a kill cut short is dropped.
+  """
+
+  def __init__(self, path: Path, identity: dict):
+    self._path, self.rows = path, {}
+    head = json.dumps({'detector': identity}) + '\n'
+    before = path.read_bytes() if path.exists() else b''
+    whole = before[:before.rfind(b'\n') + 1]
+    if whole.partition(b'\n')[0] + b'\n' != head.encode():
+      if whole:
+        logging.warning('%s is of another detector or of other pictures to draw; all is predicted anew', path)
+      whole = head.encode()
+    if whole != before:
+      logs.write_atomic(path, whole)
+    for line in whole.decode().splitlines()[1:]:
+      row = json.loads(line)
+      self.rows[row['path']] = row
+
+  def append(self, rows: list[dict]):
+    """Adds rows; they are on disk when this returns."""
+    self.rows.update({row['path']: row for row in rows})
+    with open(self._path, 'a', encoding='utf-8') as file:
+      file.write(''.join(json.dumps(row) + '\n' for row in rows))
+      file.flush()
+      os.fsync(file.fileno())
+
+
+def _identity(made) -> dict:
+  """What decides a journal's rows and the pictures that go with them."""
+  keys, levels = made.cfg.predict, made.levels
+  drawn = None if levels.pixel is None else [levels.pixel.value, levels.low, levels.high]
+  return {'scores': made.identity, 'levels': drawn, 'maps': keys.maps, 'masks': keys.masks, 'overlays': keys.overlays}
+
+
+def _predict(made, root: Path, plan, out: Path, journal: Journal):
+  """Predicts what the journal does not know; raises runtime.Preempted after the batch in which SIGTERM came."""
+  left = [entry for entry in plan if not _known(journal.rows.get(entry[1]), entry, root, out)]
+  done = len(plan) - len(left)
+  if done:
+    logging.info('%d of %d images were predicted before', done, len(plan))
+  of = {root / file: (shown, name) for file, shown, name in left}
+  artist = Artist(made, out)
+
+  def write(batch):
+    rows = []
+    for seen in batch:
+      shown, name = of[seen.source]
+      rows.append({'path': shown, **_stamp(seen.source), **artist.row(seen, name)})
+    return rows
+
+  batches = runtime.prefetch(write, made.batches(root / file for file, *_ in left), depth=1)
+  with tqdm(total=len(plan), initial=done, desc='predict', unit='image', disable=not left) as bar:
+    for rows in batches:
+      journal.append(rows)
+      bar.update(len(rows))
+      if runtime.preempted() and bar.n < len(plan):
+        batches.close()
+        raise runtime.Preempted(f'asked to stop after {bar.n} of {len(plan)} images')
+
+
+def _known(row: dict | None, entry, root: Path, out: Path) -> bool:
+  """Whether the journal's row is of this very file, and its pictures are there."""
+  file, _, name = entry
+  if row is None or row['error'] or row['name'] != name:
+    return False
+  return {key: row[key] for key in ('size', 'mtime_ns')} == _stamp(root / file) and all(
+    (out / row[kind]).is_file() for kind in ('map', 'mask', 'overlay') if row[kind])
+
+
+def _stamp(file: Path) -> dict:
+  try:
+    about = file.stat()
+  except OSError:
+    return {'size': None, 'mtime_ns': None}
+  return {'size': about.st_size, 'mtime_ns': about.st_mtime_ns}
+
+
+class Artist:
+  """Writes a picture's map, mask and overlay below `out`, as the config's `predict` says."""
+
+  def __init__(self, made, out: Path, levels: calibration.Levels | None = None):
+    self._keys, self._out, self._levels = made.cfg.predict, out, levels or made.levels
+    levels = self._levels
+    self._scale = levels.pixel and figures.threshold_scale(levels.low, levels.pixel.value, levels.high)
+
+  def row(self, seen, name: str) -> dict:
+    """Returns the journal's row of a picture, whose files are on disk then."""
+    row = {'name': name, 'score': seen.score, 'low': None, 'peak': None, 'map': None, 'mask': None, 'overlay': None,
+           'error': seen.error}
+    if seen.map is None:
+      return row
+    row |= {'low': float(seen.map.min()), 'peak': float(seen.map.max())}
+    large = detector.enlarged(seen.map, seen.image.size)
+    if self._keys.maps != 'none':
+      row['map'] = self._save_map(name, large)
+    return row | self.draw(name, seen.image, large)
+
+  def draw(self, name: str, image: Image.Image, large: np.ndarray) -> dict:
+    """Returns {'mask', 'overlay'}: paths of what was drawn of a map [h, w], None where nothing was."""
+    drawn = {'mask': None, 'overlay': None}
+    if self._scale is None:
+      return drawn
+    levels = self._levels
+    said = {'low': levels.low, 'threshold': levels.pixel.value, 'high': levels.high,
+            'threshold_source': levels.pixel.source}
+    if self._keys.masks:
+      mask = Image.fromarray((large >= levels.pixel.value).astype(np.uint8) * 255)
+      drawn['mask'] = self._save(f'masks/{name}.png', _png(mask, said))
+    if self._keys.overlays:
+      picture = Image.fromarray(figures.overlay(image, large, self._scale))
+      drawn['overlay'] = self._save(f'overlays/{name}.png', _png(picture, said))
+    return drawn
+
+  def _save_map(self, name: str, large: np.ndarray) -> str:
+    if self._keys.maps != 'png16':
+      out = io.BytesIO()
+      np.save(out, large.astype(np.float16 if self._keys.maps == 'npy16' else np.float32))
+      return self._save(f'maps/{name}.npy', out.getbuffer())
+    low, high = float(large.min()), float(large.max())
+    if self._scale is not None:  # that of the run, widened where this map leaves it
+      low, high = min(low, self._levels.low), max(high, self._levels.high)
+    span = high - low or 1.
+    codes = np.round((large.astype(np.float64) - low) / span * 65535).astype(np.uint16)
+    return self._save(f'maps/{name}.png', _png(Image.fromarray(codes), {
+      'low': low, 'high': low + span, 'value': 'low + pixel / 65535 * (high - low)'}))
+
+  def _save(self, relative: str, data) -> str:
+    path = self._out / relative
+    path.parent.mkdir(parents=True, exist_ok=True)
+    runtime.write_atomic(path, data)
+    return relative
+
+
+def read_map(path) -> np.ndarray:
+  """Returns the map [h, w] float32 of a file below maps/, .npy or 16-bit .png."""
+  path = Path(path)
+  if path.suffix == '.npy':
+    return np.load(path, allow_pickle=False).astype(np.float32)
+  with Image.open(path) as picture:
+    about = json.loads(picture.text['zsad_jax'])
+    return (about['low'] + np.asarray(picture, np.float64) / 65535 * (about['high'] - about['low'])).astype(np.float32)
+
+
+def _png(image: Image.Image, about: dict):
+  out, text = io.BytesIO(), PngImagePlugin.PngInfo()
+  text.add_text('zsad_jax', json.dumps(about))
+  image.save(out, format='PNG', compress_level=1, pnginfo=text)  # level 6 takes several times as long
+  return out.getbuffer()
+
+
+def _finish(made, root: Path, plan, out: Path, journal: Journal) -> dict[str, int]:
+  """Writes the tables, after what had to wait for all scores; prints and returns the counts."""
+  rows = [journal.rows[shown] for _, shown, _ in plan]
+  good = [row for row in rows if not row['error']]
+  levels = made.levels
+  waited = levels.pixel is None and any(row['peak'] is not None for row in good)
+  if good and (levels.image is None or waited):
+    mapped = [row for row in good if row['peak'] is not None]
+    levels = calibration.of_batch(made.cfg.predict, levels, [row['score'] for row in good],
+                                  [row['low'] for row in mapped], [row['peak'] for row in mapped])
+  if waited:
+    rows = _drawn_later(made, root, plan, out, rows, levels)
+  table = list(_table(rows, levels))
+  logs.write_atomic(out / 'predictions.jsonl', ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in table))
+  logs.write_atomic(out / 'predictions.csv', _csv(table))
+  logs.write_json(out / 'about.json', _about(made, root, levels))
+  return _report(table, out, levels)
+
+
+def _drawn_later(made, root, plan, out, rows, levels) -> list[dict]:
+  """The rows, with masks and overlays drawn from the kept maps."""
+  artist, done, rules = Artist(made, out, levels), [], made.rules
+  for (file, _, name), row in zip(tqdm(plan, desc='draw', unit='image'), rows):
+    if row['map']:
+      row = row | artist.draw(name, images.read_rgb(root / file, rules), read_map(out / row['map']))
+    done.append(row)
+    if runtime.preempted():
+      raise runtime.Preempted(f'asked to stop after drawing {len(done)} of {len(rows)} images')
+  return done
+
+
+def _table(rows, levels) -> Iterator[dict]:
+  scores = [row['score'] for row in rows if not row['error']]
+  for row in rows:
+    line = dict.fromkeys(COLUMNS) | {'path': row['path'], 'error': row['error'] or None}
+    if not row['error']:
+      line |= {'score': row['score'], 'threshold': levels.image.value, 'threshold_source': levels.image.source,
+               'is_anomaly': row['score'] >= levels.image.value,
+               'percentile': round(float(thresholds.percentile(row['score'], scores)), 3),
+               **{kind: row[kind] for kind in ('map', 'mask', 'overlay')}}
+    yield line
+
+
+def _csv(table: list[dict]) -> str:
+  out = io.StringIO()
+  writer = csv.writer(out, lineterminator='\n')
+  writer.writerow(COLUMNS)
+  said = {None: '', True: 'true', False: 'false'}
+  for row in table:
+    writer.writerow([said.get(value, value) if value is None or isinstance(value, bool) else value
+                     for value in row.values()])
+  return out.getvalue()
+
+
+def _about(made, root: Path, levels) -> dict:
+  """What the tables were made of, as a JSON-able dict."""
+  said = lambda threshold: threshold and threshold._asdict()
+  return {'pictures': str(root), 'method': made.cfg.method, 'note': made.note or None, 'threshold': said(levels.image),
+          'pixel_threshold': said(levels.pixel), 'colour_scale': {'low': levels.low, 'high': levels.high},
+          'weights_sha256': made.clip.fingerprint, 'detector': made.identity,
+          'config': json.loads(made.cfg.to_json_best_effort())}
+
+
+def _report(table, out: Path, levels) -> dict[str, int]:
+  failed = [row for row in table if row['error']]
+  anomalous = sum(row['is_anomaly'] is True for row in table)
+  counts = {'images': len(table), 'anomalous': anomalous, 'normal': len(table) - anomalous - len(failed),
+            'failed': len(failed)}
+  print(f'\n{counts["images"]} images: {anomalous} called anomalous, {counts["normal"]} normal, {len(failed)} could '
+        'not be predicted')
+  for row in failed[:SHOWN]:
+    print(f'  {row["error"]}')
+  if len(failed) > SHOWN:
+    print(f'  ... and {len(failed) - SHOWN} more, see the column error')
+  if levels.image:
+    print(f'threshold {levels.image.value:.4g}: {levels.image.source}')
+  if levels.pixel:
+    print(f'threshold of maps {levels.pixel.value:.4g}: {levels.pixel.source}')
+  print(f'table: {out / "predictions.csv"}')
+  if any(row['overlay'] for row in table):
+    print(f'look at: {out / "overlays"}')
+  return counts

@@ -1,0 +1,76 @@
+"""Scores of images that stand alone: no category, no data set around them, none depending on another."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from zsad_jax import evaluate, experiment, inputs, runtime
+from zsad_jax.spec import Features
+
+# Keys that leave a score as it is.
+NOT_SCORE = (*experiment.NOT_RECIPE, 'predict', 'published')
+
+
+def alone(cfg, method) -> tuple[object, str]:
+  """Returns the config under which an image's score needs no other image, and a sentence on what that changes, or ''.
+
+  Raises:
+    ValueError: the method has a `finish` and does not say how to do without other images.
+  """
+  if not hasattr(method, 'alone'):
+    if hasattr(method, 'finish'):
+      raise ValueError(f'{cfg.method} scores an image by comparing it with all others of its category, and has no rule '
+                       'for one alone; predict with another method')
+    return cfg, ''
+  changes = method.alone(cfg)
+  if not changes:
+    return cfg, ''
+  told = ', '.join(f'{key} is {value!r} in place of {inputs.get(cfg, key)!r}' for key, value in changes.items())
+  return inputs.with_changes(cfg, changes), (
+    f'every image is scored by itself: {told}, which would compare it with the others of its category')
+
+
+def scorer(cfg, method, clip, learnable, names, *, memory=None, place: runtime.Placement) -> Callable:
+  """Returns score(features, batch) -> {'score': [B], 'map': [B, R, R]} as numpy arrays, on the devices of `place`.
+
+  Args:
+    cfg: one that `alone` has passed.
+    method, clip, learnable: the method's module, the CLIP, what was learned.
+    names: what the categories are called, in the order of batch['category'].
+    memory: of references, see methods; None for a zero-shot method.
+    place: devices that share a batch.
+  """
+  learnable, memory = jax.device_put((learnable, memory), place.copy)
+  frozen = runtime.weights(clip.params, place)
+  make_bank = jax.jit(functools.partial(method.bank, categories=names, clip=clip, cfg=cfg))
+  bank = make_bank({} if hasattr(method, 'select') else learnable, frozen)
+  bank = jax.device_put(experiment.selected(cfg, method, bank, cfg.data.target), place.copy)
+  predict = evaluate.make_predict(method, clip, cfg, place=place)
+  finish = functools.partial(method.finish, cfg=cfg) if hasattr(method, 'finish') else lambda outputs: outputs
+
+  def score(values, batch):
+    known = {key: batch[key] for key in ('category', 'index', 'valid')}
+    values, known = jax.device_put((values, known), place.split)
+    return finish(jax.device_get(predict(learnable, frozen, bank, memory, values, known)))
+
+  return score
+
+
+def memory_of(cfg, method, clip, references: Features):
+  """Returns the method's memory of normal images, whose features have leading axes [1, K]."""
+  return jax.jit(functools.partial(method.memory, clip=clip, cfg=cfg))(clip.params, references)
+
+
+def identity(cfg, clip, learnable, memory) -> str:
+  """Returns a digest of all that decides the score of an image."""
+  recipe = {k: v for k, v in json.loads(cfg.to_json_best_effort()).items() if k not in NOT_SCORE}
+  said = [recipe, clip.identity, cfg.predict.object_name, cfg.data.target, cfg.data.exif, cfg.data.transparency]
+  digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+  for path, leaf in jax.tree_util.tree_leaves_with_path((learnable, memory)):
+    digest.update(jax.tree_util.keystr(path).encode())
+    digest.update(np.ascontiguousarray(leaf).tobytes())
+  return digest.hexdigest()

@@ -2,7 +2,7 @@
 
 A Store is a folder named by a hash of what its content depends on. It holds meta.json, which spells that out,
 and shards of a fixed number of images. A shard is one file: the rows of each field, a JSON trailer (store,
-shard number, image ids, checksum of the rows) and a tail that finds and checks the trailer. Shards come into
+shard number, image ids, sha256 of the rows) and a tail that finds and checks the trailer. Shards come into
 being whole, by renaming; a killed run keeps the shards it finished.
 """
 
@@ -17,6 +17,7 @@ import shutil
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ from tqdm import tqdm
 from zsad_jax import runtime
 
 TAIL = struct.Struct('<4sII')  # magic, bytes of the JSON trailer, crc32 of the trailer
-MAGIC = b'zsf1'
+MAGIC = b'zsf2'
 # A kill loses a shard or two: bounded in images for slow towers, in bytes for memory.
 SHARD_BYTES, SHARD_ROWS = 64 << 20, 64
 
@@ -104,7 +105,7 @@ class Store:
     self._shards = -(-count // shard_rows)
     self.predicted_bytes = count * self._row_bytes
     self.ids: list[str | None] = [None] * count
-    self._crc: dict[int, int] = {}  # of the shards that are there
+    self._digests: dict[int, str] = {}  # sha256 of the rows of the shards that are there
     self._checked: set[int] = set()  # shards whose content this process has verified
     self._damaged: dict[int, tuple] = {}  # which file of a shard was found damaged
     self._pending: dict[int, tuple] = {}  # shards that write is collecting
@@ -126,7 +127,7 @@ class Store:
     self._require_space()
     try:
       self.path.mkdir(parents=True, exist_ok=True)
-      if not about.exists():
+      if jax.process_index() == 0 and not about.exists():
         runtime.write_atomic(about, meta)
     except OSError as error:
       raise OSError(error.errno, f'{error.strerror}; set --config.features.dir to a writable folder',
@@ -142,12 +143,12 @@ class Store:
   @property
   def complete(self) -> bool:
     """Whether every image is stored."""
-    return len(self._crc) == self._shards
+    return len(self._digests) == self._shards
 
   def missing(self) -> np.ndarray:
     """Returns the sorted indices of images that are not stored; shards are missing or there as a whole."""
     there = np.zeros(self._shards, bool)
-    there[list(self._crc)] = True
+    there[list(self._digests)] = True
     return np.flatnonzero(~np.repeat(there, self.shard_rows)[:self.count])
 
   def _file(self, shard: int) -> Path:
@@ -169,14 +170,14 @@ class Store:
   def refresh(self):
     """Takes notice of shards that came since; damaged ones are warned about and count as missing."""
     for shard in range(self._shards):
-      if shard not in self._crc and self._identity(shard) not in (None, self._damaged.get(shard)):
+      if shard not in self._digests and self._identity(shard) not in (None, self._damaged.get(shard)):
         try:
-          self._crc[shard], self.ids[self._span(shard)] = self._trailer(shard)
+          self._digests[shard], self.ids[self._span(shard)] = self._trailer(shard)
         except ValueError as error:
           self._drop(shard, error)
 
-  def _trailer(self, shard: int) -> tuple[int, list[str]]:
-    """Checksum and image ids of a shard, once its size and its place in this store are found right."""
+  def _trailer(self, shard: int) -> tuple[str, list[str]]:
+    """Digest and image ids of a shard, once its size and its place in this store are found right."""
     payload = self._rows(shard) * self._row_bytes
     with open(self._file(shard), 'rb') as file:
       size = file.seek(0, os.SEEK_END)
@@ -194,32 +195,40 @@ class Store:
     trailer = json.loads(text)
     if (trailer['store'], trailer['shard']) != (self._digest, shard):
       raise ValueError('it belongs elsewhere')
-    return trailer['crc32'], trailer['ids']
+    return trailer['sha256'], trailer['ids']
 
   def _drop(self, shard: int, reason):
     logging.warning('%s is damaged (%s); its %d images will be encoded anew', self._file(shard), reason,
                     self._rows(shard))
-    self._crc.pop(shard, None)
+    self._digests.pop(shard, None)
     self._damaged[shard] = self._identity(shard)
     self.ids[self._span(shard)] = [None] * self._rows(shard)
 
   def _check(self, shard: int) -> bool:
-    """Whether the shard's content has its checksum; read once a process."""
+    """Whether the shard's content has its digest; read once a process."""
     if shard not in self._checked:
-      left, crc = self._rows(shard) * self._row_bytes, 0
+      left, digest = self._rows(shard) * self._row_bytes, hashlib.sha256()
       with open(self._file(shard), 'rb', buffering=0) as file:
         while left and (block := file.read(min(left, 1 << 20))):
-          left, crc = left - len(block), zlib.crc32(block, crc)
-      if left or crc != self._crc[shard]:
-        self._drop(shard, 'checksum of its content')
+          left -= len(block)
+          digest.update(block)
+      if left or digest.hexdigest() != self._digests[shard]:
+        self._drop(shard, 'sha256 of its content')
         return False
       self._checked.add(shard)
     return True
 
   def verify(self):
-    """Reads every shard not yet read by this process; damaged ones are warned about and count as missing."""
-    for shard in tqdm(sorted(set(self._crc) - self._checked), desc='verify features', unit='shard', delay=2):
-      self._check(shard)
+    """Reads this process's shards that it has not yet read; damaged ones are warned about and count as missing."""
+    unread = [shard for shard in sorted(set(self._digests) - self._checked) if self._own(shard)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing leaves Python's lock to the others
+      for _ in tqdm(pool.map(self._check, unread), desc='verify features', total=len(unread), unit='shard', delay=2,
+                    disable=jax.process_index() > 0):
+        pass
+
+  def _own(self, shard):
+    """Whether this process, of those of one program, verifies and writes the shard; of an array of shards, which."""
+    return shard % jax.process_count() == jax.process_index()
 
   def write(self, indices, rows: Mapping[str, np.ndarray], ids: Sequence[str]):
     """Takes rows of images `indices`; a shard is written once all its images came. Stored images are ignored.
@@ -235,7 +244,7 @@ class Store:
     rows = {name: self._encoded(name, np.asarray(rows[name]), ids) for name in self.fields}
     for at, index in enumerate(map(int, indices)):
       shard, slot = divmod(index, self.shard_rows)
-      if shard in self._crc:
+      if shard in self._digests:
         continue
       if shard not in self._pending:
         self._pending[shard] = self._empty(self._rows(shard)), [None] * self._rows(shard)
@@ -261,10 +270,10 @@ class Store:
 
   def _flush(self, shard: int):
     arrays, ids = self._pending.pop(shard)
-    crc = 0
+    digest = hashlib.sha256()
     for array in arrays.values():
-      crc = zlib.crc32(array, crc)
-    text = json.dumps({'store': self._digest, 'shard': shard, 'crc32': crc, 'ids': ids}).encode()
+      digest.update(array)
+    text = json.dumps({'store': self._digest, 'shard': shard, 'sha256': digest.hexdigest(), 'ids': ids}).encode()
     tail = TAIL.pack(MAGIC, len(text), zlib.crc32(text))
     try:
       runtime.write_atomic(self._file(shard), *arrays.values(), text, tail)
@@ -272,7 +281,7 @@ class Store:
       done = self.count - len(self.missing())
       raise OSError(error.errno, f'{error.strerror}; {done} of {self.count} images are stored and kept; make '
                     'room and start again', error.filename) from error
-    self._crc[shard], self.ids[self._span(shard)] = crc, ids
+    self._digests[shard], self.ids[self._span(shard)] = digest.hexdigest(), ids
 
   def fill(self, rows: Callable[[np.ndarray], Iterable[tuple]], *, unit: str = 'image') -> 'Store':
     """Returns this store, complete: what is there is verified, and only what is missing or damaged is made.
@@ -287,20 +296,24 @@ class Store:
       RuntimeError: rows are still missing in the end.
       ValueError, OSError: see write.
     """
-    me, processes = jax.process_index(), jax.process_count()
+    first = jax.process_index() == 0
     self.verify()
-    if self.complete and processes == 1:
+    if not runtime.any_process(not self.complete):
       return self
-    with self.alone() if me == 0 else contextlib.nullcontext():
+    with self.alone() if first else contextlib.nullcontext():
       runtime.barrier('features: fill')
       self.refresh()
       missing = self.missing()
-      missing = missing[missing // self.shard_rows % processes == me]
-      with tqdm(total=len(missing), desc='encode', unit=unit, disable=not len(missing)) as bar:
+      missing = missing[self._own(missing // self.shard_rows)]
+      with tqdm(total=len(missing), desc='encode', unit=unit, disable=not (first and len(missing))) as bar:
         for indices, arrays, ids in rows(missing) if len(missing) else ():
           self.write(indices, arrays, ids)
           bar.update(len(indices))
+          if runtime.preempted():
+            raise runtime.Preempted(f'asked to stop; finished shards of {self.path} are kept')
       runtime.barrier('features: filled')
+    for shard in [shard for shard in self._digests if not self._own(shard)]:
+      del self._digests[shard]  # its process may have found it damaged and made it anew
     self.refresh()
     if not self.complete:
       raise RuntimeError(f'{len(self.missing())} {unit}s are still missing in {self.path}: the pipeline left '
@@ -326,7 +339,7 @@ class Store:
 
   def _gather(self, shard: int, indices: np.ndarray, out: dict[str, np.ndarray]):
     """Fills those rows of `out` that lie in one shard."""
-    if shard not in self._crc:
+    if shard not in self._digests:
       raise IndexError(f'images of {self._file(shard)} are not stored; fill the store first')
     if not self._check(shard):
       raise OSError(errno.EIO, 'damaged feature shard; start again to encode its images anew',

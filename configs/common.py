@@ -24,6 +24,7 @@ def base():
   c.data.aux_categories = ''  # comma-separated; '' = all
   c.data.target_categories = ''
   c.data.transparency = 'default'  # the data set's own: mostly 'white' behind transparent pixels, or 'drop' alpha
+  c.data.on_bad = 'error'  # or 'skip': damaged images of a folder: or csv: set are left out, counted and named
   c.data.exif = 'ignore'  # as the official code; 'apply' turns images and masks upright by their tags
   c.data.allow_seen = False  # evaluate images or categories that were trained on
 

@@ -55,6 +55,8 @@ def run(cfg, workdir, mode):
   with runtime.stopping_at_once():
     aux = inputs.open_data(cfg, 'aux') if learns and not told else None
     target = inputs.open_data(cfg, 'target') if mode != 'fit' else None
+    if target is not None:
+      reference_images(cfg, method)
   if aux is not None and target is not None and not cfg.data.allow_seen:
     protocol.check_images(aux, target)
   if aux is not None:
@@ -123,12 +125,20 @@ def selected(cfg, method, texts, dataset):
   return method.select(jax.device_get(texts), dataset, cfg=cfg) if hasattr(method, 'select') else texts
 
 
-def few_shot(cfg, method, clip):
-  """(memory of the references that cfg.fewshot draws, their ids by category); (None, None) for a zero-shot run."""
+def reference_images(cfg, method):
+  """(the training split of the target, indices [C, shots] that cfg.fewshot draws from it); (None, None) for zero-shot."""
   if not hasattr(method, 'memory') or not cfg.fewshot.shots:
     return None, None
   dataset = inputs.open_data(cfg, 'target', 'train')
-  drawn = references.draw(dataset, cfg.fewshot.shots, seed=cfg.fewshot.seed, replacement=cfg.fewshot.replacement)
+  return dataset, references.draw(dataset, cfg.fewshot.shots, seed=cfg.fewshot.seed,
+                                  replacement=cfg.fewshot.replacement)
+
+
+def few_shot(cfg, method, clip):
+  """(memory of the references that cfg.fewshot draws, their ids by category); (None, None) for a zero-shot run."""
+  dataset, drawn = reference_images(cfg, method)
+  if drawn is None:
+    return None, None
   load, parts = inputs.reader(cfg, method, clip, dataset, stored=False, crops=False), []
   for start in range(0, drawn.size, cfg.features.batch):
     if runtime.any_process(runtime.preempted()):

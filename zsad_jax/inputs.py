@@ -28,9 +28,13 @@ def check(cfg):
     raise ValueError(f'eval.fpr_limit is {cfg.eval.fpr_limit}; it must lie in (0, 1]')
   if cfg.features.max_gb <= 0:
     raise ValueError(f'features.max_gb is {cfg.features.max_gb}; it must be positive')
+  if cfg.data.on_bad == 'skip' and not (data.is_own(cfg.data.aux) or data.is_own(cfg.data.target)):
+    raise ValueError(f'data.on_bad is skip, but data.aux ({cfg.data.aux}) and data.target ({cfg.data.target}) are '
+                     'published data sets, which are used whole; mend them, or see --mode=datasets verify')
   for key, allowed in (('features.storage', features.STORAGE), ('precision', clip_lib.PRECISIONS),
                        ('data.transparency', ('default', *images.TRANSPARENCY)),
-                       ('data.exif', ('ignore', 'apply')), ('eval.aupr', metrics.AUPR)):
+                       ('data.exif', ('ignore', 'apply')), ('data.on_bad', ('error', 'skip')),
+                       ('eval.aupr', metrics.AUPR)):
     if get(cfg, key) not in allowed:
       raise ValueError(f'{key} is {get(cfg, key)!r}; it must be one of {", ".join(allowed)}')
 
@@ -99,7 +103,8 @@ def open_data(cfg, which, split=None):
   """The data set `which` ('aux' or 'target') of the config, by default its data.split."""
   return data.load(cfg.data[which], root=cfg.data.root, split=split or cfg.data.split,
                    categories=words(cfg.data[f'{which}_categories']), manual_dir=cfg.data.manual_dir or None,
-                   rules=data.rules(cfg.data[which], cfg.data.exif, cfg.data.transparency))
+                   rules=data.rules(cfg.data[which], cfg.data.exif, cfg.data.transparency),
+                   on_bad=cfg.data.on_bad if data.is_own(cfg.data[which]) else 'error')
 
 
 def class_means(cfg, method, clip, dataset, *, normalize=False):

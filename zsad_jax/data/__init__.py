@@ -2,8 +2,8 @@
 
 from zsad_jax.data.dataset import Dataset
 from zsad_jax.data.loading import load
-from zsad_jax.data.naming import names, rules
+from zsad_jax.data.naming import is_own, names, rules
 from zsad_jax.data.pipeline import batches
 from zsad_jax.data.verification import Verdict, verify
 
-__all__ = ['Dataset', 'Verdict', 'batches', 'load', 'names', 'rules', 'verify']
+__all__ = ['Dataset', 'Verdict', 'batches', 'is_own', 'load', 'names', 'rules', 'verify']

@@ -67,6 +67,11 @@ def resolve(name: str) -> Named:
   return Named(builder, None, {})
 
 
+def is_own(name: str) -> bool:
+  """Returns whether a name is that of the user's own folder or table."""
+  return name.startswith((FOLDER, TABLE))
+
+
 def _builder(name: str) -> type[tfds.core.DatasetBuilder]:
   return importlib.import_module(f'{data.__name__}.{name}.{name}_dataset_builder').Builder
 

@@ -126,7 +126,7 @@ def selected(cfg, method, texts, dataset):
 
 
 def reference_images(cfg, method):
-  """(the training split of the target, indices [C, shots] that cfg.fewshot draws from it); (None, None) for zero-shot."""
+  """(training split of the target, indices [C, shots] that cfg.fewshot draws from it); (None, None) for zero-shot."""
   if not hasattr(method, 'memory') or not cfg.fewshot.shots:
     return None, None
   dataset = inputs.open_data(cfg, 'target', 'train')

@@ -78,7 +78,7 @@ def _near(lacking: Sequence[str], header: Sequence[str]) -> str:
 def walk(path: Path) -> Survey:
   """Returns the images that a table lists, in the order category, split, defect type, stem.
 
-  Columns are REQUIRED and OPTIONAL, paths relative to the table's folder. Missing files, images listed twice and values
+  Columns are REQUIRED and OPTIONAL, paths relative to the table's folder and inside it. Missing files, images listed twice and values
   that make no sense are problems that name the line; columns that are not read are a note.
 
   Raises:
@@ -126,6 +126,11 @@ def _item(path: Path, row: dict[str, str]) -> tuple[list[str], Item | None]:
     wrong.append(f'split {split!r} is unknown; write train (normal images only) or test')
   elif split == 'train' and label:
     wrong.append('an anomalous image in split train, which is for normal ones; write test')
+  outside = [row[c] for c in ('image', 'mask') if os.path.isabs(row[c]) or
+             os.path.normpath(row[c]).split(os.sep)[0] == os.pardir]
+  if outside:
+    return [f'{outside[0]} lies outside of the folder of the table; write paths relative to that folder, and put the '
+            'table above all its images'], None
   files = [path.parent / row[c] if row[c] else None for c in ('image', 'mask')]
   wrong += [_missing(file) for file in files if file is not None and not file.is_file()]
   return wrong, Item(category, split, GOOD if not label else kind, files[0].stem, *files, label)

@@ -78,8 +78,8 @@ def _near(lacking: Sequence[str], header: Sequence[str]) -> str:
 def walk(path: Path) -> Survey:
   """Returns the images that a table lists, in the order category, split, defect type, stem.
 
-  Columns are REQUIRED and OPTIONAL, paths relative to the table's folder and inside it. Missing files, images listed twice and values
-  that make no sense are problems that name the line; columns that are not read are a note.
+  Columns are REQUIRED and OPTIONAL, paths relative to the table's folder and inside it. Missing files, images listed
+  twice and values that make no sense are problems that name the line; columns that are not read are a note.
 
   Raises:
     FileNotFoundError, ValueError: as `read`.

@@ -34,11 +34,11 @@ def fit(cfg, workdir, method, clip, identity: Mapping):
   learnable = start(method, clip, cfg)
   print(f'fit: {cfg.train.epochs} epochs on {count} groups of generated texts, {cfg.seeds} seeds at once, '
         f'{sum(x[0].size for x in jax.tree.leaves(learnable))} learned numbers each', flush=True)
-  with logs.Writer(workdir) as writer, runtime.preemption() as stop:
+  with logs.writer(workdir) as writer, runtime.preemption() as stop:
     return train.fit(
       functools.partial(method.loss, clip=clip, cfg=cfg), train.make_tx(cfg.optim), learnable, clip.params, read,
       count, epochs=cfg.train.epochs, batch=cfg.train.batch, seed=seeds(cfg), workdir=workdir, writer=writer,
-      identity=identity, stop=stop, fresh=True, shuffle=False)
+      identity=identity, stop=stop, fresh=True, shuffle=False, place=runtime.place(sharded=cfg.shard_weights))
 
 
 def trained(cfg, workdir, method, clip, identity: Mapping):
@@ -83,7 +83,8 @@ def reader(cfg, method, clip) -> tuple[Callable, int]:
     ValueError: see texts.store.
   """
   encode, root = texts.encoder(clip), cfg.features.dir or f'{cfg.data.root}/features'
-  stores = [texts.store(root, method.examples(seed, cfg=cfg), clip, encode, max_gb=cfg.features.max_gb)
+  place = runtime.place(jax.local_devices(), sharded=cfg.shard_weights)
+  stores = [texts.store(root, method.examples(seed, cfg=cfg), clip, encode, max_gb=cfg.features.max_gb, place=place)
             for seed in seeds(cfg)]
   count = stores[0].count
 

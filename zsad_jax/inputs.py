@@ -7,7 +7,7 @@ import jax
 import ml_collections as mlc
 import numpy as np
 
-from zsad_jax import data, encoder, features, methods, metrics
+from zsad_jax import data, encoder, features, methods, metrics, runtime
 from zsad_jax.data import images
 from zsad_jax.models import clip as clip_lib
 from zsad_jax.models import hub, preprocess
@@ -40,10 +40,21 @@ def check(cfg):
 
 
 def load_clip(cfg, method):
-  """The CLIP of the config; the config is held against its architecture before any weight is read."""
+  """The CLIP of the config; the config is held against its architecture before any weight is read.
+
+  With shard_weights its weights lie in parts over the devices of this process, none of which ever holds them whole.
+  """
   arch = shell(cfg, method).arch
-  loaded = clip_lib.load(cfg.clip, arch=cfg.arch or None, image_size=cfg.image_size)
-  return clip_lib.with_precision(dataclasses.replace(loaded, arch=arch), cfg.precision)
+  host = jax.local_devices(backend='cpu')[0] if cfg.shard_weights else None
+  with jax.default_device(host):
+    loaded = clip_lib.load(cfg.clip, arch=cfg.arch or None, image_size=cfg.image_size)
+    clip = clip_lib.with_precision(dataclasses.replace(loaded, arch=arch), cfg.precision)
+  return dataclasses.replace(clip, params=runtime.weights(clip.params, own_devices(cfg))) if host else clip
+
+
+def own_devices(cfg):
+  """The placement over this process's devices, on which the towers run that read its share of the images."""
+  return runtime.place(jax.local_devices(), sharded=cfg.shard_weights)
 
 
 def shell(cfg, method):
@@ -82,21 +93,37 @@ def reader(cfg, method, clip, dataset, stored=True, crops=True):
 def _reader(cfg, clip, dataset, spec, make_encode, side, past):
   """load(indices) of what make_encode(clip, spec) reads of images resized to `side` px; `past` the store or from it."""
   encode, transform = make_encode(clip, spec), preprocess.image_transform(clip.arch, side)
+  place = own_devices(cfg)
 
   def batches(indices, size=cfg.features.batch):
     return data.batches(dataset, transform=transform, mask_size=clip.image_size, batch_size=size, indices=indices)
 
   if past:
-    return lambda indices: next(features.encode_batches(batches(indices, len(indices)), encode, clip.params))
+    params = runtime.weights(clip.params, place)
+    return lambda indices: next(features.encode_batches(batches(indices, len(indices)), encode, params, place=place))
 
+  store = _store(cfg, clip, dataset, spec, encode, side)
+  features.fill(store, batches, encode, clip.params, place=place)
+  return functools.partial(features.load, store)
+
+
+def _store(cfg, clip, dataset, spec, encode, side):
   image = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
   key = {**clip.identity, 'spec': repr(spec), 'data': dataset.fingerprint,
          'preprocessing': 'squash'}
-  store = features.Store.open(
+  return features.Store.open(
     cfg.features.dir or f'{cfg.data.root}/features', key=key, count=len(dataset), max_gb=cfg.features.max_gb,
     fields=features.fields(jax.eval_shape(encode, clip.params, image), clip.image_size, cfg.features.storage))
-  features.fill(store, batches, encode, clip.params)
-  return functools.partial(features.load, store)
+
+
+def stores(cfg, method, clip, dataset, crops=True):
+  """The feature stores that `reader` with these arguments fills, opened and as full as they are."""
+  spec = method.spec(clip, cfg)
+  if not (cfg.features.store and getattr(method, 'STORED', True)):
+    return []
+  kinds = [(spec._replace(crops=0), encoder.encode, clip.image_size)]
+  kinds += [(spec.of_crops(), encoder.encode_crops, spec.crops)] if crops and spec.crops else []
+  return [_store(cfg, clip, dataset, one, make_encode(clip, one), side) for one, make_encode, side in kinds]
 
 
 def open_data(cfg, which, split=None):

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from zsad_jax import runtime
@@ -20,9 +21,13 @@ from zsad_jax import runtime
 def write_atomic(path, data: bytes | str):
   """Writes `data` (text as UTF-8) to `path`, making its folder; a kill leaves the old content or the new.
 
+  Of several processes only the first writes.
+
   Raises:
     OSError: disk full, read-only, no permission; the old content is intact.
   """
+  if jax.process_index() > 0:
+    return
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   runtime.write_atomic(path, data.encode() if isinstance(data, str) else data)
@@ -40,9 +45,13 @@ def write_json(path, obj):
 def probe(workdir, free_bytes: int = 100 << 20):
   """Finds out at the start whether `workdir` can take a run's files; makes it where it is missing.
 
+  Of several processes the first does so.
+
   Raises:
     OSError: read-only, no permission, not a folder, or less than `free_bytes` free; it says which.
   """
+  if jax.process_index() > 0:
+    return
   workdir = Path(workdir)
   try:
     write_atomic(workdir / '.probe', b'probe')
@@ -60,9 +69,14 @@ def probe(workdir, free_bytes: int = 100 << 20):
 def lock(workdir) -> Iterator[None]:
   """Holds `workdir` for this run until the end of the with block, or of the process however it ends.
 
+  Of several processes the first does so.
+
   Raises:
     RuntimeError: another run holds it.
   """
+  if jax.process_index() > 0:
+    yield
+    return
   with open(Path(workdir) / 'lock', 'a+', encoding='utf-8') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -80,6 +94,11 @@ def summary(values: Mapping) -> str:
   """Returns numbers as one line: 'loss 0.1234  images_per_s 12.3', None as 'n/a'."""
   return '  '.join(f'{name} {"n/a" if value is None else format(float(value), ".4g")}'
                    for name, value in values.items())
+
+
+def writer(workdir) -> contextlib.AbstractContextManager:
+  """Returns a Writer to enter; of several processes the first has one, the others have None."""
+  return Writer(workdir) if jax.process_index() == 0 else contextlib.nullcontext()
 
 
 class Writer:

@@ -19,10 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-
 PART = 1 << 16  # numbers; smaller arrays cost more to gather than to copy
-
-
 _COMPILED = '/jax/core/compile/backend_compile_duration'  # an event that JAX records for every program
 
 
@@ -83,7 +80,7 @@ def globalize(batch, sharding):
 
 def replicate(tree, place: Placement):
   """Returns `tree` on every device of `place`; every process has to give the same values."""
-  if jax.process_count() == 1:
+  if place.copy.is_fully_addressable:
     return jax.device_put(tree, place.copy)
   return globalize(jax.device_get(tree), place.copy)
 
@@ -92,8 +89,8 @@ def weights(tree, place: Placement):
   """Returns frozen weights on the devices of `place`; every process has to give the same values.
 
   That is a copy on every device or, where `place` is sharded, a part of each large array, cut along the longest axis
-  that the devices divide. Programs are the same for both: XLA then gathers an array where it is used, so that a
-  device holds about its share of the weights and the one or two arrays in use.
+  that the devices divide. Programs are the same for both: XLA has the devices share out each layer's products, or
+  gathers its weights, as it finds cheaper, and none ever holds all layers.
   """
   if not place.sharded:
     return replicate(tree, place)
@@ -106,7 +103,7 @@ def weights(tree, place: Placement):
     return NamedSharding(place.split.mesh, P(*[None] * longest, 'data'))
 
   shardings = jax.tree.map(lay, tree)
-  if jax.process_count() == 1:
+  if place.copy.is_fully_addressable:
     return jax.device_put(tree, shardings)
   return jax.tree.map(lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, x.__getitem__),
                       jax.device_get(tree), shardings)

@@ -232,16 +232,16 @@ def fit(loss_fn: Callable, tx: optax.GradientTransformation, learnable, frozen, 
     raise ValueError(f'{directory} holds {done} steps, {epochs} epochs are {total}; choose another workdir')
   if writer:
     writer.rewind(done)
-  step, frozen = make_step(loss_fn, tx, place.copy, per_epoch, several), runtime.replicate(frozen, place)
+  step, frozen = make_step(loss_fn, tx, place.copy, per_epoch, several), runtime.weights(frozen, place)
   meter = _Meter(per_epoch, sums)
   feed = runtime.prefetch(functools.partial(_rows, read, place, place.rows(batch)),
                           _plan(seed, count, batch, done, epochs, fresh, shuffle))
   bar = tqdm(total=total, initial=done, desc='fit', unit='step', disable=jax.process_index() > 0)
   with bar, contextlib.closing(feed):
-    for now, (ids, rows, data) in enumerate(feed, done + 1):
+    for now, (images, ids, rows, data) in enumerate(feed, done + 1):
       with jax.transfer_guard('disallow'):
         state, metrics = step(state, frozen, rows, data)
-      meter.push(now, ids, metrics)
+      meter.push(now, images, ids, metrics)
       bar.update()
       halt = runtime.any_process(stop is not None and stop.is_set())
       epoch, left = divmod(now, per_epoch)
@@ -312,14 +312,12 @@ def _plan(seed: int, count: int, batch: int, done: int, epochs: int, fresh: bool
 
 
 def _rows(read: Callable, place: runtime.Placement, size: int, images: np.ndarray):
-  """(ids, features, batch) of one step on the devices; a process reads its share of `size` padded rows."""
-  share = size // jax.process_count()
-  mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
-  images, valid = (x[mine] for x in padded(images, size))
-  features, batch = read(images)
+  """(number of images, ids, features, batch) of one step on the devices; a process reads its share of `size` rows."""
+  mine, valid = (x[runtime.share(size)] for x in padded(images, size))
+  features, batch = read(mine)
   batch = dict(batch, valid=valid)
-  ids = np.asarray(batch.pop('id', images), object)[valid]
-  return (ids, *runtime.globalize((features, batch), place.split))
+  ids = np.asarray(batch.pop('id', mine), object)[valid]
+  return (len(images), ids, *runtime.globalize((features, batch), place.split))
 
 
 def _report(writer: logs.Writer | None, step: int, epoch: int, epochs: int, means: dict):
@@ -337,11 +335,11 @@ class _Meter:
     self._per_epoch, self._ahead = per_epoch, None
     self._images, self._start = 0, time.perf_counter()
 
-  def push(self, step: int, ids: Sequence[str], metrics: dict):
-    """Takes the metrics of step `step` and adds up those of the step before."""
+  def push(self, step: int, images: int, ids: Sequence[str], metrics: dict):
+    """Takes the metrics of step `step` on so many images, those of this process by id; adds up the step before's."""
     if self._ahead:
       self._add(*self._ahead)
-    self._ahead = step, ids, metrics
+    self._ahead = step, images, ids, metrics
 
   def settle(self) -> dict[str, float]:
     """Returns the means over the epoch's steps so far, and the pace since this meter began."""
@@ -350,7 +348,7 @@ class _Meter:
     means = {name: total / steps for name, total in self.sums.items()}
     return means | {'seconds': seconds, 'images_per_s': self._images / seconds}
 
-  def _add(self, step: int, ids: Sequence[str], metrics: dict):
+  def _add(self, step: int, images: int, ids: Sequence[str], metrics: dict):
     for name, value in jax.device_get(metrics).items():
       if not np.isfinite(value):
         epoch, at = divmod(step - 1, self._per_epoch)
@@ -358,4 +356,4 @@ class _Meter:
             f'{name} is {value} in epoch {epoch + 1}, step {at + 1} of {self._per_epoch}, images '
             f'{", ".join(map(str, ids))}; the last checkpoint was saved before it')
       self.sums[name] = self.sums.get(name, 0.) + float(value)
-    self._images += len(ids)
+    self._images += images

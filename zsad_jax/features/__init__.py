@@ -74,10 +74,11 @@ def encode_batches(batches: Iterable[dict], encode: Callable, params, *,
     batches: the pipeline's batches; batch['image'] is [B, R, R, 3] float32.
     encode: jitted encode(params, images) -> Features.
     params: the frozen weights.
-    place: devices of this process, by default all; B need not be a multiple of their number.
+    place: devices of this process, by default all, which say how the weights lie; B need not be a multiple of their
+      number.
   """
   place = place or runtime.place(jax.local_devices())
-  params = jax.device_put(params, place.copy)
+  params = runtime.weights(params, place)
 
   def fetch(out, batch):
     return jax.tree.map(lambda x: x[:len(batch['image'])], jax.device_get(out)), batch

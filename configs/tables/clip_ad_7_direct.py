@@ -22,6 +22,9 @@ def get_config(arg=None):
   """SDP's config and rows for both paths on every data set; `:demo` on the embedded tiny CLIP and drawn target."""
   c = sdp.get_config(arg)
   entries = ROWS if arg != 'demo' else (('synthetic_target', (), (), (), ()),)
-  rows = [tables.row(f'{path}, {name}', {'path': path, 'data.target': name}, *entry[at:at + 2], target=name)
-          for path, at in (('direct', 0), ('surgery', 2)) for name, *entry in entries]
+  rows = [tables.row(path, {'path': path, 'data.target': name}, *entry[at:at + 2], target=name,
+                     column=name if arg != 'demo' else '')
+          for name, *entry in entries for path, at in (('direct', 0), ('surgery', 2))]
+  for made in rows:
+    made.folder = ' '.join(filter(None, (made.column, made.label)))
   return tables.table(c, 'CLIP-AD, table 7: direct similarity and SDP', rows)

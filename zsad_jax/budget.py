@@ -30,7 +30,7 @@ class Part(NamedTuple):
 
 
 def fitted(cfg, method, clip, dataset, *, place: runtime.Placement):
-  """Returns the config of an evaluation with knn.mib lowered to what cfg.max_memory_gb leaves; prints what is predicted.
+  """Returns an evaluation's config with knn.mib lowered to what cfg.max_memory_gb leaves; prints what is predicted.
 
   Raises:
     ValueError: it would not fit; nothing has been allocated.
@@ -114,8 +114,8 @@ def require(parts: Sequence[Part], max_gb: float, in_use: int | None = None):
   print(f'memory: {total / 1e9:.3g} GB predicted: {in_use / 1e9:.3g} GB in use, {listed}', flush=True)
   if max_gb and total > max_gb * 1e9:
     most = max(parts, key=lambda part: part.bytes)
-    raise ValueError(f'{total / 1e9:.4g} GB of memory are needed, more than max_memory_gb ({max_gb:g}). The largest part '
-                     f'is {most.bytes / 1e9:.4g} GB of {most.what}: {most.remedy}; or raise '
+    raise ValueError(f'{total / 1e9:.4g} GB of memory are needed, more than max_memory_gb ({max_gb:g}). The largest '
+                     f'part is {most.bytes / 1e9:.4g} GB of {most.what}: {most.remedy}; or raise '
                      f'--config.max_memory_gb={math.ceil(total / 1e8) / 10:g}')
 
 

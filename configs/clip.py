@@ -46,4 +46,6 @@ def method(ensemble):
   c.map = mlc.ConfigDict()
   c.map.sigma = 4.0  # of the Gaussian that smooths maps, in pixels; 0 = none
   c.published = mlc.ConfigDict(PUBLISHED[ensemble])
+  if ensemble == 'pair':
+    c.published.cost = mlc.ConfigDict(dict(images_per_s=13.23))  # AnomalyCLIP's table 8
   return c

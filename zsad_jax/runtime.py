@@ -20,7 +20,21 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 PART = 1 << 16  # numbers; smaller arrays cost more to gather than to copy
-_COMPILED = '/jax/core/compile/backend_compile_duration'  # an event that JAX records for every program
+# Events that JAX records with the name of every function.
+_TRACED, _COMPILED = '/jax/core/compile/jaxpr_trace_duration', '/jax/core/compile/backend_compile_duration'
+
+
+class Compilations(NamedTuple):
+  """What was traced and compiled, by the jitted function's name.
+
+  Attributes:
+    programs, compile_seconds: given to XLA.
+    traces, trace_seconds: by JAX, functions within functions too, whose time is in both.
+  """
+  programs: collections.Counter
+  compile_seconds: collections.Counter
+  traces: collections.Counter
+  trace_seconds: collections.Counter
 
 
 class Placement(NamedTuple):
@@ -160,21 +174,25 @@ def device_summary() -> str:
 
 
 @contextlib.contextmanager
-def compilations() -> Iterator[collections.Counter]:
-  """Yields a Counter {function name: programs that XLA was given} of all threads, growing until the with block ends.
+def compilations() -> Iterator[Compilations]:
+  """Yields the Compilations of all threads, which grow until the with block ends.
 
   A program that the compilation cache holds counts too: it was traced and looked up anew.
   """
-  counted = collections.Counter()
+  seen = Compilations(*(collections.Counter() for _ in Compilations._fields))
 
   def listen(event, duration, **about):
-    del duration
+    name = about.get('fun_name', '').removeprefix('jit_').removeprefix('jit(').removesuffix(')')
     if event == _COMPILED:
-      counted[about['fun_name'].removeprefix('jit_').removeprefix('jit(').removesuffix(')')] += 1
+      seen.programs[name] += 1
+      seen.compile_seconds[name] += duration
+    elif event == _TRACED:
+      seen.traces[name] += 1
+      seen.trace_seconds[name] += duration
 
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
-    yield counted
+    yield seen
   finally:
     jax.monitoring.unregister_event_duration_listener(listen)
 

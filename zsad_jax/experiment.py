@@ -11,6 +11,7 @@ import numpy as np
 import zsad_jax
 from zsad_jax import (
   budget,
+  disk,
   evaluate,
   features,
   generated,
@@ -35,6 +36,8 @@ NOT_RECIPE = ('arch', 'bench', 'checkpoint', 'clip', 'data', 'eval', 'export', '
 def run(cfg, workdir, mode):
   """Fits and evaluates as `mode` says, prints where everything is, and returns what evaluate_target does."""
   if 'method' not in cfg:
+    if jax.process_count() > 1:
+      raise ValueError('this config pretrains a CLIP, which one process does: leave out --distributed')
     return pretrain.run(cfg, workdir)
   inputs.check(cfg)
   method = methods.get(cfg.method)
@@ -60,7 +63,12 @@ def run(cfg, workdir, mode):
   if aux is not None and target is not None and not cfg.data.allow_seen:
     protocol.check_images(aux, target)
   if aux is not None:
-    cfg = settled(with_aux_names(cfg, aux), method, clip, aux)
+    cfg = with_aux_names(cfg, aux)
+  known = mode != 'evaluate' and learns and not hasattr(method, 'settle')
+  disk.require(cfg, workdir, method, clip, None if cfg.get('mosaic', 0) > 0 else aux, target,
+               learned_shapes(cfg, method, clip) if known else None)
+  if aux is not None:
+    cfg = settled(cfg, method, clip, aux)
   learnable = fit(cfg, workdir, method, clip, aux) if learns and mode != 'evaluate' else None
   if target is not None:
     learnable = trained(cfg, workdir, method, clip, aux) if learnable is None else learnable

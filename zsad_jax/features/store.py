@@ -112,7 +112,6 @@ class Store:
 
   def _prepare(self, meta: bytes, max_gb: float):
     gb = self.predicted_bytes / 1e9
-    logging.info('feature store %s: %d images, %.4g GB when complete', self.path, self.count, gb)
     about = self.path / 'meta.json'
     if about.exists() and about.read_bytes() != meta:
       raise ValueError(f'{about} describes another feature store than the one asked for, or was edited; '
@@ -135,7 +134,7 @@ class Store:
 
   def _require_space(self):
     there = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
-    needed, free = len(self.missing()) * self._row_bytes, shutil.disk_usage(there).free
+    needed, free = self.missing_bytes, shutil.disk_usage(there).free
     if needed > free:
       raise OSError(errno.ENOSPC, f'the feature store needs {needed / 1e9:.4g} GB more, {free / 1e9:.4g} GB '
                     'are free; set --config.features.dir to a larger disk', str(self.path))
@@ -150,6 +149,11 @@ class Store:
     there = np.zeros(self._shards, bool)
     there[list(self._digests)] = True
     return np.flatnonzero(~np.repeat(there, self.shard_rows)[:self.count])
+
+  @property
+  def missing_bytes(self) -> int:
+    """What the images take that are not stored."""
+    return len(self.missing()) * self._row_bytes
 
   def _file(self, shard: int) -> Path:
     return self.path / f'{shard:05d}.shard'
@@ -300,6 +304,8 @@ class Store:
     self.verify()
     if not runtime.any_process(not self.complete):
       return self
+    logging.info('feature store %s: %d images, %.4g GB when complete', self.path, self.count,
+                 self.predicted_bytes / 1e9)
     with self.alone() if first else contextlib.nullcontext():
       runtime.barrier('features: fill')
       self.refresh()
@@ -310,8 +316,9 @@ class Store:
           self.write(indices, arrays, ids)
           bar.update(len(indices))
           if runtime.preempted():
-            raise runtime.Preempted(f'asked to stop; finished shards of {self.path} are kept')
-      runtime.barrier('features: filled')
+            break
+      if runtime.any_process(runtime.preempted()):
+        raise runtime.Preempted(f'asked to stop; finished shards of {self.path} are kept')
     for shard in [shard for shard in self._digests if not self._own(shard)]:
       del self._digests[shard]  # its process may have found it damaged and made it anew
     self.refresh()

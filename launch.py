@@ -4,6 +4,8 @@ r"""Trains and evaluates zero-shot anomaly detectors and shows data sets; the on
   python launch.py --config=configs/anomalyclip.py --workdir=runs/visa-to-mvtec --config.data.root=/data
   python launch.py --config=configs/anomalyclip.py --workdir=runs/visa-to-mvtec --mode=evaluate
   python launch.py --config=configs/anomalyclip.py:demo --workdir=runs/demo --mode=predict --path=PHOTOS
+  python launch.py --config=configs/anomalyclip.py:demo --workdir=runs/demo --mode=bench
+  python launch.py --config=configs/anomalyclip.py:demo --workdir=runs/demo --mode=export
   python launch.py --config=configs/tables/clip_ad_4_rvs.py:demo --workdir=runs/table4-demo
   python launch.py --mode=datasets list
   python launch.py --mode=datasets verify mvtec_ad visa --manual_dir=DOWNLOADS
@@ -23,17 +25,18 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from configs import common
-from zsad_jax import ablation, experiment, logs, predict, runtime
+from zsad_jax import ablation, bench, experiment, export, logs, predict, runtime
 from zsad_jax.data import commands
 
 CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'configs/METHOD.py[:variant]; set any key with --config.KEY=VALUE.', lock_config=True)
 WORKDIR = flags.DEFINE_string('workdir', None, 'Checkpoints, logs, results and pictures of this run.')
 MODE = flags.DEFINE_enum(
-  'mode', 'run', ('run', 'fit', 'evaluate', 'predict', 'datasets'),
+  'mode', 'run', ('run', 'fit', 'evaluate', 'predict', 'bench', 'export', 'datasets'),
   'run: fit, then evaluate. fit: train on data.aux. evaluate: the newest checkpoint of --workdir (or '
   'config.checkpoint) on data.target. predict: the pictures below --path, without labels, with what --workdir has '
-  'learned (trained first where nothing has been). datasets: "list" the published data sets, "verify NAME..." their '
+  'learned (trained first where nothing has been). bench: how fast the config runs here. export: what --workdir has '
+  'learned as a StableHLO program. datasets: "list" the published data sets, "verify NAME..." their '
   'unpacked folders against what was published, or "prepare NAME..." them. Without names: data.aux and data.target of '
   '--config, or all that are unpacked.')
 PATH = flags.DEFINE_string('path', None, 'predict: a folder of pictures, walked with all below it, or one file.')
@@ -55,8 +58,8 @@ def main(argv):
   cfg = mlc.FrozenConfigDict(CONFIG.value)
   if not WORKDIR.value:
     raise app.UsageError('--workdir is missing; name a folder for this run, such as --workdir=runs/demo')
-  if MODE.value == 'predict' and ('table' in cfg or 'method' not in cfg):
-    raise app.UsageError('--mode=predict takes the config of one method, such as configs/anomalyclip.py:demo')
+  if MODE.value in ('predict', 'bench', 'export') and ('table' in cfg or 'method' not in cfg):
+    raise app.UsageError(f'--mode={MODE.value} takes the config of one method, such as configs/anomalyclip.py:demo')
   if MODE.value == 'predict' and not PATH.value:
     raise app.UsageError('--path is missing; name the folder of your pictures, such as --path=PHOTOS')
   workdir = Path(WORKDIR.value)
@@ -66,6 +69,8 @@ def main(argv):
       runtime.compilation_cache(workdir.parent / '.compiled')
       if MODE.value == 'predict':
         predict.run(cfg, workdir, PATH.value, OUT.value)
+      elif MODE.value in ('bench', 'export'):
+        (bench if MODE.value == 'bench' else export).run(cfg, workdir)
       else:
         (ablation if 'table' in cfg else experiment).run(cfg, workdir, MODE.value)
   except runtime.Preempted as stopped:

@@ -14,11 +14,13 @@ r"""Trains and evaluates zero-shot anomaly detectors and shows data sets; the on
 
 import contextlib
 import logging as py_logging
+import os
 import re
 import sys
 import traceback
 from pathlib import Path
 
+import jax
 import ml_collections as mlc
 import tensorflow_datasets as tfds
 from absl import app, flags, logging
@@ -43,12 +45,23 @@ PATH = flags.DEFINE_string('path', None, 'predict: a folder of pictures, walked 
 OUT = flags.DEFINE_string('out', None, 'predict: where tables and pictures go; by default WORKDIR/predictions.')
 DATA_ROOT = flags.DEFINE_string('data_root', None, 'datasets: folder of prepared data sets, in place of data.root.')
 MANUAL_DIR = flags.DEFINE_string('manual_dir', None, 'datasets: folder of unpacked ones, in place of data.manual_dir.')
+DISTRIBUTED = flags.DEFINE_bool(
+  'distributed', False, 'Work as one of the processes of this run. SLURM, Open MPI, Kubernetes and Cloud TPU tell '
+  'which; elsewhere --coordinator, --num_processes and --process_id do.')
+COORDINATOR = flags.DEFINE_string('coordinator', None, 'distributed: HOST:PORT at which process 0 can be reached.')
+NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'distributed: how many processes there are.', 1)
+PROCESS_ID = flags.DEFINE_integer('process_id', None, 'distributed: number of this one, from 0.', 0)
 DECODE = flags.DEFINE_bool('decode', True, 'datasets verify: decode every image; --nodecode compares names and counts.')
 
+TOGETHER = ('run', 'fit', 'evaluate', 'predict')  # modes that several processes can share
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: run the same command again
 
 
 def main(argv):
+  if DISTRIBUTED.value and MODE.value not in TOGETHER:
+    raise app.UsageError(f'--mode={MODE.value} is the work of one process: leave out --distributed')
+  if not DISTRIBUTED.value and (COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value) != (None, None, None):
+    raise app.UsageError('--coordinator, --num_processes and --process_id go with --distributed')
   if MODE.value == 'datasets':
     sys.exit(datasets(argv[1:]))
   if len(argv) > 1:
@@ -64,6 +77,8 @@ def main(argv):
     raise app.UsageError('--path is missing; name the folder of your pictures, such as --path=PHOTOS')
   workdir = Path(WORKDIR.value)
   try:
+    if DISTRIBUTED.value:
+      _join()
     logs.probe(workdir)
     with logs.lock(workdir), runtime.preemption():
       runtime.compilation_cache(workdir.parent / '.compiled')
@@ -73,14 +88,37 @@ def main(argv):
         (bench if MODE.value == 'bench' else export).run(cfg, workdir)
       else:
         (ablation if 'table' in cfg else experiment).run(cfg, workdir, MODE.value)
+      runtime.barrier('end')  # a process that ends takes the others along
   except runtime.Preempted as stopped:
     print(f'{stopped}; the same command goes on from there', file=sys.stderr)
     sys.exit(EXIT_PREEMPTED)
   except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
     # A wrong key, file or number is the user's to mend: one message, and the traceback for those who want it.
+    trace = workdir / f'error{f"-{jax.process_index()}" if DISTRIBUTED.value else ""}.txt'
     with contextlib.suppress(OSError):
-      runtime.write_atomic(workdir / 'error.txt', traceback.format_exc().encode())
-    sys.exit(f'error: {error}\n(traceback: {workdir / "error.txt"})')
+      runtime.write_atomic(trace, traceback.format_exc().encode())
+    _fail(f'error: {error}\n(traceback: {trace})')
+
+
+def _join():
+  """Joins the other processes of this run, of which the first alone tells what it does."""
+  try:
+    runtime.initialize(True, coordinator_address=COORDINATOR.value, num_processes=NUM_PROCESSES.value,
+                       process_id=PROCESS_ID.value)
+  except ValueError as error:
+    raise ValueError(f'--distributed: {error} No cluster that JAX knows says so here; give --coordinator=HOST:PORT, '
+                     '--num_processes and --process_id') from error
+  if jax.process_index() > 0:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    logging.set_verbosity(logging.WARNING)
+
+
+def _fail(text):
+  """Ends this process; one of several without a farewell, since the others wait elsewhere and fail once it is gone."""
+  if DISTRIBUTED.value:
+    print(text, file=sys.stderr, flush=True)
+    os._exit(1)
+  sys.exit(text)
 
 
 def datasets(words):

@@ -5,6 +5,7 @@ import re
 import traceback
 from typing import NamedTuple
 
+import jax
 import ml_collections as mlc
 
 from zsad_jax import experiment, generated, inputs, logs, methods, progress, results
@@ -59,6 +60,8 @@ def run(cfg, workdir, mode) -> list[str]:
         raise refused[number - 1]
       found = measured(row, cfg.table.get('seeds', ()), workdir, mode, source)
     except FAILURES as error:
+      if jax.process_count() > 1:
+        raise  # the other processes are still at this row
       failed[row.name] = f'{error} (traceback: {leave_trace(workdir / row.folder, row)})'
       print(f'error: {failed[row.name]}', flush=True)
       lines.append((row, row.label, 'error', results.published(row.cfg) or {}))

@@ -88,7 +88,7 @@ def run(predict: Callable, load: Callable, dataset, *, batch: int, place: runtim
   size = place.rows(batch)
   scores = np.full(len(dataset.ids), np.nan, np.float32)
   maps, every = {}, {}
-  with tqdm(total=len(dataset.ids), desc='evaluate', unit='image') as bar:
+  with tqdm(total=len(dataset.ids), desc='evaluate', unit='image', disable=jax.process_index() > 0) as bar:
     for number, category in enumerate(dataset.categories):
       members = np.flatnonzero(dataset.category_index == number)
       found = progress and progress.read(number)
@@ -158,22 +158,25 @@ def _warn(counts):
 
 
 def _category(predict, load, members, size, place, finish, bar):
-  """Yields (indices, outputs, batch) of numpy arrays without padding: batch by batch, or at once to finish."""
+  """Yields (indices, outputs, batch) of numpy arrays without padding: batch by batch, or at once to finish.
+
+  Every process reads its share of a batch and yields the whole.
+  """
 
   def read(start):
     rows, valid = features_lib.padded(members[start:start + size], size)
-    features, batch = load(rows)
-    return features, dict(batch, valid=valid)
+    features, batch = load(rows[runtime.share(size)])
+    return features, dict(batch, valid=valid[runtime.share(size)])
 
   parts = []
   for features, batch in runtime.prefetch(read, range(0, len(members), size)):
     if runtime.any_process(runtime.preempted()):
       raise runtime.Preempted('asked to stop during the evaluation')
     known = {k: batch[k] for k in ('category', 'index', 'valid')}  # the truth stays on the host
-    out = predict(*jax.device_put((features, known), place.split))
-    out = {k: np.asarray(v)[batch['valid']] for k, v in jax.device_get(out).items()}
+    out = jax.device_get(predict(*runtime.globalize((features, known), place.split)))
     truth = ('label', 'has_mask', 'mask') if 'map' in out else ()  # masks of a large category fill memory
-    rest = {k: batch[k][batch['valid']] for k in ('index', *truth)}
+    rest = runtime.gather({k: batch[k] for k in ('index', 'valid', *truth)})
+    out, rest = ({k: np.asarray(v)[rest['valid']] for k, v in tree.items()} for tree in (out, rest))
     part = rest['index'], out, rest
     bar.update(len(rest['index']))
     if finish is None:

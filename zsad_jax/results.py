@@ -7,21 +7,31 @@ import subprocess
 import textwrap
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
+import numpy as np
 
 import zsad_jax
-from zsad_jax import inputs, logs, runtime
+from zsad_jax import inputs, logs, metrics, runtime
 from zsad_jax.data import naming
-from zsad_jax.report import page, pictures, tables
+from zsad_jax.report import charts, figures, page, pictures, tables
 
 # Keys on which no result depends: names for people, places on disk, how much is done at once, what is drawn.
-NO_RESULT = ('label', 'published', 'table', 'data.root', 'data.manual_dir', 'features.dir', 'features.store',
-             'features.max_gb', 'features.batch', 'eval.batch', 'eval.pictures')
+NO_RESULT = ('label', 'published', 'table', 'bench', 'data.root', 'data.manual_dir', 'features.dir', 'features.store',
+             'features.max_gb', 'features.batch', 'eval.batch', 'eval.pictures', 'shard_weights',
+             'eval.figures', 'eval.tsne', 'eval.attention')
 
 
-def write(cfg, workdir, clip, learnable, aux, dataset, result, rules, seconds, suffix=''):
-  """Writes metrics, manifest, pictures and page of an evaluation below workdir/results, and prints the table."""
+def write(cfg, workdir, clip, learnable, aux, dataset, result, rules, seconds, suffix='', plates=MappingProxyType({})):
+  """Writes metrics, manifest, pictures and page of an evaluation below workdir/results, and prints the table.
+
+  Of several processes the first does so.
+
+  plates: {name: (PNG, sentence on it)} of further figures.
+  """
+  if jax.process_index() > 0:
+    return
   source = 'nothing' if rules['selection'] == 'none' else 'texts' if aux is None else naming.short(cfg.data.aux)
   place = folder(cfg, workdir, source, suffix) / f'seed{cfg.seed}'
   logs.write_json(place / 'metrics.json', {
@@ -30,22 +40,67 @@ def write(cfg, workdir, clip, learnable, aux, dataset, result, rules, seconds, s
   logs.write_atomic(place / 'per_category.csv', tables.to_csv(result.rows, result.counts))
   logs.write_atomic(place / 'scores.csv', tables.scores_csv(
     dataset.ids, [dataset.categories[c] for c in dataset.category_index], dataset.labels, result.scores))
-  logs.write_json(place / 'manifest.json', manifest(cfg, clip, rules, seconds))
-  shown = {}
-  for category, picture in pictures.sheets(dataset, result.scores, result.maps):
-    shown[category] = f'pictures/{category}.png'
-    logs.write_atomic(place / shown[category], picture)
+  indices = pictures.shown(dataset, result.scores, cfg.eval.pictures)
+  rule, thresholds = ruled(dataset, result)
+  logs.write_json(place / 'manifest.json', manifest(cfg, clip, rules, seconds) | {'figures': thresholds})
+  sheets = {}
+  if result.maps:
+    for category, picture in pictures.sheets(dataset, indices, result.scores, result.maps, rule.scale, rule.middle):
+      sheets[category] = f'pictures/{category}.png'
+      logs.write_atomic(place / sheets[category], picture)
+  for name, (picture, _) in plates.items():
+    logs.write_atomic(place / 'pictures' / f'{name}.png', picture)
   label, learned = cfg.get('label', cfg.method), sum(x.size for x in jax.tree.leaves(learnable))
   explanation = page.explain(label, cfg.clip, clip.image_size, learned, aux, dataset, rules['shared_images']['count'],
                              source == 'texts')
+  explanation += [f'{len(one.skipped)} damaged images of {one.name} were left out, among them {one.skipped[0]}.'
+                  for one in (aux, dataset) if one is not None and one.skipped]
   title = f'{label}, {place.parent.name}: split {cfg.data.split}, seed {cfg.seed}'
   logs.write_atomic(place / 'index.html', page.render(
-    title, explanation, result.rows, result.summary, published(cfg), shown))
+    title, explanation, result.rows, result.summary, published(cfg), drawn=curves(cfg, dataset, result, thresholds),
+    shown=pictures.gallery(dataset, indices, result.scores, result.maps), count=len(indices), rule=rule, sheets=sheets,
+    plates=plates))
+  if result.curves:
+    logs.write_json(place / 'curves.json', numbers(cfg, result))
 
   print(f'\n{title}; maps and masks at {clip.image_size} px; percent; selection: {rules["selection"]}')
   print(tables.text(result.rows, result.summary, published(cfg)))
   print('\n' + '\n'.join(textwrap.fill(line, 110) for line in explanation))
-  print(f'\nresults: {place}\n' + (f'look at: {place / "index.html"}' if shown else ''))
+  print(f'\nresults: {place}\n' + (f'look at: {place / "index.html"}' if indices else ''))
+
+
+def ruled(dataset, result):
+  """(page.Rule, the same as a dict of thresholds and colour scale): what is called anomalous on the page of a run."""
+  name, both = 'the pixel threshold with the largest F1 of this run', 0 < np.sum(dataset.labels) < len(dataset.labels)
+  f1, score = metrics.f1_max(dataset.labels, result.scores) if both else (None, None)
+  pixel = metrics.f1_threshold(list(result.curves.values())) if result.curves else None
+  scale, middle = figures.run_scale(list(result.maps.values()), pixel, name) if result.maps else (None, '')
+  source = (f'An image is called anomalous from a score of {score:.3g} on, which has the largest F1 of this run, '
+            f'{100 * f1:.1f}. It was chosen with the truth: on new images expect less.' if both else
+            'All images here are of one class, so that no threshold of their scores can be chosen.')
+  known = {'image_threshold': score, 'pixel_threshold': pixel}
+  if scale:
+    known['colour_scale'] = {'values': scale.values.tolist(), 'levels': scale.levels.tolist(), 'middle': middle}
+  return page.Rule(score, scale, middle, source), known
+
+
+def curves(cfg, dataset, result, thresholds):
+  """{category: charts} of the page, {} where figures are not asked for."""
+  if not (cfg.eval.figures and cfg.eval.pictures):
+    return {}
+  of = lambda number: dataset.category_index == number
+  return {category: charts.of_category(
+    result.rows[category], result.scores[of(number)], dataset.labels[of(number)], result.curves.get(category),
+    result.histograms.get(category), score=thresholds['image_threshold'], pixel=thresholds['pixel_threshold'],
+    limit=cfg.eval.fpr_limit) for number, category in enumerate(dataset.categories)}
+
+
+def numbers(cfg, result):
+  """The points of all pixel curves and histograms, as a JSON-able dict, to draw them elsewhere."""
+  plain = lambda arrays: [[float(f'{value:.6g}') for value in array] for array in arrays]
+  return {category: {
+    'roc': plain(found.roc()), 'pr': plain(found.pr()), 'pro': plain(found.pro_curve(cfg.eval.fpr_limit)),
+    'histogram': plain(result.histograms[category])} for category, found in result.curves.items()}
 
 
 def folder(cfg, workdir, source, suffix=''):

@@ -62,11 +62,13 @@ def measure(cfg, workdir: Path, compiled: runtime.Compilations) -> dict:
   clip = random_clip(cfg, method) if cfg.bench.random_weights else inputs.load_clip(cfg, method)
   cfg, dataset = _opened(cfg, workdir)
   place = runtime.place()
-  indices, rows = np.arange(min(cfg.bench.images, len(dataset))), place.rows(cfg.eval.batch)
+  indices = np.arange(min(cfg.bench.images, len(dataset)))
+  rows = place.rows(min(cfg.eval.batch, len(indices)))
   aux = None if hasattr(method, 'examples') else dataset
   cfg = experiment.settled(experiment.with_aux_names(cfg, dataset), method, clip, dataset) if aux else cfg
   learnable = method.init(jax.random.key(cfg.seed), clip, cfg)
-  read = reader(cfg, method, clip, dataset, rows)
+  encode = encoder.encode(clip, method.spec(clip, cfg)._replace(crops=0))
+  read = reader(cfg, method, clip, dataset, rows, encode)
   kept = []
 
   start = time.perf_counter()
@@ -81,7 +83,6 @@ def measure(cfg, workdir: Path, compiled: runtime.Compilations) -> dict:
       jax.device_get(predict(*jax.device_put((values, _known(batch)), place.split)))
 
   values, batch = jax.device_put((kept[0][0], _known(kept[0][1])), place.split)
-  encode = encoder.encode(clip, method.spec(clip, cfg)._replace(crops=0))
   params = jax.device_put(clip.params, place.copy)
   images = jax.device_put(np.zeros((rows, cfg.image_size, cfg.image_size, 3), np.float32), place.split)
   repeats = cfg.bench.repeats
@@ -113,10 +114,9 @@ def timed(function: Callable, images: int, repeats: int) -> dict:
           'ms_per_image': 1e3 * middle / images, 'ms_per_image_range': [1e3 * low / images, 1e3 * high / images]}
 
 
-def reader(cfg, method, clip, dataset, rows: int) -> Callable:
+def reader(cfg, method, clip, dataset, rows: int, encode: Callable) -> Callable:
   """Returns read(indices) -> (Features, batch) after (Features, batch), from image files, one ahead of the caller."""
   spec = method.spec(clip, cfg)
-  plain = encoder.encode(clip, spec._replace(crops=0))
   crops = encoder.encode_crops(clip, spec.of_crops()) if spec.crops else None
 
   def encoded(indices, encode, side):
@@ -125,7 +125,7 @@ def reader(cfg, method, clip, dataset, rows: int) -> Callable:
     return features.encode_batches(batches, encode, clip.params)
 
   def read(indices):
-    whole = encoded(indices, plain, clip.image_size)
+    whole = encoded(indices, encode, clip.image_size)
     if crops is None:
       yield from whole
       return
@@ -211,13 +211,13 @@ def text(report: dict) -> str:
   lines = [f'\nbench: {report["config"]} on CLIP {report["clip"]}{made}; {report["image_size"]} px, '
            f'{report["precision"]}, batches of {report["batch"]}', f'device: {report["device"]}; jax {report["jax"]}',
            f'{report["images"]} images ({report["source"]}); medians of {report["repeats"]}, range in brackets', '']
-  lines.append(f'{"":34}{"images/s":>22}{"ms/image":>26}')
+  lines.append(f'{"":30}{"images/s":>32}{"ms/image":>32}')
   for key, name in (('end_to_end', 'end to end, file to map'), ('encoder', 'image tower alone'),
                     ('predict', 'method on stored features')):
     rate, span, ms, wide = (report[key][k] for k in (
       'images_per_s', 'images_per_s_range', 'ms_per_image', 'ms_per_image_range'))
-    lines.append(f'{name:34}{f"{rate:.4g} [{span[0]:.4g}, {span[1]:.4g}]":>22}'
-                 f'{f"{ms:.4g} [{wide[0]:.4g}, {wide[1]:.4g}]":>26}')
+    lines.append(f'{name:30}{f"{rate:.4g} [{span[0]:.4g}, {span[1]:.4g}]":>32}'
+                 f'{f"{ms:.4g} [{wide[0]:.4g}, {wide[1]:.4g}]":>32}')
   lines.append(f'cold, compiling included: {report["end_to_end"]["cold_seconds"]:.1f} s for the first pass')
   for name, row in report['compiled'].items():
     lines.append(f'compiled: {name}: {row["programs"]} program{"s" * (row["programs"] > 1)}, '

@@ -5,6 +5,7 @@ for methods that have one, the map [B, R, R]. Beside it lie export.json (sizes, 
 the text features, and threshold.json, which is nowhere in the program. See docs/export.md.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -53,23 +54,22 @@ def run(cfg, workdir) -> Path:
   about = json.loads((folder / 'export.json').read_text())
   sizes = ', '.join(f'{name["name"]} ({name["bytes"] / 1e6:.1f} MB)' for name in about['files'].values())
   print(f'export: {folder}: {sizes}, export.json, threshold.json; for {", ".join(about["platforms"])}; '
-        f'{about["images"]}\nread it with zsad_jax.export.load, or without zsad_jax as docs/export.md shows', flush=True)
+        f'{about["images"]}\nread it with zsad_jax.export.load, or without this project as docs/export.md shows',
+        flush=True)
   return folder
 
 
 def check(cfg, method):
   """Raises ValueError where the config's score cannot be had of one image alone, or a key of `export` is wrong."""
-  alone = getattr(method, 'ALONE', {})
-  if hasattr(method, 'finish') and not hasattr(method, 'ALONE'):
+  if hasattr(method, 'finish') and not hasattr(method, 'alone'):
     raise ValueError(f'{cfg.method} scores an image by all images of its category, which a program for single images '
                      'does not see')
-  for key, values in alone.items():
-    if inputs.get(cfg, key) in values:
-      raise ValueError(f'{key}={inputs.get(cfg, key)} scores an image by all images of its category, which a program '
-                       f'for single images does not see; export with --config.{key}={values[inputs.get(cfg, key)]}')
+  for key, value in (method.alone(cfg) if hasattr(method, 'alone') else {}).items():
+    raise ValueError(f'{key}={inputs.get(cfg, key)} scores an image by all images of its category, which a program '
+                     f'for single images does not see; export with --config.{key}={value}')
   if 'multicrop' in cfg and cfg.multicrop.recipe != 'none':
-    raise ValueError(f'multicrop.recipe={cfg.multicrop.recipe} reads crops of another resize, and the program takes one '
-                     'image; export with --config.multicrop.recipe=none')
+    raise ValueError(f'multicrop.recipe={cfg.multicrop.recipe} reads crops of another resize, and the program takes '
+                     'one image; export with --config.multicrop.recipe=none')
   platforms = inputs.words(cfg.export.platforms)
   if not platforms or set(platforms) - set(PLATFORMS):
     raise ValueError(f'export.platforms {cfg.export.platforms!r} are not some of {", ".join(PLATFORMS)}')
@@ -90,8 +90,8 @@ def assemble(cfg, method, clip, learnable) -> Model:
   shapes = [[x.shape for x in jax.tree.leaves(jax.eval_shape(make(names), clip.params))]
             for names in (('object',), ('object', 'thing'))]
   if (few or shapes[0] != shapes[1]) and not category:
-    raise ValueError(f'{cfg.method} names the object in its texts or compares it with references: say which one, such as '
-                     '--config.export.category="metal nut"')
+    raise ValueError(f'{cfg.method} names the object in its texts or compares it with references: say which one, such '
+                     'as --config.export.category="metal nut"')
   memory = None
   if few:
     target = inputs.open_data(cfg, 'target', 'train')
@@ -123,11 +123,10 @@ def program(model: Model, platforms, batch: int = 0, inline: bool = True):
     out = jax.lax.map(lambda image: _predict(model, weights, bank, image[None]), images)
     return jax.tree.map(lambda x: x[:, 0], out)
 
-  # What is never read, such as the text tower behind fixed text features, is known once it has been traced.
-  traced = jax.jit(predict).trace(jax.tree.map(struct, weights), *(
-    jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) if x.dtype == np.uint8 else x, shapes)
-    if not batch else shapes))
-  used = _used(traced, weights)
+  # What is never read, such as the text tower behind fixed text features, is known once a program has been made.
+  exported = jax.export.export(jax.jit(predict), platforms=platforms)(jax.tree.map(struct, weights), *shapes)
+  kept = set(exported.module_kept_var_idx)
+  used = {name: weights[name] for i, name in enumerate(sorted(weights)) if i in kept}
   if inline:
     whole = jax.jit(lambda bank, images: predict(used, bank, images))
     return jax.export.export(whole, platforms=platforms)(*shapes), used
@@ -141,12 +140,8 @@ def write(model: Model, folder: Path) -> Path:
   """
   cfg, clip = model.cfg, model.clip
   platforms = inputs.words(cfg.export.platforms)
-  limit = cfg.export.inline_gb * 1e9
-  inline = _bytes(model.weights) <= limit
-  exported, used = program(model, platforms, cfg.export.batch, inline)
-  if not inline and _bytes(used) <= limit:
-    inline = True
-    exported, used = program(model, platforms, cfg.export.batch)
+  with _nameless():
+    exported, used, inline = _made(model, platforms)
   parts = {'program': ('stablehlo', bytes(exported.serialize())), 'bank': ('npz', _npz(_flat(model.bank)))}
   if not inline:
     parts['weights'] = ('safetensors', safetensors.numpy.save(used))
@@ -206,6 +201,27 @@ def load(folder) -> tuple[Callable, dict]:
   return predict, {**about, **json.loads((folder / 'threshold.json').read_text())}
 
 
+@contextlib.contextmanager
+def _nameless():
+  """Leaves out of programs where in this checkout every line of them comes from."""
+  before = jax.config.jax_traceback_in_locations_limit
+  jax.config.update('jax_traceback_in_locations_limit', 0)
+  try:
+    yield
+  finally:
+    jax.config.update('jax_traceback_in_locations_limit', before)
+
+
+def _made(model, platforms):
+  """(program, weights used, whether they are inside): inside where what is used of them is small enough."""
+  cfg, limit = model.cfg, model.cfg.export.inline_gb * 1e9
+  if _bytes(model.weights) > limit:
+    exported, used = program(model, platforms, cfg.export.batch, inline=False)
+    if _bytes(used) > limit:
+      return exported, used, False
+  return *program(model, platforms, cfg.export.batch), True
+
+
 def _learned(cfg, workdir, method, clip):
   """(the config with what training found out, what was learned), of the first seed where several were trained."""
   if not experiment.trains(cfg, method, clip):
@@ -233,12 +249,6 @@ def _predict(model, weights, bank, images):
   return {key: out[key] for key in ('score', 'map') if key in out}
 
 
-def _used(traced, weights):
-  """The weights, {name: array}, that a program traced with all of them as its first arguments reads."""
-  exported = traced.lower()._lowering.compile_args['kept_var_idx']
-  return {name: weights[name] for i, name in enumerate(sorted(weights)) if i in exported}
-
-
 def _flat(tree) -> dict:
   return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf
           for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
@@ -248,7 +258,7 @@ def _filled(tree, flat):
   """`tree` with the arrays of `flat` in their places, and zeros where it has none."""
   def leaf(path, old):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
-    return flat[name] if name in flat else jnp.zeros(old.shape, old.dtype)
+    return jnp.asarray(flat[name]) if name in flat else jnp.zeros(old.shape, old.dtype)
 
   return jax.tree_util.tree_map_with_path(leaf, tree)
 

@@ -16,7 +16,7 @@ from zsad_jax.models import hub, preprocess
 def check(cfg):
   """Raises ValueError naming the first shared key that is out of range, before anything is loaded."""
   for key, low in (('train.epochs', 1), ('train.batch', 1), ('features.batch', 1), ('eval.batch', 1),
-                   ('eval.pictures', 0), ('image_size', 1), ('seed', 0)):
+                   ('eval.pictures', 0), ('max_memory_gb', 0), ('image_size', 1), ('seed', 0)):
     value = get(cfg, key)
     if value < low:
       raise ValueError(f'{key} is {value}; it must be at least {low}')

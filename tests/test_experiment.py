@@ -59,7 +59,7 @@ def test_writes_results_a_manifest_and_pictures(run):
   lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
   assert [line['epoch'] for line in lines] == [1, 2]
   page = (results / 'index.html').read_text()
-  assert 'src="pictures/wood.png"' in page and 'images of target (' in page
+  assert 'href="pictures/wood.png"' in page and 'images of target (' in page
   assert not list(workdir.rglob('*.tmp'))
 
 

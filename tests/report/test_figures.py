@@ -35,19 +35,30 @@ def test_overlay_has_the_images_own_size_and_marks_high_values():
   assert blue[2] > blue[0]
 
 
-def test_one_scale_for_all_maps_gives_skewed_values_their_colours():
-  rng = np.random.default_rng(0)
-  maps = np.exp(8 * rng.standard_normal((4, 64, 64)))  # over many orders of magnitude
-  scale = figures.colour_scale(list(maps))
+@pytest.mark.parametrize('threshold', [0.01, 1, 40, 1e9])
+def test_one_scale_for_all_maps_gives_both_sides_of_the_threshold_their_colours(threshold):
+  maps = np.exp(4 * np.random.default_rng(0).standard_normal((4, 64, 64)))  # over many orders of magnitude
+  scale, middle = figures.run_scale(list(maps), threshold, 'this one')
   levels = scale(maps)
-  assert np.mean(levels < 0.2) == pytest.approx(0.5, abs=0.03)
-  assert np.mean(levels > 0.5) == pytest.approx(0.1, abs=0.02)
+  assert middle == 'this one' and scale(threshold) == 0.5
+  warm, cold = levels[maps > threshold], levels[maps < threshold]
+  assert np.all(warm > 0.5) and np.all(cold < 0.5)
+  if warm.size:
+    assert np.mean(warm < 0.75) == pytest.approx(0.5, abs=0.03)
+  assert np.mean(cold < 0.15) == pytest.approx(0.6, abs=0.03)
   order = np.argsort(maps.ravel())
   assert np.all(np.diff(levels.ravel()[order]) >= 0)
 
 
+def test_a_run_without_a_threshold_has_a_stated_percentile_in_the_middle():
+  maps = [np.random.default_rng(0).random((64, 64))]
+  scale, middle = figures.run_scale(maps)
+  assert middle == 'the 98th percentile of the shown pixels'
+  assert np.mean(scale(maps[0]) > 0.5) == pytest.approx(0.02, abs=0.005)
+
+
 def test_a_constant_map_still_has_a_scale():
-  levels = figures.colour_scale([np.full((8, 8), 0.3)])(np.array([0.1, 0.5]))
+  levels = figures.run_scale([np.full((8, 8), 0.3)])[0](np.array([0.1, 0.5]))
   assert levels.tolist() == [0, 1]
 
 
@@ -65,8 +76,15 @@ def test_a_scale_out_of_order_is_refused(low, threshold, high):
 
 def test_sheet_is_a_png_with_every_image():
   noise = np.random.default_rng(0).random((16, 16))
-  item = figures.Shown(Image.new('RGB', (32, 32)), blob(), noise, 0.7, 1, 'a/b')
-  png = figures.sheet('bolt', [item] * 3, figures.colour_scale([noise]))
-  picture = Image.open(io.BytesIO(png))
+  known = figures.Shown(Image.new('RGB', (32, 32)), blob(), noise, 0.7, 1, 'a/b')
+  unknown = known._replace(mask=None, label=None, caption='x' * 300)
+  scale, middle = figures.run_scale([noise])
+  picture = Image.open(io.BytesIO(figures.sheet('bolt', [known, unknown, known], scale, middle)))
   assert picture.format == 'PNG'
-  assert picture.width > 1000
+  assert 1000 < picture.width < 1500
+
+
+def test_colours_go_from_cold_to_warm():
+  first, *_, last = figures.colours(9)
+  assert len(figures.colours(9)) == 9 and all(c.startswith('#') and len(c) == 7 for c in (first, last))
+  assert int(last[1:3], 16) > int(last[5:], 16)

@@ -4,9 +4,10 @@ import html.parser
 from types import SimpleNamespace
 
 import numpy as np
+from PIL import Image
 
 from zsad_jax.metrics import Value
-from zsad_jax.report import page
+from zsad_jax.report import figures, page
 
 ROWS = {'nut <M5>': {'image_auroc': Value(.875, ''), 'aupro': Value(None, 'no mask & no hope')},
         'wood': {'image_auroc': Value(.5, ''), 'aupro': Value(.25, '')}}
@@ -19,28 +20,98 @@ class Sized(SimpleNamespace):
     return len(self.labels)
 
 
-def test_page_holds_the_table_and_the_pictures():
-  text = page.render('run <1>', ['What & why'], ROWS, SUMMARY, {'aupro': 81.4}, {'wood': 'pictures/wood #1.png'})
-  cells, sources = [], []
+class Parts(html.parser.HTMLParser):
+  """Texts, addresses and tags of a page."""
 
-  class Parser(html.parser.HTMLParser):
-    def handle_data(self, data):
-      cells.append(data.strip())
+  def __init__(self, text):
+    super().__init__()
+    self.texts, self.addresses, self.tags = [], [], []
+    self.feed(text)
 
-    def handle_starttag(self, tag, attrs):
-      if tag == 'img':
-        sources.append(dict(attrs)['src'])
+  def handle_data(self, data):
+    self.texts.append(' '.join(data.split()))
 
-  Parser().feed(text)
+  def handle_starttag(self, tag, attrs):
+    attrs = dict(attrs)
+    self.tags.append((tag, attrs))
+    self.addresses += [attrs[key] for key in ('src', 'href') if key in attrs]
+
+
+def shown(count, label=1, size=64, **changes):
+  noise = np.random.default_rng(0)
+  mask = np.zeros((size, size), np.uint8)
+  mask[8:16, 8:20] = 255 * (label or 0)
+  for i in range(count):
+    image = Image.fromarray(noise.integers(0, 256, (size, size, 3), np.uint8))
+    yield figures.Shown(image, mask, noise.random((16, 16)), i / count, label, f'<b>{i}&', 'wood')._replace(**changes)
+
+
+RULE = page.Rule(.5, figures.threshold_scale(0, .6, 1), 'the <middle>', 'An image is called so & so.')
+
+
+def test_page_holds_the_table():
+  text = page.render('run <1>', ['What & why'], ROWS, SUMMARY, {'aupro': 81.4})
+  parts = Parts(text)
   for expected in ('run <1>', 'What & why', 'nut <M5>', '87.5', '25.0', '68.8', '81.4', '-'):
-    assert expected in cells, expected
-  assert sources == ['pictures/wood%20%231.png']
+    assert expected in parts.texts, expected
   assert 'title="no mask &amp; no hope"' in text
-  assert 'http' not in text
+  assert 'http' not in text.replace('http-equiv', '')
+  assert 'dialog' not in [tag for tag, _ in parts.tags]
 
 
 def test_published_line_only_where_there_is_one():
-  assert 'published' not in page.render('run', [], ROWS, SUMMARY, None, {})
+  assert 'published' not in Parts(page.render('run', [], ROWS, SUMMARY, None)).texts
+
+
+def test_every_picture_is_inside_and_every_name_is_escaped():
+  text = page.render('run', [], ROWS, SUMMARY, None, shown=shown(4), count=4, rule=RULE,
+                     sheets={'wood': 'pictures/wood #1.png'}, plates={'t-SNE': (b'png', 'Points <of> images.')})
+  parts = Parts(text)
+  assert [a for a in parts.addresses if not a.startswith(('data:', '#'))] == ['pictures/wood%20%231.png']
+  assert len([tag for tag, _ in parts.tags if tag == 'img']) == 3 * 4 + 1
+  assert 'wood: <b>0&' in parts.texts and '<b>0' not in text
+  cards = [attrs for tag, attrs in parts.tags if tag == 'li']
+  assert [card['data-wrong'] for card in cards] == ['missed', 'missed', '', '']
+  assert [card['data-called'] for card in cards] == ['0', '0', '1', '1']
+  bar = [text for tag, text in zip(parts.texts, parts.texts[1:]) if 'the <middle>' in tag]
+  assert bar and '0.6' in parts.texts
+
+
+def test_a_normal_image_says_that_nothing_is_marked():
+  text = page.render('run', [], ROWS, SUMMARY, None, shown=shown(2, label=0), count=2, rule=RULE)
+  parts = Parts(text)
+  assert parts.texts.count('nothing marked') == 2
+  assert [attrs['data-wrong'] for tag, attrs in parts.tags if tag == 'li'] == ['', 'alarm']
+
+
+def test_pictures_without_maps_and_without_a_threshold():
+  rule = page.Rule(None, None, '', 'No threshold.')
+  parts = Parts(page.render('run', [], ROWS, SUMMARY, None, shown=shown(2, map=None), count=2, rule=rule))
+  assert len([tag for tag, _ in parts.tags if tag == 'img']) == 2 * 2
+  assert 'wrong' not in [attrs.get('value') for tag, attrs in parts.tags if tag == 'option']
+
+
+def test_predictions_are_the_same_page_without_truth():
+  text = page.render_predictions('mine', ['Why.'], shown(3, label=None, mask=None, category=''), 3, RULE)
+  parts = Parts(text)
+  assert {'called anomalous', 'called normal', '<b>0&'} <= set(parts.texts)
+  values = [attrs.get('value') for tag, attrs in parts.tags if tag == 'option']
+  assert 'called' in values and 'worst' not in values and 'alarm' not in values
+  assert 'table' not in [tag for tag, _ in parts.tags]
+
+
+def test_five_hundred_pictures_of_noise_stay_below_ten_mebibytes():
+  one, = shown(1, size=512)
+  cheap = page.render('run', [], ROWS, SUMMARY, None, shown=[one] * 6, count=500, rule=RULE)
+  rest = page.render('run', [], ROWS, SUMMARY, None)
+  assert len(rest) + (len(cheap) - len(rest)) / 6 * 500 < 10 * 2 ** 20
+
+
+def test_a_thumbnail_keeps_its_shape_and_grows_with_its_share():
+  wide = np.random.default_rng(0).integers(0, 256, (300, 600, 3), np.uint8)
+  (small, *size), (large, *wider) = (page._thumbnail(wide, share) for share in (6000, 60000))
+  assert size[0] < wider[0] == 384 and size[0] == 2 * size[1]
+  assert len(small) < 6000 * 4 / 3 + 40 < len(large)
 
 
 def test_explanation_counts_and_names_what_is_new():

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
-from zsad_jax.report import pictures
+from zsad_jax.report import figures, pictures
 
 
 def test_chosen_takes_half_anomalous_and_fills_up_where_a_class_is_short():
@@ -44,13 +44,20 @@ def test_shown_holds_the_errors_of_every_category_within_the_count():
 class Drawn(SimpleNamespace):
   def __getitem__(self, i):
     return {'image': Image.new('RGB', (20, 20)), 'mask': np.zeros((20, 20), np.uint8), 'label': 0, 'id': f'x/{i}',
-            'defect_type': 'good'}
+            'defect_type': 'good', 'has_mask': i != 2}
 
 
 def test_a_sheet_for_each_category_that_is_shown():
   dataset = Drawn(name='set', categories=('a', 'b', 'c'), category_index=np.array([0, 2, 2]))
   maps = {i: np.random.default_rng(i).random((8, 8)) for i in (0, 2)}
-  found = dict(pictures.sheets(dataset, np.zeros(3), maps))
+  found = dict(pictures.sheets(dataset, [0, 1, 2], np.zeros(3), maps, *figures.run_scale(list(maps.values()))))
   assert list(found) == ['a', 'c']
   assert all(Image.open(io.BytesIO(png)).format == 'PNG' for png in found.values())
-  assert list(pictures.sheets(dataset, np.zeros(3), {})) == []
+
+
+def test_gallery_tells_what_is_known_of_an_image():
+  dataset = Drawn(categories=('a', 'b'), category_index=np.array([0, 1, 1]))
+  first, last = pictures.gallery(dataset, [0, 2], np.array([.1, .2, .3]), {0: np.ones((8, 8))})
+  assert (first.category, first.caption, first.score, first.label) == ('a', 'good/0', .1, 0)
+  assert first.mask is not None and first.map is not None
+  assert last.mask is None and last.map is None and last.category == 'b'

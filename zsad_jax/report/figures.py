@@ -1,4 +1,4 @@
-"""Overlay sheets: image, true mask and anomaly map side by side, one colour scale for the whole run."""
+"""Colour scales, overlays and sheets: image, true mask and anomaly map side by side."""
 
 import io
 from collections.abc import Sequence
@@ -10,19 +10,32 @@ import numpy as np
 from PIL import Image
 
 COLOURS = 'turbo'
-# A level of the colour bar for each percentile: half of it for the upper tenth of all pixels.
-PERCENTILES, LEVELS = (1, 50, 90, 95, 98, 99, 99.8), (0, 0.2, 0.5, 0.6, 0.75, 0.85, 1)
+# Percentiles of the pixels on either side of the threshold, and where they sit on the colour bar.
+COLD, WARM = ((1, 0), (60, 0.15), (95, 0.35)), ((50, 0.75), (98, 1))
+PERCENTILE = 98  # of all pixels, in place of a threshold that is not known
+TRUTH = {1: 'anomalous', 0: 'normal', None: 'not known'}
 OUTLINE = (255, 0, 255)  # rare in photographs of parts, leaves and tissue
 
 
 class Shown(NamedTuple):
-  """One image on a sheet: PIL RGB image, mask [h, w] uint8 0/255, map [R, R], score, label, caption."""
+  """One image as a sheet and a page show it.
+
+  Attributes:
+    image: PIL RGB.
+    mask: [h, w] uint8 0/255, or None where the truth is not known.
+    map: [R, R], or None of a method without maps.
+    score: of the image; higher is more anomalous.
+    label: 1 anomalous, 0 normal, None where the truth is not known.
+    caption: what the image is called.
+    category: '' for none.
+  """
   image: Image.Image
-  mask: np.ndarray
-  map: np.ndarray
+  mask: np.ndarray | None
+  map: np.ndarray | None
   score: float
-  label: int
+  label: int | None
   caption: str
+  category: str = ''
 
 
 class Scale(NamedTuple):
@@ -50,12 +63,11 @@ def threshold_scale(low: float, threshold: float, high: float) -> Scale:
   values = np.array([low, threshold, high], np.float64)
   if not np.all(np.isfinite(values)) or np.any(np.diff(values) < 0):
     raise ValueError(f'a colour scale needs finite low <= threshold <= high, not {low}, {threshold}, {high}')
-  return Scale(_distinct(values), np.array([0, 0.5, 1]))
+  return Scale(_distinct(values, 1), np.array([0, 0.5, 1]))
 
 
-def _distinct(values):
-  """Ascending values parted by a hair where equal, going out from the middle one: np.interp wants them distinct."""
-  middle = len(values) // 2
+def _distinct(values, middle):
+  """Ascending values parted by a hair where equal, going out from number `middle`: np.interp wants them distinct."""
   for i in range(middle + 1, len(values)):
     values[i] = max(values[i], np.nextafter(values[i - 1], np.inf))
   for i in range(middle - 1, -1, -1):
@@ -63,18 +75,29 @@ def _distinct(values):
   return values
 
 
-def colour_scale(maps: Sequence[np.ndarray]) -> Scale:
-  """The Scale of a run's maps [R, R]."""
-  pixels = np.concatenate([np.asarray(m, np.float32)[::2, ::2].ravel() for m in maps])
-  return Scale(_distinct(np.percentile(pixels, PERCENTILES).astype(np.float64)), np.array(LEVELS))
+def run_scale(maps: Sequence[np.ndarray], threshold: float | None = None, name: str = 'the threshold'
+              ) -> tuple[Scale, str]:
+  """(the Scale of a run's maps [R, R], what its middle is): the threshold of that name, where there is one.
+
+  The values of maps are far from uniform: a scale linear in them would spend its colours on a few extreme pixels. On
+  either side of the threshold a colour therefore says how rare a value is among the pixels of that side.
+  """
+  pixels = np.sort(np.concatenate([np.asarray(m, np.float32)[::2, ::2].ravel() for m in maps])).astype(np.float64)
+  if threshold is None:
+    threshold, name = float(np.percentile(pixels, PERCENTILE)), f'the {PERCENTILE:g}th percentile of the shown pixels'
+  below, above = np.split(pixels, [np.searchsorted(pixels, threshold)])
+  cold = np.percentile(below, [p for p, _ in COLD]) if below.size else np.full(len(COLD), threshold)
+  warm = np.percentile(above, [p for p, _ in WARM]) if above.size else np.full(len(WARM), threshold)
+  levels = [*(level for _, level in COLD), 0.5, *(level for _, level in WARM)]
+  return Scale(_distinct(np.array([*cold, threshold, *warm]), len(COLD)), np.array(levels)), name
 
 
-def overlay(image: Image.Image, anomaly_map: np.ndarray, scale: Scale, *, opacity=0.6):
+def overlay(image: Image.Image, anomaly_map: np.ndarray, scale: Scale, *, opacity=0.7):
   """The image [h, w, 3] uint8 with the map [R, R] over it at its own size, more opaque where it is higher."""
   heat = Image.fromarray(np.asarray(anomaly_map, np.float32)).resize(image.size, Image.Resampling.BILINEAR)
   level = scale(np.asarray(heat))[..., None]
   colour = matplotlib.colormaps[COLOURS](level[..., 0])[..., :3] * 255
-  alpha = opacity * (0.35 + 0.65 * level)
+  alpha = opacity * (0.3 + 0.7 * level)
   return (np.asarray(image, np.float32) * (1 - alpha) + colour * alpha).round().astype(np.uint8)
 
 
@@ -85,8 +108,16 @@ def outline(mask: np.ndarray) -> np.ndarray:
   return inside[1:-1, 1:-1] & ~core
 
 
-def sheet(title: str, shown: Sequence[Shown], scale: Scale, *, columns=2) -> bytes:
-  """PNG bytes of a contact sheet: per image the input with the true outline, the mask, the map over it."""
+def sheet(title: str, shown: Sequence[Shown], scale: Scale, middle: str, *, columns=2) -> bytes:
+  """PNG bytes of a contact sheet: per image the input with the true outline, the mask, the map over it.
+
+  Args:
+    title: above all.
+    shown: images with a map.
+    scale: of all sheets of a run.
+    middle: what value is at the middle of the colour bar.
+    columns: images beside each other.
+  """
   rows = -(-len(shown) // columns)
   tallest = max(item.image.height / item.image.width for item in shown)
   size = 6.6 * columns, (2.05 * tallest + 0.3) * rows + 1.3
@@ -97,18 +128,33 @@ def sheet(title: str, shown: Sequence[Shown], scale: Scale, *, columns=2) -> byt
     axis.axis('off')
   for k, item in enumerate(shown):
     trio = axes[k // columns, 3 * (k % columns):3 * (k % columns) + 3]
-    marked = np.array(item.image)
-    marked[outline(item.mask)] = OUTLINE
-    for axis, picture in zip(trio, (marked, item.mask, overlay(item.image, item.map, scale))):
-      axis.imshow(picture, cmap='gray', vmin=0, vmax=255)
-    kind = 'anomalous' if item.label else 'normal'
-    trio[0].set_title(item.caption, fontsize=8, loc='left')
-    trio[1].set_title(f'truth: {kind}', fontsize=8)
-    trio[2].set_title(f'score {item.score:.3f}', fontsize=8)
+    for axis, picture in zip(trio, (marked(item), item.mask, overlay(item.image, item.map, scale))):
+      if picture is not None:
+        axis.imshow(picture, cmap='gray', vmin=0, vmax=255)
+    trio[0].set_title(_short(item.caption), fontsize=8, loc='left')
+    trio[1].set_title(f'truth: {TRUTH[item.label]}', fontsize=8)
+    trio[2].set_title(f'score {item.score:.3g}', fontsize=8)
   bar = figure.colorbar(matplotlib.cm.ScalarMappable(cmap=COLOURS), ax=axes, orientation='horizontal',
                         fraction=0.03, aspect=60, pad=0.02)
-  bar.set_ticks(LEVELS, labels=[f'{v:.2g}\n{p:g} %' for v, p in zip(scale.values, PERCENTILES)], fontsize=8)
-  bar.set_label('anomaly map, and the share of the run\'s pixels below it: one scale for the whole run')
+  bar.set_ticks(scale.levels, labels=[f'{value:.3g}' for value in scale.values], fontsize=8)
+  bar.set_label(f'anomaly map: one scale for the whole run, with {middle} in the middle')
   out = io.BytesIO()
   figure.savefig(out, format='png')
   return out.getvalue()
+
+
+def marked(item: Shown) -> np.ndarray:
+  """The image [h, w, 3] uint8 of an item with the outline of its mask, where it has one."""
+  out = np.array(item.image)
+  if item.mask is not None:
+    out[outline(item.mask)] = OUTLINE
+  return out
+
+
+def colours(count: int) -> list[str]:
+  """`count` colours of the colour bar, from its start to its end, as #rrggbb."""
+  return [matplotlib.colors.to_hex(c) for c in matplotlib.colormaps[COLOURS](np.linspace(0, 1, count))]
+
+
+def _short(text, longest=42):
+  return text if len(text) <= longest else f'...{text[3 - longest:]}'

@@ -189,5 +189,5 @@ def test_what_cannot_be_exported_is_refused_first(tmp_path, name, changes, messa
 
 
 def test_an_unknown_category_is_refused(written, tmp_path):
-  with pytest.raises(ValueError, match="export.category 'screw' is not one of .*metal nut"):
+  with pytest.raises(ValueError, match=r"export\.category 'screw' is not one of .*metal nut"):
     export.run(inputs.with_changes(written[0], {'export.category': 'screw'}), tmp_path)

@@ -44,7 +44,7 @@ def fitted(cfg, method, clip, dataset, *, place: runtime.Placement):
   least, most = rows * compared[0], rows * min(cfg.knn.mib * MIB, compared[1])
   room = cfg.max_memory_gb * 1e9 - runtime.rss_bytes() - sum(part.bytes for part in parts)
   given = most if not cfg.max_memory_gb else min(max(room, least), most)
-  require([*parts, Part('distances to references', math.ceil(given), 'lower --config.eval.batch or fewshot.shots')],
+  require([*parts, Part('distances to references', int(given), 'lower --config.eval.batch or fewshot.shots')],
           cfg.max_memory_gb)
   return cfg if given == most else inputs.with_changes(cfg, {'knn.mib': given / rows / MIB})
 

@@ -94,9 +94,9 @@ def globalize(batch, sharding):
 
 def replicate(tree, place: Placement):
   """Returns `tree` on every device of `place`; every process has to give the same values."""
-  if place.copy.is_fully_addressable:
-    return jax.device_put(tree, place.copy)
-  return globalize(jax.device_get(tree), place.copy)
+  if jax.process_count() > 1:
+    tree = jax.device_get(tree)
+  return jax.device_put(tree, place.copy) if place.copy.is_fully_addressable else globalize(tree, place.copy)
 
 
 def weights(tree, place: Placement):

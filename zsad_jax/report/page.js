@@ -26,7 +26,7 @@ const orders = {
   listed: card => Number(card.dataset.number),
   highest: card => -card.dataset.score,
   lowest: card => Number(card.dataset.score),
-  worst: card => -(card.dataset.label === '1' ? -card.dataset.score : Number(card.dataset.score)),
+  worst: card => (card.dataset.score - list.dataset.threshold) * (card.dataset.label === '1' ? 1 : -1),
 };
 
 function show() {

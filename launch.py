@@ -7,6 +7,7 @@ r"""Trains and evaluates zero-shot anomaly detectors and shows data sets; the on
   python launch.py --config=configs/anomalyclip.py:demo --workdir=runs/demo --mode=bench
   python launch.py --config=configs/anomalyclip.py:demo --workdir=runs/demo --mode=export
   python launch.py --config=configs/tables/clip_ad_4_rvs.py:demo --workdir=runs/table4-demo
+  python launch.py --mode=report --results runs/visa-to-mvtec runs/mvtec-to-visa
   python launch.py --mode=datasets list
   python launch.py --mode=datasets verify mvtec_ad visa --manual_dir=DOWNLOADS
   python launch.py --mode=datasets prepare mvtec_ad folder:MY_IMAGES --data_root=/data
@@ -27,22 +28,25 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from configs import common
-from zsad_jax import ablation, bench, experiment, export, logs, predict, runtime
+from zsad_jax import ablation, bench, experiment, export, logs, predict, runtime, summary
 from zsad_jax.data import commands
 
 CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'configs/METHOD.py[:variant]; set any key with --config.KEY=VALUE.', lock_config=True)
 WORKDIR = flags.DEFINE_string('workdir', None, 'Checkpoints, logs, results and pictures of this run.')
 MODE = flags.DEFINE_enum(
-  'mode', 'run', ('run', 'fit', 'evaluate', 'predict', 'bench', 'export', 'datasets'),
+  'mode', 'run', ('run', 'fit', 'evaluate', 'predict', 'bench', 'export', 'report', 'datasets'),
   'run: fit, then evaluate. fit: train on data.aux. evaluate: the newest checkpoint of --workdir (or '
   'config.checkpoint) on data.target. predict: the pictures below --path, without labels, with what --workdir has '
   'learned (trained first where nothing has been). bench: how fast the config runs here. export: what --workdir has '
-  'learned as a StableHLO program. datasets: "list" the published data sets, "verify NAME..." their '
-  'unpacked folders against what was published, or "prepare NAME..." them. Without names: data.aux and data.target of '
-  '--config, or all that are unpacked.')
+  'learned as a StableHLO program. report: all results below --results as tables. datasets: "list" the published '
+  'data sets, "verify NAME..." their unpacked folders against what was published, or "prepare NAME..." them. Without '
+  'names: data.aux and data.target of --config, or all that are unpacked.')
 PATH = flags.DEFINE_string('path', None, 'predict: a folder of pictures, walked with all below it, or one file.')
 OUT = flags.DEFINE_string('out', None, 'predict: where tables and pictures go; by default WORKDIR/predictions.')
+RESULTS = flags.DEFINE_multi_string(
+  'results', [], 'report: a folder with results below it, more may follow; by default --workdir, or runs. report.md '
+  'and report.csv go to --workdir, or to the first folder.')
 DATA_ROOT = flags.DEFINE_string('data_root', None, 'datasets: folder of prepared data sets, in place of data.root.')
 MANUAL_DIR = flags.DEFINE_string('manual_dir', None, 'datasets: folder of unpacked ones, in place of data.manual_dir.')
 DISTRIBUTED = flags.DEFINE_bool(
@@ -64,6 +68,8 @@ def main(argv):
     raise app.UsageError('--coordinator, --num_processes and --process_id go with --distributed')
   if MODE.value == 'datasets':
     sys.exit(datasets(argv[1:]))
+  if MODE.value == 'report':
+    sys.exit(report(argv[1:]))
   if len(argv) > 1:
     raise app.UsageError(f'unexpected argument {argv[1]!r}; options start with --, such as --config.seed=1')
   if CONFIG.value is None:
@@ -87,8 +93,11 @@ def main(argv):
       elif MODE.value in ('bench', 'export'):
         (bench if MODE.value == 'bench' else export).run(cfg, workdir)
       else:
-        (ablation if 'table' in cfg else experiment).run(cfg, workdir, MODE.value)
+        failed = (ablation if 'table' in cfg else experiment).run(cfg, workdir, MODE.value)
       runtime.barrier('end')  # a process that ends takes the others along
+      if 'table' in cfg and failed:
+        sys.exit(f'error: {len(failed)} of the table\'s rows failed: {"; ".join(failed)}. The same command tries them '
+                 'again, and only them.')
   except runtime.Preempted as stopped:
     print(f'{stopped}; the same command goes on from there', file=sys.stderr)
     sys.exit(EXIT_PREEMPTED)
@@ -136,6 +145,15 @@ def datasets(words):
   except ValueError as error:
     sys.exit(f'error: {error}')
   return code
+
+
+def report(words):
+  """Reports on the results below the folders that --results and the command's words name."""
+  folders = [*RESULTS.value, *words] or [WORKDIR.value or 'runs']
+  try:
+    summary.run(folders, Path(WORKDIR.value or folders[0]))
+  except (ValueError, OSError) as error:
+    sys.exit(f'error: {error}')
 
 
 def _parse(argv):

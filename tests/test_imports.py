@@ -38,6 +38,7 @@ MAY_IMPORT = {
   'results': {'data', 'inputs', 'logs', 'metrics', 'report', 'runtime'},
   'experiment': {'budget', 'data', 'disk', 'evaluate', 'features', 'generated', 'inputs', 'logs', 'methods', 'models',
                  'pretrain', 'progress', 'report', 'results', 'runtime', 'train'},
+  'summary': {'logs', 'metrics', 'report', 'results'},
   'ablation': {'experiment', 'generated', 'inputs', 'logs', 'methods', 'progress', 'report', 'results'},
   'thresholds': {'metrics'},
   'scoring': {'evaluate', 'experiment', 'inputs', 'runtime', 'spec'},

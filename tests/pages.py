@@ -1,0 +1,185 @@
+"""What pages of documentation name, read out of their Markdown: commands, keys, functions, paths, links and tables."""
+
+import functools
+import importlib
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+from absl import flags
+from ml_collections import config_flags
+
+import launch
+from configs import common
+from zsad_jax import methods
+
+ROOT = Path(__file__).parents[1]
+DOCS = sorted((ROOT / 'docs').rglob('*.md'))
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'checkpoints').rglob('README.md')), *DOCS]
+FOLDERS = ('.ci', 'benchmarks', 'checkpoints', 'configs', 'docs', 'tests', 'zsad_jax')
+_FENCE = re.compile(r'^( *)```(\w*)\n(.*?)^\1```$', re.M | re.S)
+
+
+class Section(NamedTuple):
+  """A heading and the prose below it, up to the next heading; code blocks are left out.
+
+  Attributes:
+    title: of the heading, '' before the first.
+    text: heading and prose.
+    config: name of the config that its keys are of, '' where neither heading nor page name one.
+  """
+  title: str
+  text: str
+  config: str
+
+
+class Table(NamedTuple):
+  """Cells of a Markdown table, its header apart."""
+  header: list[str]
+  rows: list[list[str]]
+
+
+def name(page):
+  return str(page.relative_to(ROOT))
+
+
+def blocks(page):
+  """[(language, body)] of the fenced blocks, without their indentation."""
+  return [(language, re.sub(rf'^{indent}', '', body, flags=re.M))
+          for indent, language, body in _FENCE.findall(page.read_text())]
+
+
+def prose(page):
+  """The text without its fenced blocks."""
+  return _FENCE.sub('', page.read_text())
+
+
+def sections(page):
+  """The Sections of a page. A method's page is of its config; so is what says "Config:" or names one in its titles."""
+  default, found = page.stem if page.stem in methods.names() else '', []
+  for text in re.split(r'^(?=#+ )', prose(page), flags=re.M):
+    titles = re.findall(r'^#+ .*|^Config: .*|^\|.*(?=\n\|-)', text, re.M)
+    named = re.search(r'configs/(\w+)\.py', '\n'.join(titles))
+    found.append(Section(text.partition('\n')[0].lstrip('# '), text, named[1] if named else default))
+  return found
+
+
+def spans(text):
+  """The code spans of a text."""
+  return re.findall(r'(?<!`)`([^`\n]+)`(?!`)', text)
+
+
+def settings(text):
+  """['key=value', ...] of every code span that sets config keys, as a shell would hand its words on."""
+  found = []
+  for span in spans(text):
+    words = shlex.split(span) if re.match(r'[a-z_0-9.]+=', span) else ()
+    if words and all(re.match(r'[a-z_0-9]+(\.[a-z_0-9]+)*=', word) for word in words):
+      found.append(words)
+  return found
+
+
+def tables(text):
+  """The Tables of a text; a `|` inside a cell is written \\|."""
+  found = []
+  for block in re.findall(r'((?:^\|.*\n?)+)', text, re.M):
+    lines = [[cell.strip() for cell in re.split(r'(?<!\\)\|', line)[1:-1]] for line in block.splitlines()]
+    found.append(Table(lines[0], lines[2:]))
+  return found
+
+
+def commands(page):
+  """The command lines of blocks that are bash, joined where they go on after a backslash."""
+  lines = []
+  for language, body in blocks(page):
+    if language == 'bash':
+      lines += re.sub(r'\\\n\s*', '', body).splitlines()
+  return [part.strip() for line in lines for part in line.split('&&') if part.strip() and not part.startswith('#')]
+
+
+def parsed(path, words=()):
+  """The config of `path`, perhaps with a variant, and of words 'key=value', by the parser that launch.py uses."""
+  argv = ['launch.py', f'--config={ROOT / path}', *(f'--config.{word}' for word in words)]
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', None, '', lock_config=True, flag_values=values)
+  with mock.patch.object(sys, 'argv', argv):  # where it looks for the keys that are set
+    values(argv)
+  return values.config
+
+
+@functools.cache
+def own_flags():
+  """{name: flag} of launch.py but for --config."""
+  return {flag.name: flag for flag in flags.FLAGS.get_key_flags_for_module(launch)
+          if not flag.name.startswith('config')}
+
+
+def check_launch(words):
+  """Raises where launch.py would not take these words: unknown flags, modes, keys, variants or values."""
+  config, changes, plain = '', [], []
+  for word in words:
+    key, _, value = word.partition('=')
+    if key == '--config':
+      config = value
+    elif key.startswith('--config.'):
+      changes.append(word.removeprefix('--config.'))
+    elif word.startswith('--'):
+      known = own_flags()
+      flag = known[key[2:] if key[2:] in known else key.removeprefix('--no')]
+      if value:
+        flag.parser.parse(value)
+    else:
+      plain.append(word)
+  if config:
+    assert (ROOT / config.partition(':')[0]).is_file(), config
+    parsed(config, changes)
+  assert config or not changes
+  return plain
+
+
+def resolve(reference):
+  """What 'folder/file.py:name.name' or 'module.name' of zsad_jax stands for; raises where it stands for nothing.
+
+  Behind the colon of a config is a variant.
+  """
+  path, colon, dotted = reference.partition(':')
+  if colon and path.startswith('configs/'):
+    return _module(path).get_config(dotted)
+  if colon:
+    return functools.reduce(getattr, dotted.split('.'), _module(path))
+  parts = reference.removesuffix('()').split('.')
+  for prefix in ('zsad_jax.', ''):
+    for split in range(len(parts), 0, -1):
+      try:
+        module = importlib.import_module(prefix + '.'.join(parts[:split]))
+      except ModuleNotFoundError:
+        continue
+      return functools.reduce(getattr, parts[split:], module)
+  raise LookupError(f'{reference} is no name of zsad_jax')
+
+
+def _module(path):
+  return importlib.import_module(path.removesuffix('.py').removesuffix('/__init__').replace('/', '.'))
+
+
+def config(stem):
+  """The config of that name, or for '' the keys that all share."""
+  return importlib.import_module(f'configs.{stem}').get_config() if stem else common.base()
+
+
+@functools.cache
+def every_config():
+  """{name: config} of all methods."""
+  return {stem: config(stem) for stem in methods.names()}
+
+
+def has(node, dotted):
+  """Whether a config has this key."""
+  for part in dotted.split('.'):
+    if not hasattr(node, 'keys') or part not in node:
+      return False
+    node = node[part]
+  return True

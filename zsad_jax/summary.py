@@ -39,7 +39,7 @@ def run(folders, out):
     text += '\nLeft out:\n\n' + ''.join(f'- {note}\n' for note in notes)
   logs.write_atomic(out / 'report.md', text)
   logs.write_atomic(out / 'report.csv', gather.to_csv(found))
-  print(f'{text}\n{len(runs)} results; report: {out / "report.md"}, {out / "report.csv"}')
+  print(f'{text}\n{len(runs)} result{"s" * (len(runs) > 1)}; report: {out / "report.md"}, {out / "report.csv"}')
 
 
 def read(folders) -> list[gather.Run]:
@@ -130,7 +130,7 @@ def _run(place):
     mean=measured['mean'], rows=measured['per_category'], scores=None,
     published=results.published(mlc.FrozenConfigDict(config)) or {}, age=(place / 'metrics.json').stat().st_mtime)
   _check(made)
-  return made._replace(scores=_scores(place, made))
+  return made._replace(scores=_scores(place, made, measured['counts']))
 
 
 def _check(run):
@@ -145,7 +145,7 @@ def _check(run):
     raise ValueError(f'the target has no {", ".join(sorted(missing))}')
 
 
-def _scores(place, run):
+def _scores(place, run, counts):
   """{category: (ids, labels, scores)} of scores.csv; None, with a warning, where it is not what was measured."""
   path = place / 'scores.csv'
   if not path.exists():
@@ -160,8 +160,9 @@ def _scores(place, run):
     arrays = {c: (tuple(ids), np.array(labels), np.array(scores)) for c, (ids, labels, scores) in found.items()}
     for category, (_, labels, scores) in arrays.items():
       said = run.rows[category]['image_auroc']['value']
-      if said is not None and abs(metrics.auroc(labels, scores) - said) > 1e-6:
-        raise ValueError(f'the scores of {category} do not give the image AUROC of metrics.json')
+      complete = [int(np.sum(labels == k)) for k in (0, 1)] == [counts[category][k] for k in ('normal', 'anomalous')]
+      if not complete or (said is not None and abs(metrics.auroc(labels, scores) - said) > 1e-6):
+        raise ValueError(f'the scores of {category} are not those of metrics.json')
   except (ValueError, KeyError, TypeError) as error:
     logging.warning('%s is not used: it is damaged or of another result (%s: %s)', path, type(error).__name__, error)
     return None

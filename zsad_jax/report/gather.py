@@ -61,8 +61,9 @@ class Run(NamedTuple):
 
   @property
   def name(self):
-    plain = lambda text: ''.join(c for c in text.lower() if c.isalnum())
-    name = self.label if plain(self.label) in ('', plain(self.method)) else f'{self.method}: {self.label}'
+    plain = lambda text: ''.join(c for c in text.lower().replace('+', 'plus') if c.isalnum())
+    label = self.label or self.method
+    name = label if plain(label) == plain(self.method) else f'{self.method}: {label}'
     if self.shots and 'shot' not in name:
       name += f', {self.shots} shot{"s" * (self.shots > 1)}'
     return name + ' (oracle)' * self.oracle
@@ -125,10 +126,10 @@ def _names(groups: Sequence[tuple[Run, ...]]) -> list[str]:
     keys = sorted({key for recipe in alike for key in {*recipe, *own} if recipe.get(key) != own.get(key)})
     said = [f'{key}={own[key]}' if key in own else f'no {key}' for key in keys[:3]] + ['...'] * (len(keys) > 3)
     names.append(f'{name} [{", ".join(said)}]' if said else name)
-  for at, name in enumerate(names):  # the same config on other weights or other auxiliary data
-    if names.count(name) > 1:
-      names[at] = f'{name} [weights {groups[at][0].digests[0][:8]}, auxiliary data {groups[at][0].digests[1][:8]}]'
-  return names
+  # The same config may be of other weights or other auxiliary data.
+  unlike = '{} [weights {:.8}, auxiliary data {:.8}]'
+  return [name if names.count(name) == 1 else unlike.format(name, *group[0].digests)
+          for name, group in zip(names, groups)]
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -190,12 +191,19 @@ def _cell(cell: Cell, published: float | None) -> str:
 
 
 def _notes(rows, metrics, shown) -> list[str]:
-  notes = [f'- {m.replace("_", " ")}: n/a ({reason}) for every row.' for m in metrics if m not in shown
-           for reason in ['; '.join(dict.fromkeys(row.cells[''][m].reason for row in rows))]]
+  said = lambda metrics: ', '.join(m.replace('_', ' ') for m in metrics)
+  nowhere: dict[str, list[str]] = {}
+  for m in metrics:
+    if m not in shown:
+      nowhere.setdefault('; '.join(dict.fromkeys(row.cells[''][m].reason for row in rows)), []).append(m)
+  notes = [f'- {said(names)}: n/a ({reason}) for every row.' for reason, names in nowhere.items()]
   for row in rows:
-    partial = {(cell.count, cell.of, cell.reason): m for m, cell in row.cells[''].items() if 0 < cell.count < cell.of}
-    notes += [f'- {row.name}: means such as that of {m} are over {count} of {of} categories; {reason}.'
-              for (count, of, reason), m in partial.items()]
+    partial: dict[tuple, list[str]] = {}
+    for m, cell in row.cells[''].items():
+      if 0 < cell.count < cell.of:
+        partial.setdefault((cell.count, cell.of, cell.reason), []).append(m)
+    notes += [f'- {row.name}: {said(names)}: means over {count} of {of} categories; {reason}.'
+              for (count, of, reason), names in partial.items()]
     if row.runs[0].shared:
       notes.append(f'- {row.name}: {row.runs[0].shared} of these images were trained on; this is not zero-shot.')
     if row.runs[0].oracle:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from zsad_jax.thresholds import Threshold
 RULES = ('auto', 'f1_max', 'fpr', 'normals', 'batch')
 PIXELS = 1 << 20  # pixels kept of a whole set: more than enough for a threshold
 STEP = 4  # of normal images every 4th pixel of every 4th row
+ANYTHING = 'object'  # what a pictured thing without a name is called
 ENDS = 1, 99  # percentiles of the pixels at the ends of the colour scale, the upper one of the anomalous pixels
 
 
@@ -43,7 +45,7 @@ class Levels(NamedTuple):
 
   Attributes:
     image: Threshold of scores; None where it waits for the scores of the whole batch.
-    pixel: Threshold of maps; None where it waits, or for a method without maps.
+    pixel: Threshold of maps; None where it waits, and for a method without maps.
     low, high: ends of the colour scale, around the pixel threshold.
   """
   image: Threshold | None
@@ -152,7 +154,7 @@ def auxiliary(cfg, method, clip, learnable, dataset, folder: Path | None) -> Kno
     try:
       with np.load(path, allow_pickle=False) as kept:
         return Known(of, *(kept[name] for name in Known._fields[1:]))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
       logging.warning('%s is damaged (%s); the scores are found anew', path, error)
   known = _scored(cfg, method, clip, learnable, dataset, memory, of)
   if path:
@@ -182,7 +184,7 @@ def of_normals(of: str, seen: Iterable) -> Known:
 
 def _scored(cfg, method, clip, learnable, dataset, memory, of) -> Known:
   place = inputs.own_devices(cfg)
-  score = scoring.scorer(cfg, method, clip, learnable, inputs.names(cfg, dataset), memory=memory, place=place)
+  score = scoring.Scorer(cfg, method, clip, learnable, _called(cfg, dataset), memory=memory, place=place)
   load, size = inputs.reader(cfg, method, clip, dataset), place.rows(cfg.eval.batch)
   step = max(1, int(np.ceil((len(dataset) * clip.image_size ** 2 / PIXELS) ** 0.5)))
   scores, peaks, pixels, truth = [], [], [], []
@@ -206,6 +208,13 @@ def _scored(cfg, method, clip, learnable, dataset, memory, of) -> Known:
   found = join(scores, np.float32)
   return Known(of, found, dataset.labels, join(peaks, np.float32) if peaks else np.full_like(found, np.nan),
                join(pixels, np.float32), join(truth, bool))
+
+
+def _called(cfg, dataset) -> tuple[str, ...]:
+  """What prompts call the categories: by their names only where the pictured thing has been given one as well."""
+  if cfg.predict.object_name == ANYTHING:
+    return (ANYTHING,) * len(dataset.categories)
+  return inputs.names(cfg, dataset)
 
 
 def _npz(known: Known) -> bytes:

@@ -103,6 +103,8 @@ def load(config, workdir=None, changes: Mapping | None = None) -> 'Detector':
     raise ValueError(f'fewshot.shots is {cfg.fewshot.shots}, so {cfg.method} compares with normal images: name their '
                      'folder with --config.predict.normals=FOLDER')
   clip = inputs.load_clip(cfg, method)
+  if workdir is None and experiment.trains(cfg, method, clip):
+    raise ValueError(f'{cfg.method} learns: name the folder of its run, workdir')
   with runtime.stopping_at_once():
     aux = _auxiliary(cfg, method, clip)
   cfg, learnable = _learned(cfg, workdir, method, clip, aux)
@@ -158,8 +160,6 @@ def _learned(cfg, workdir, method, clip, aux):
   told = hasattr(method, 'examples')
   if not experiment.trains(cfg, method, clip):
     return cfg, experiment.trained(cfg, workdir, method, clip, aux)
-  if workdir is None:
-    raise ValueError(f'{cfg.method} learns: name the folder of its run, workdir')
   learned_from = None if told else aux
   if learned_from is not None:
     cfg = experiment.settled(experiment.with_aux_names(cfg, aux), method, clip, aux)
@@ -195,6 +195,7 @@ class Detector:
     levels: calibration.Levels.
     rules: how files become pixels.
     identity: digest of all that decides a score.
+    mapped: whether the method makes maps.
   """
 
   def __init__(self, cfg, clip, learnable, *, note: str = ''):
@@ -215,8 +216,9 @@ class Detector:
       self._normals = [found.root / file for file in found.files]
     if hasattr(self._method, 'memory') and cfg.fewshot.shots:
       self._memory = self._references()
-    self._score = scoring.scorer(cfg, self._method, clip, learnable, (cfg.predict.object_name,), memory=self._memory,
+    self._score = scoring.Scorer(cfg, self._method, clip, learnable, (cfg.predict.object_name,), memory=self._memory,
                                  place=self._place)
+    self.mapped = self._score.has_maps(self._shapes(spec))
     self.identity = scoring.identity(cfg, clip, learnable, self._memory)
     self.levels = calibration.Levels(None, None)
 
@@ -234,6 +236,19 @@ class Detector:
       parts.append(jax.tree.map(lambda x, keep=valid: np.asarray(x)[keep], values))
     stacked = jax.tree.map(lambda *x: np.concatenate(x)[None], *parts)
     return scoring.memory_of(self.cfg, self._method, self.clip, stacked)
+
+  def _shapes(self, spec):
+    """The Features of a batch, as shapes."""
+    images = lambda side: jax.ShapeDtypeStruct((self._size, side, side, 3), np.float32)
+    values = jax.eval_shape(self._encode, self._frozen, images(self.clip.image_size))
+    if not spec.crops:
+      return values
+    return values._replace(crops=jax.eval_shape(self._encode_crops, self._frozen, images(spec.crops)).crops)
+
+  @property
+  def waits(self) -> tuple[bool, bool]:
+    """Whether the threshold of scores, and that of maps, is still to be fitted to the pictures themselves."""
+    return self.levels.image is None, self.mapped and self.levels.pixel is None
 
   def calibrate(self, aux, folder: Path | None = None):
     """Finds `levels` by the config's rules, from the auxiliary set (or None), whose scores are kept in `folder`."""
@@ -337,7 +352,7 @@ class Detector:
     seen = [one._replace(image=one.image and one.image.size) for one in self.stream(images)]
     good = [one for one in seen if not one.error]
     levels = self.levels
-    if good and (levels.image is None or (levels.pixel is None and good[0].map is not None)):
+    if good and any(self.waits):
       maps = [one.map for one in good if one.map is not None]
       levels = calibration.of_batch(self.cfg.predict, levels, [one.score for one in good],
                                     [m.min() for m in maps], [m.max() for m in maps])

@@ -19,13 +19,14 @@ from tqdm import tqdm
 
 from zsad_jax import calibration, detector, logs, runtime, thresholds
 from zsad_jax.data import images, walk
-from zsad_jax.report import figures
+from zsad_jax.report import figures, legend
 
 COLUMNS = ('path', 'score', 'threshold', 'threshold_source', 'is_anomaly', 'percentile', 'map', 'mask', 'overlay',
            'error')
 MAPS = ('png16', 'npy', 'npy16', 'none')
 LONGEST = 180  # bytes of a file name that is written
 SHOWN = 5  # failures that are named
+MOST = 0.9  # share called anomalous from which the threshold is doubted aloud
 
 
 def run(cfg, workdir, path, out=None):
@@ -48,7 +49,7 @@ def run(cfg, workdir, path, out=None):
   logs.probe(out)
   with logs.lock(out), runtime.preemption():
     made = detector.load(cfg, workdir)
-    check_later(keys, made.levels)
+    check_later(keys, *made.waits, len(found.files))
     if made.note:
       logging.warning('%s', made.note)
     if found.links:
@@ -69,9 +70,13 @@ def check(keys):
     raise ValueError("predict.object_name is empty; it is what prompts call the pictured thing, such as 'object'")
 
 
-def check_later(keys, levels):
-  """Raises ValueError where pictures have to wait for a threshold and there would be no map to draw them from."""
-  if levels.pixel is None and keys.maps == 'none' and (keys.masks or keys.overlays):
+def check_later(keys, image: bool, pixel: bool, count: int):
+  """Raises ValueError where a threshold waits for all pictures, and they are too few or no maps are kept."""
+  if (image or pixel) and count < thresholds.FEWEST:
+    raise ValueError(f'the threshold is to be fitted to the pictures themselves, but there are only {count}, fewer '
+                     f'than {thresholds.FEWEST}: name a folder of normal ones with --config.predict.normals=FOLDER, an '
+                     'auxiliary set with --config.data.aux, or a number with --config.predict.threshold')
+  if pixel and keys.maps == 'none' and (keys.masks or keys.overlays):
     raise ValueError('the threshold of maps is fitted to the whole batch, so that masks and overlays are drawn from '
                      'kept maps, but predict.maps is none: take png16, another threshold, or '
                      '--config.predict.masks=False --config.predict.overlays=False')
@@ -256,17 +261,19 @@ def _finish(made, root: Path, plan, out: Path, journal: Journal) -> dict[str, in
   rows = [journal.rows[shown] for _, shown, _ in plan]
   good = [row for row in rows if not row['error']]
   levels = made.levels
-  waited = levels.pixel is None and any(row['peak'] is not None for row in good)
-  if good and (levels.image is None or waited):
+  if good and any(made.waits):
     mapped = [row for row in good if row['peak'] is not None]
     levels = calibration.of_batch(made.cfg.predict, levels, [row['score'] for row in good],
                                   [row['low'] for row in mapped], [row['peak'] for row in mapped])
-  if waited:
+  if good and made.waits[1]:
     rows = _drawn_later(made, root, plan, out, rows, levels)
   table = list(_table(rows, levels))
   logs.write_atomic(out / 'predictions.jsonl', ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in table))
   logs.write_atomic(out / 'predictions.csv', _csv(table))
   logs.write_json(out / 'about.json', _about(made, root, levels))
+  if any(row['overlay'] for row in table):
+    logs.write_atomic(out / 'colour_bar.png', legend.colour_bar(
+      figures.threshold_scale(levels.low, levels.pixel.value, levels.high), levels.pixel.source))
   return _report(table, out, levels)
 
 
@@ -283,13 +290,14 @@ def _drawn_later(made, root, plan, out, rows, levels) -> list[dict]:
 
 
 def _table(rows, levels) -> Iterator[dict]:
-  scores = [row['score'] for row in rows if not row['error']]
+  good = [row['score'] for row in rows if not row['error']]
+  places = iter(thresholds.percentile(good, good) if good else ())
   for row in rows:
     line = dict.fromkeys(COLUMNS) | {'path': row['path'], 'error': row['error'] or None}
     if not row['error']:
       line |= {'score': row['score'], 'threshold': levels.image.value, 'threshold_source': levels.image.source,
                'is_anomaly': row['score'] >= levels.image.value,
-               'percentile': round(float(thresholds.percentile(row['score'], scores)), 3),
+               'percentile': round(float(next(places)), 3),
                **{kind: row[kind] for kind in ('map', 'mask', 'overlay')}}
     yield line
 
@@ -329,6 +337,10 @@ def _report(table, out: Path, levels) -> dict[str, int]:
     print(f'threshold {levels.image.value:.4g}: {levels.image.source}')
   if levels.pixel:
     print(f'threshold of maps {levels.pixel.value:.4g}: {levels.pixel.source}')
+  if levels.image and anomalous > MOST * (len(table) - len(failed)) and len(table) >= thresholds.FEWEST:
+    print('Nearly all are called anomalous. If they are not, these pictures are unlike those the threshold comes from: '
+          'name a folder of normal ones with --config.predict.normals=FOLDER'
+          + (', or take --config.predict.threshold=batch if most are normal' if levels.image.rule != 'batch' else ''))
   print(f'table: {out / "predictions.csv"}')
   if any(row['overlay'] for row in table):
     print(f'look at: {out / "overlays"}')

@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import json
-from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -34,8 +33,8 @@ def alone(cfg, method) -> tuple[object, str]:
     f'every image is scored by itself: {told}, which would compare it with the others of its category')
 
 
-def scorer(cfg, method, clip, learnable, names, *, memory=None, place: runtime.Placement) -> Callable:
-  """Returns score(features, batch) -> {'score': [B], 'map': [B, R, R]} as numpy arrays, on the devices of `place`.
+class Scorer:
+  """A method's outputs for images whose features are given, on the devices of a placement.
 
   Args:
     cfg: one that `alone` has passed.
@@ -44,20 +43,29 @@ def scorer(cfg, method, clip, learnable, names, *, memory=None, place: runtime.P
     memory: of references, see methods; None for a zero-shot method.
     place: devices that share a batch.
   """
-  learnable, memory = jax.device_put((learnable, memory), place.copy)
-  frozen = runtime.weights(clip.params, place)
-  make_bank = jax.jit(functools.partial(method.bank, categories=names, clip=clip, cfg=cfg))
-  bank = make_bank({} if hasattr(method, 'select') else learnable, frozen)
-  bank = jax.device_put(experiment.selected(cfg, method, bank, cfg.data.target), place.copy)
-  predict = evaluate.make_predict(method, clip, cfg, place=place)
-  finish = functools.partial(method.finish, cfg=cfg) if hasattr(method, 'finish') else lambda outputs: outputs
 
-  def score(values, batch):
+  def __init__(self, cfg, method, clip, learnable, names, *, memory=None, place: runtime.Placement):
+    learnable, memory = jax.device_put((learnable, memory), place.copy)
+    frozen = runtime.weights(clip.params, place)
+    make_bank = jax.jit(functools.partial(method.bank, categories=names, clip=clip, cfg=cfg))
+    bank = make_bank({} if hasattr(method, 'select') else learnable, frozen)
+    bank = jax.device_put(experiment.selected(cfg, method, bank, cfg.data.target), place.copy)
+    self._given, self._place = (learnable, frozen, bank, memory), place
+    self._predict = evaluate.make_predict(method, clip, cfg, place=place)
+    self._finish = functools.partial(method.finish, cfg=cfg) if hasattr(method, 'finish') else lambda outputs: outputs
+
+  def __call__(self, values: Features, batch: dict) -> dict[str, np.ndarray]:
+    """Returns {'score': [B], 'map': [B, R, R]} of every row; batch has category, index and valid [B]."""
     known = {key: batch[key] for key in ('category', 'index', 'valid')}
-    values, known = jax.device_put((values, known), place.split)
-    return finish(jax.device_get(predict(learnable, frozen, bank, memory, values, known)))
+    values, known = jax.device_put((values, known), self._place.split)
+    return self._finish(jax.device_get(self._predict(*self._given, values, known)))
 
-  return score
+  def has_maps(self, values: Features) -> bool:
+    """Returns whether there are maps, given Features or their shapes."""
+    rows = jax.tree.leaves(values)[0].shape[0]
+    known = {key: jax.ShapeDtypeStruct((rows,), dtype)
+             for key, dtype in (('category', np.int32), ('index', np.int32), ('valid', bool))}
+    return 'map' in jax.eval_shape(self._predict, *self._given, values, known)
 
 
 def memory_of(cfg, method, clip, references: Features):

@@ -1,0 +1,143 @@
+r"""How fast pictures are predicted, beside the encoder alone; how much memory that takes; how long the first one takes.
+
+  python benchmarks/predict.py [--images=200] [--long=2000] [--size=640x480] [--config=clip:demo] [--root=data]
+
+JPEG files are drawn first. Rates are of whole runs in this process after one that is not counted; memory is the peak of
+processes of their own, one for each number of images; the first overlay is waited for from the start of the command,
+with nothing trained, prepared or compiled, and again with all of that there.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import zsad_jax
+from zsad_jax import detector, encoder, methods, predict, runtime
+
+FIXED = {'predict.threshold': '0.5', 'predict.pixel_threshold': '0.5'}  # no auxiliary set is read
+NOTHING = {'predict.maps': 'none', 'predict.masks': False, 'predict.overlays': False}
+
+
+def draw(folder, count, size):
+  """`count` JPEG files of smooth colours with some noise, about as large as photographs are."""
+  rng = np.random.default_rng(0)
+  folder.mkdir(parents=True)
+  for i in range(count):
+    coarse = Image.fromarray(rng.integers(0, 255, (12, 16, 3)).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    pixels = np.asarray(coarse, np.int16) + rng.integers(-12, 12, (size[1], size[0], 1))
+    Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / f'{i:05d}.jpg', quality=90)
+  return folder
+
+
+def seconds(function):
+  """Of the second of two calls."""
+  for _ in range(2):
+    start = time.perf_counter()
+    function()
+  return time.perf_counter() - start
+
+
+def rates(config, photos, count, work):
+  """Prints images/s of the encoder, of scores alone, and of the command with and without files."""
+  made = zsad_jax.load(config, work, FIXED)
+  cfg, clip = made.cfg, made.clip
+  encode = encoder.encode(clip, methods.get(cfg.method).spec(clip, cfg)._replace(crops=0))
+  batch = cfg.predict.batch
+  images = np.zeros((batch, clip.image_size, clip.image_size, 3), np.float32)
+
+  def bare():
+    for _ in range(count // batch):
+      jax.block_until_ready(encode(clip.params, images))
+
+  files = sorted(photos.iterdir())[:count]
+  again = iter(range(99))
+
+  def command(changes):
+    changed = detector.inputs.with_changes(cfg, changes)
+    predict.run(changed, work, photos, work / f'out{next(again)}')
+
+  alone = count / seconds(bare)
+  print(f'encoder alone, batch {batch}: {alone:.1f} images/s')
+  for name, run in (('scores and maps (Detector.stream)', lambda: sum(1 for _ in made.stream(files))),
+                    ('the command, a table alone', lambda: command(NOTHING)),
+                    ('the command, maps, masks and overlays', lambda: command({}))):
+    rate = count / seconds(run)
+    print(f'{name}: {rate:.1f} images/s, {rate / alone:.2f} of the encoder', flush=True)
+
+
+def child(args):
+  """Predicts and prints the peak memory of this process."""
+  cfg = detector.inputs.with_changes(detector.configured(args.config), FIXED)
+  with tempfile.TemporaryDirectory() as folder:
+    predict.run(cfg, args.work, args.child, folder)
+  print(f'peak {runtime.peak_rss_bytes() / 2**20:.0f}')
+
+
+def memory(args, photos, count, work):
+  """Peak MiB of a process that predicts the first `count` photos."""
+  some = work / f'photos{count}'
+  some.mkdir()
+  for file in sorted(photos.iterdir())[:count]:
+    (some / file.name).hardlink_to(file)
+  done = subprocess.run([sys.executable, __file__, f'--config={args.config}', f'--child={some}', f'--work={work}'],
+                        capture_output=True, text=True, check=True)
+  return done.stdout.split()[-1]
+
+
+def first_overlay(photos, folder, root, out):
+  """Seconds from starting the demo of AnomalyCLIP to its first overlay, and to its end."""
+  start = time.perf_counter()
+  process = subprocess.Popen(
+    [sys.executable, str(ROOT / 'launch.py'), '--mode=predict', '--config=configs/anomalyclip.py:demo',
+     f'--config.data.root={root}', f'--workdir={folder}', f'--path={photos}', f'--out={out}'],
+    cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  while not any(out.glob('overlays/*.png')):
+    if process.poll() is not None and not any(out.glob('overlays/*.png')):
+      raise RuntimeError('the command ended without an overlay')
+    time.sleep(0.05)
+  first = time.perf_counter() - start
+  process.wait()
+  return first, time.perf_counter() - start
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--images', type=int, default=200)
+  parser.add_argument('--long', type=int, default=2000, help='images of the run whose memory is compared')
+  parser.add_argument('--size', default='640x480')
+  parser.add_argument('--config', default='clip:demo', help='of a method that learns nothing')
+  parser.add_argument('--child', help=argparse.SUPPRESS)
+  parser.add_argument('--work', help=argparse.SUPPRESS)
+  args = parser.parse_args()
+  if args.child:
+    child(args)
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    work = Path(folder)
+    photos = draw(work / 'photos', args.long, tuple(map(int, args.size.split('x'))))
+    few = draw(work / 'few', 8, tuple(map(int, args.size.split('x'))))
+    print(f'{args.config}, JPEG files of {args.size}; {runtime.device_summary()}', flush=True)
+    some = work / 'some'
+    some.mkdir()
+    for file in sorted(photos.iterdir())[:args.images]:
+      (some / file.name).hardlink_to(file)
+    rates(args.config, some, args.images, work)
+    for count in (args.images, args.long):
+      print(f'peak memory, {count} images: {memory(args, photos, count, work)} MiB', flush=True)
+    for name in ('nothing there', 'all there'):
+      first, end = first_overlay(few, work / 'runs' / 'demo', work / 'data', work / f'out-{name[:3]}')
+      print(f'first overlay of 8, {name}: {first:.1f} s; the end: {end:.1f} s', flush=True)
+
+
+if __name__ == '__main__':
+  main()

@@ -46,6 +46,8 @@ def base():
   c.eval.aupr = 'step'  # AP: average precision; trapezoid: straight lines between the points of the curve
   c.eval.oracle_epoch = False  # report the epoch that is best on the target as well, under a name of its own
   c.eval.pictures = 12  # images per category on the page and the overlay sheets, a third its worst errors; 0 = none
+  c.eval.tsne = False  # draw class tokens and texts in the plane; of a method that learns from texts, its layers too
+  c.eval.attention = 0  # block, from 1, whose attention is drawn in the modes q-k, q-q, k-k and v-v; 0 = none
   c.eval.figures = True  # score histograms and pixel curves on the page, where there are pictures
 
   c.bench = mlc.ConfigDict()  # of --mode=bench

@@ -16,6 +16,7 @@ from zsad_jax import (
   features,
   generated,
   inputs,
+  inspection,
   logs,
   methods,
   pretrain,
@@ -51,6 +52,7 @@ def run(cfg, workdir, mode):
     protocol.check_names(cfg.data.aux, cfg.data.target, inputs.words(cfg.data.aux_categories),
                          inputs.words(cfg.data.target_categories))
   clip = inputs.load_clip(cfg, method)
+  inspection.check(cfg, method, clip)
   print(f'zsad_jax {zsad_jax.__version__}: {cfg.method} on CLIP {cfg.clip} at {cfg.image_size} px; '
         f'{runtime.device_summary()}', flush=True)
   # Both sets are opened before the first step, so that a wrong name costs seconds and not a training.
@@ -185,7 +187,8 @@ def evaluate_target(cfg, workdir, method, clip, learnable, aux, dataset):
                           allow_seen=cfg.data.allow_seen) | {
     'selection': f'last epoch ({cfg.train.epochs})' if trains(cfg, method, clip) else 'none', 'seed': cfg.seed,
     'checkpoint': cfg.checkpoint or None, 'references': drawn}
-  results.write(cfg, workdir, clip, learnable, aux, dataset, result, rules, time.time() - start)
+  results.write(cfg, workdir, clip, learnable, aux, dataset, result, rules, time.time() - start,
+                plates=inspection.figures(cfg, method, clip, learnable, dataset))
   means = {rules['selection']: result.summary}
   if cfg.eval.oracle_epoch:
     epoch, best = oracle(cfg, workdir, method, clip, aux, measure, result)

@@ -40,6 +40,8 @@ and, where its paper needs them,
     tower; loss gets the features [B, k, E] of whole groups, not normalised, in place of the images', and no more of a
     batch than valid [B]. cfg.seeds seeds are trained at once (zsad_jax/generated.py), whose texts, order, start and
     randomness are their own; every function here is given one of them. cfg.ddof is of the standard deviation
+  hidden(learnable, x, *, cfg) -> ((name, [n, W]), ...)
+    of a method with examples: what hidden layers make of embeddings [n, E] of texts or images, to be looked at
   TOWERS = ('vit', 'resnet')
     the image towers it can read, by arch.vision.kind; ('vit',) where it does not say
   EVALUATION_KEYS
@@ -98,6 +100,7 @@ OPTIONAL = {
   'finish': ('outputs', '*', 'cfg'),
   'alone': ('cfg',),
   'examples': ('seed', '*', 'cfg'),
+  'hidden': ('learnable', 'x', '*', 'cfg'),
 }
 
 

@@ -103,7 +103,7 @@ def loss(learnable, frozen, features, batch, rng, *, clip, cfg):
     keep = jax.random.bernoulli(jax.random.fold_in(rng, layer), 1 - cfg.fnn.dropout, x.shape)
     return jnp.where(keep, x / (1 - cfg.fnn.dropout), 0)
 
-  logit = _network(learnable, inputs, cfg, normalise, drop)
+  logit, _ = _network(learnable, inputs, cfg, normalise, drop)
   value = losses.mean_valid(jax.nn.softplus(jnp.where(label == 1, -logit, logit)), valid)
   right = (logit > 0) == (label == 1)
   return value, {
@@ -175,14 +175,33 @@ def finish(outputs, *, cfg):
 
 def network(learnable, x, cfg):
   """Returns the trained network's logits [...] of embeddings [..., E]; no row depends on another."""
-  running = lambda name, _: (learnable['statistics'][name]['mean'], learnable['statistics'][name]['var'])
-  logit = _network(learnable, x.reshape(-1, x.shape[-1]), cfg, running, lambda _, x: x)
+  logit, _ = _network(learnable, x.reshape(-1, x.shape[-1]), cfg, *_trained(learnable))
   return logit.reshape(x.shape[:-1])
 
 
+def hidden(learnable, x, *, cfg):
+  """Returns what every hidden layer of the trained network makes of embeddings x [n, E], as (name, [n, W]) each.
+
+  () where nothing is learned. The paper's t-SNE pictures are of these (sec. 4.5).
+  """
+  if not learnable:
+    return ()
+  _, found = _network(learnable, _inputs(x, cfg), cfg, *_trained(learnable))
+  return tuple((f'layer {i}', values) for i, values in enumerate(found, 1))
+
+
+def _trained(learnable):
+  """Moments and dropout of _network after training: running statistics, and none."""
+  statistics = lambda name, _: (learnable['statistics'][name]['mean'], learnable['statistics'][name]['var'])
+  return statistics, lambda _, x: x
+
+
 def _network(learnable, x, cfg, moments, drop):
-  """Logits [n] of x [n, E]; moments(name, x) are mean and variance to normalise by, drop(layer, x) is dropout."""
-  layers = len(cfg.fnn.hidden)
+  """Logits [n] of x [n, E] and what each hidden layer gave [n, W].
+
+  moments(name, x) are mean and variance to normalise by, drop(layer, x) is dropout.
+  """
+  layers, found = len(cfg.fnn.hidden), []
   affine = lambda layer, x: jnp.matmul(x, layer['kernel'], precision='highest') + layer['bias'][None]
   for i in range(1, layers + 1):
     x = affine(learnable[f'linear{i}'], x)
@@ -193,7 +212,8 @@ def _network(learnable, x, cfg, moments, drop):
         x = (x - mean[None]) * scale[None] + learnable[f'norm{i}']['bias'][None]
       else:
         x = jax.nn.relu(x) if part == 'relu' else drop(i, x)
-  return affine(learnable[f'linear{layers + 1}'], x)[:, 0]
+    found.append(x)
+  return affine(learnable[f'linear{layers + 1}'], x)[:, 0], found
 
 
 def _inputs(x, cfg):

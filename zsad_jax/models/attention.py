@@ -37,6 +37,21 @@ def attend(q, k, v, mode='qk', mask=None):
   return out.swapaxes(1, 2)
 
 
+def maps(q, k, v):
+  """Returns {mode: [B, N, N]} of all MODES: the weights that a token (row) gives to each, the mean over heads.
+
+  To be looked at (AnomalyCLIP, arXiv 2310.18961, fig. 3). One head is computed at a time.
+  """
+  read = {name: x.transpose(2, 0, 1, 3).astype(jnp.float32) for name, x in (('q', q), ('k', k), ('v', v))}
+
+  def weights(a, b):
+    one = lambda ab: jax.nn.softmax(jnp.einsum('bnd,bmd->bnm', *ab) * q.shape[-1] ** -0.5, axis=-1)
+    return jax.lax.fori_loop(0, len(a), lambda h, total: total + one((a[h], b[h])) / len(a),
+                             jnp.zeros((*a.shape[1:3], b.shape[2])))
+
+  return {mode: weights(read[mode[0]], read[mode[1]]) for mode in MODES}
+
+
 def _by_head(a, b, v, mask):
   batch, n = a.shape[0], a.shape[2]
   if n <= _BATCHED_TOKENS_CPU:

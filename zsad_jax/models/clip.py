@@ -77,6 +77,24 @@ class Clip:
     """
     return vision_tower(self.arch, spec, self.unroll).apply({'params': params['visual']}, images)
 
+  def attention(self, params, images, spec: spec_lib.Spec, number: int):
+    """Returns {mode: [B, N + 1, N + 1]}, how much every token (row) reads of every other in block `number`, from 1.
+
+    The mean over heads of softmax(a b^T / sqrt d) with a, b of CLIP's own stream, in the modes qk, which CLIP computes
+    with, and qq, kk, vv (AnomalyCLIP, arXiv 2310.18961, sec. 3.3 and fig. 3). The class token comes first.
+
+    Args:
+      params, images: as for `image`.
+      spec: for its image_size and positions.
+
+    Raises:
+      ValueError: a block that the tower does not have, or a tower that is no vision transformer.
+    """
+    if self.arch.vision.kind != 'vit':
+      raise ValueError(f'{self.arch.name} is no vision transformer; its blocks have no attention')
+    tower = vision_tower(self.arch, spec_lib.Spec(spec.image_size, positions=spec.positions))
+    return tower.apply({'params': params['visual']}, images, number, method='attention_maps')
+
   def text(self, params, embeddings, eot, *, deep=None, deep_mode='overwrite'):
     """Returns text features [B, E], unnormalised.
 

@@ -284,6 +284,21 @@ class VisionTower(nn.Module):
     (x, _, buffers), _ = self.blocks((x, sides, buffers), jnp.array(index), slots)
     return x, buffers
 
+  def attention_maps(self, images, number):
+    """Returns {mode: [B, N + 1, N + 1]} of block `number`, see Clip.attention."""
+    if not 1 <= number <= self.layers:
+      raise ValueError(f'block {number} is not in 1..{self.layers}, the blocks of this tower')
+    body = block.Block(self.width, self.heads, self.layers, self.activation, parent=None)
+    weights = self.variables['params']['blocks']
+
+    def step(x, own):
+      return body.apply({'params': own}, x, method=lambda part, x: part.feed_forward(
+        x + part.attended(x, *part.qkv(x)))), None
+
+    x, _ = jax.lax.scan(step, self.embed(images), jax.tree.map(lambda w: w[:number - 1], weights))
+    last = jax.tree.map(lambda w: w[number - 1], weights)
+    return attention.maps(*body.apply({'params': last}, x, method='qkv'))
+
   def classify(self, x):
     """Returns the class feature [B, E] of tokens x [B, M, D] that enter block 1, any patches of an image."""
     return self.read(self._run(x)[0][:, 0], self.spec.cls)

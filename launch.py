@@ -120,6 +120,7 @@ def _join():
   if jax.process_index() > 0:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     logging.set_verbosity(logging.WARNING)
+  sys.excepthook = lambda *error: _fail(''.join(traceback.format_exception(*error)))
 
 
 def _fail(text):

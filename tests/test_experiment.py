@@ -11,7 +11,7 @@ from drawn_folders import draw
 from PIL import Image
 
 from configs import anomalyclip, april_gan, clip, patchcore_clip, winclip
-from zsad_jax import data, experiment, inputs, results
+from zsad_jax import data, experiment, inputs, results, summary
 from zsad_jax.data import references
 from zsad_jax.models import files
 
@@ -36,6 +36,18 @@ def run(tmp_path_factory):
   workdir.mkdir()
   experiment.run(cfg, workdir, 'run')
   return cfg, workdir, workdir / 'results' / 'anomalyclip' / 'aux-to-target' / 'seed3'
+
+
+def test_the_report_shows_what_a_run_leaves(run, tmp_path):
+  cfg, workdir, results = run
+  summary.run([workdir], tmp_path)
+  with (tmp_path / 'report.csv').open(newline='') as file:
+    cell, = (row for row in csv.DictReader(file) if (row['category'], row['metric']) == ('', 'image_auroc'))
+  mean = json.loads((results / 'metrics.json').read_text())['mean']['image_auroc']['value']
+  assert float(cell['value']) == mean and float(cell['low']) <= mean <= float(cell['high'])  # so scores.csv fits
+  assert (cell['learned_from'], cell['seeds']) == (cfg.data.aux, '3')
+  scores = list(csv.DictReader((results / 'scores.csv').open(newline='')))
+  assert len(scores) == 16 and scores[0].keys() == {'id', 'category', 'label', 'score'}
 
 
 def test_writes_results_a_manifest_and_pictures(run):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from drawn_folders import draw
 
 import launch
 from configs import common
+from configs.tables import clip_ad_4_rvs
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,6 +59,23 @@ def test_data_sets_are_listed(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   assert launch.datasets(['list']) == 0
   assert 'MVTec AD' in capsys.readouterr().out
+
+
+def test_a_report_without_results_is_one_line(tmp_path):
+  with pytest.raises(SystemExit, match=r'^error: no results below .*; evaluate something first[^\n]*$'):
+    launch.report([str(tmp_path)])
+
+
+def test_a_table_of_which_rows_failed_says_so_by_its_exit_code(tmp_path, monkeypatch):
+  flag = lambda value: types.SimpleNamespace(value=value)
+  for name, value in (('CONFIG', clip_ad_4_rvs.get_config('demo')), ('WORKDIR', str(tmp_path)), ('MODE', 'run')):
+    monkeypatch.setattr(launch, name, flag(value))
+  monkeypatch.setattr(launch.runtime, 'compilation_cache', lambda path: None)
+  monkeypatch.setattr(launch.ablation, 'run', lambda cfg, workdir, mode: ['Mean', 'KDE'])
+  with pytest.raises(SystemExit, match=r"^error: 2 of the table's rows failed: Mean; KDE\. The same command tries"):
+    launch.main(['launch.py'])
+  monkeypatch.setattr(launch.ablation, 'run', lambda cfg, workdir, mode: [])
+  launch.main(['launch.py'])
 
 
 def test_mistyped_data_set_commands_are_one_line():

@@ -4,6 +4,9 @@ import csv
 import io
 from typing import NamedTuple
 
+import numpy as np
+import pytest
+
 from zsad_jax.report import tables
 
 
@@ -43,3 +46,12 @@ def test_csv_keeps_full_precision_and_leaves_undefined_cells_empty():
   assert float(read[0]['image_auroc']) == 0.9151
   assert read[0]['aupro'] == ''
   assert read[1]['anomalous'] == '2'
+
+
+def test_scores_are_kept_in_full_precision():
+  text = tables.scores_csv(['a,b/1.png', 'c'], ['bolt', 'wood'], [0, 1], [np.float32(0.1), 2.0])
+  first, second = csv.DictReader(io.StringIO(text))
+  assert first == {'id': 'a,b/1.png', 'category': 'bolt', 'label': '0', 'score': '0.10000000149011612'}
+  assert np.float32(first['score']) == np.float32(0.1) and second['score'] == '2.0'
+  with pytest.raises(ValueError, match='longer'):
+    tables.scores_csv(['a'], ['bolt', 'wood'], [0, 1], [0.0, 1.0])

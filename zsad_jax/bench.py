@@ -168,7 +168,9 @@ def random_clip(cfg, method) -> clip_lib.Clip:
   own = tokenizer_lib.load(None)
   if own.size > arch.text.vocab:  # the embedded CLIP, whose tokenizer is its own
     own = tokenizer_lib.load(hub.resolve(cfg.clip, arch=cfg.arch or None).tokenizer_path)
-  params = jax.jit(functools.partial(archs.init_params, arch))(jax.random.key(cfg.seed))
+  rng = np.random.default_rng(cfg.seed)
+  params = jax.tree_util.tree_map_with_path(lambda path, leaf: _random(rng, path[-1].key, leaf.shape),
+                                            archs.template(arch))
   made = clip_lib.build(arch, params, image_size=cfg.image_size, tokenizer=own, fingerprint='random')
   return clip_lib.with_precision(dataclasses.replace(made, arch=arch), cfg.precision)
 
@@ -235,6 +237,14 @@ def text(report: dict) -> str:
     trained = f', {row["epoch_minutes"]} min an epoch' if 'epoch_minutes' in row else ''
     lines.append(f'published, on other hardware: {row["images_per_s"]} images/s{trained}; {row["source"]}')
   return '\n'.join(lines)
+
+
+def _random(rng, name, shape):
+  """A weight of that name, of a size that keeps activations finite; quicker than compiling CLIP's own start."""
+  if name in ('bias', 'mean', 'scale', 'var', 'logit_scale'):
+    return np.full(shape, {'scale': 1, 'var': 1, 'logit_scale': np.log(100)}.get(name, 0), np.float32)
+  std = math.prod(shape[-3:-1]) ** -0.5 if name == 'kernel' else 0.02
+  return np.float32(std) * rng.standard_normal(shape, np.float32)
 
 
 def _opened(cfg, workdir):

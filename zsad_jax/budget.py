@@ -17,8 +17,9 @@ import numpy as np
 from zsad_jax import encoder, inputs, runtime
 
 UNDER_WAY = 5  # batches: two read ahead, the one that waits for the reader, the one in use, and its copy on the device
-# Bytes a pixel of the largest category: every score once; or, to finish a category, its maps and masks twice as well.
-STREAMED, FINISHED = 4, 15
+# Bytes a pixel of the largest category, and those of the metrics' temporaries, as benchmarks/memory.py found them: every
+# score once and half again while they are put together; or, to finish a category, its maps and masks twice as well.
+STREAMED, FINISHED, TEMPORARIES = 6, 22, 150_000_000
 MIB = 2 ** 20
 
 
@@ -61,11 +62,10 @@ def evaluation(cfg, method, clip, dataset, rows: int, copies: int = 1) -> list[P
   shown = len(dataset.categories) * cfg.eval.pictures
   parts = [_under_way(cfg, method, clip, rows, 'eval.batch')]
   if getattr(method, 'MAPS', True):
-    pixel = FINISHED if hasattr(method, 'finish') else STREAMED
     category = dataset.categories[int(np.bincount(dataset.category_index, minlength=1).argmax())]
     parts.append(Part(
-      f'maps of {largest} images of {category} and {shown} pictures', clip.image_size ** 2 * (
-        pixel * largest + 4 * shown), 'lower --config.image_size, at which metrics are taken, or leave that category '
+      f'maps of {largest} images of {category} and {shown} pictures',
+      maps_bytes(largest, clip.image_size, hasattr(method, 'finish')) + 4 * shown * clip.image_size ** 2, 'lower --config.image_size, at which metrics are taken, or leave that category '
       'out with --config.data.target_categories'))
   if hasattr(method, 'memory') and cfg.fewshot.shots:
     references, bank = references_bytes(cfg, method, clip, len(dataset.categories))
@@ -74,6 +74,13 @@ def evaluation(cfg, method, clip, dataset, rows: int, copies: int = 1) -> list[P
     parts.append(Part('banks of the images of a batch', 2 * rows * bank // len(dataset.categories),
                       'lower --config.eval.batch'))
   return parts
+
+
+def maps_bytes(images: int, size: int, finished: bool) -> int:
+  """Returns what exact pixel metrics of a category of `images` take at `size` px, `finished` at once or streamed."""
+  pixels = images * size ** 2
+  kept = pixels * (FINISHED if finished else STREAMED)
+  return kept + min(kept, TEMPORARIES)
 
 
 def training(cfg, method, clip, place: runtime.Placement) -> list[Part]:

@@ -55,7 +55,7 @@ def test_maps_count_for_the_largest_category_and_more_where_it_is_finished_at_on
   assert not [p for p in budget.evaluation(cfg, methods.get('rwda'), clip, dataset, 4) if 'maps' in p.what]
 
 
-@pytest.mark.parametrize(('finished', 'measured'), [(False, 3.12), (True, 11.7)])
+@pytest.mark.parametrize(('finished', 'measured'), [(False, 3.12), (True, 11.2)])
 def test_maps_at_full_resolution_are_predicted_within_a_fifth_of_what_was_measured(finished, measured):
   predicted = budget.maps_bytes(2000, 518, finished) / 1e9  # the latter measured on 800 images, by benchmarks/memory.py
   assert measured <= predicted <= 1.2 * measured

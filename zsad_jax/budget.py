@@ -17,8 +17,8 @@ import numpy as np
 from zsad_jax import encoder, inputs, runtime
 
 UNDER_WAY = 5  # batches: two read ahead, the one that waits for the reader, the one in use, and its copy on the device
-# Bytes a pixel of the largest category, and those of the metrics' temporaries, as benchmarks/memory.py found them: every
-# score once and half again while they are put together; or, to finish a category, its maps and masks twice as well.
+# Bytes a pixel of the largest category, and those of the metrics' temporaries, as benchmarks/memory.py found them:
+# every score once and half again while they are put together; to finish a category, its maps and masks twice as well.
 STREAMED, FINISHED, TEMPORARIES = 6, 22, 150_000_000
 MIB = 2 ** 20
 
@@ -65,8 +65,8 @@ def evaluation(cfg, method, clip, dataset, rows: int, copies: int = 1) -> list[P
     category = dataset.categories[int(np.bincount(dataset.category_index, minlength=1).argmax())]
     parts.append(Part(
       f'maps of {largest} images of {category} and {shown} pictures',
-      maps_bytes(largest, clip.image_size, hasattr(method, 'finish')) + 4 * shown * clip.image_size ** 2, 'lower --config.image_size, at which metrics are taken, or leave that category '
-      'out with --config.data.target_categories'))
+      maps_bytes(largest, clip.image_size, hasattr(method, 'finish')) + 4 * shown * clip.image_size ** 2,
+      'lower --config.image_size, at which metrics are taken, or leave that category out with --config.data.target_categories'))
   if hasattr(method, 'memory') and cfg.fewshot.shots:
     references, bank = references_bytes(cfg, method, clip, len(dataset.categories))
     parts.append(Part(f'{cfg.fewshot.shots} references of each category', 2 * references + copies * bank,

@@ -35,7 +35,7 @@ def test_every_row_fits_its_architecture_and_names_its_launch_line(path):
     runs = [row for row in rows if row.cfg is not None]
     assert len(runs) >= 2 and not ablation.check(rows)
     for row in runs:
-      assert 'table' not in row.cfg and row.cfg.label == row.label
+      assert 'table' not in row.cfg and row.cfg.label.endswith(row.label)
       assert (arg == 'demo') == (row.cfg.clip == 'tiny')
       assert row.column in ('', row.cfg.data.target)
       assert arg != 'demo' or not results.published(row.cfg)
@@ -160,8 +160,9 @@ def faked(monkeypatch, answers=None):
   ran = []
 
   def run(cfg, workdir, mode):
-    ran.append((cfg.label, cfg.data.target, cfg.seed, workdir.name, mode))
-    answer = answers.get(cfg.label) if answers else None
+    label = cfg.label.removeprefix(f'{cfg.method}, ')
+    ran.append((label, cfg.data.target, cfg.seed, workdir.name, mode))
+    answer = answers.get(label) if answers else None
     if isinstance(answer, BaseException):
       raise answer
     means = {m: {'value': len(ran) / 10, 'reason': ''} for m in tables.PIXEL + tables.IMAGE}
@@ -245,6 +246,20 @@ def test_columns_share_what_is_trained_and_stand_apart(tmp_path, monkeypatch):
   assert {p.name for p in (tmp_path / 'flawed-from-mvtec_ad').iterdir()} == {'row-visa.json', 'row-btad.json'}
   text = (tmp_path / 'table.md').read_text()
   assert [line for line in text.splitlines() if line in ('mvtec_ad', 'visa', 'btad')] == ['mvtec_ad', 'visa', 'btad']
+
+
+def test_a_part_says_what_it_was_measured_on_and_pages_what_system_a_row_is_of():
+  def rows(name, arg=None):
+    made = importlib.import_module(f'configs.tables.{name}').get_config(arg)
+    return [row.cfg for row in ablation.planned(mlc.FrozenConfigDict(made)) if row.cfg is not None]
+  one = rows('anomalyclip_1_industrial')
+  assert ablation.caption(one[:6]) == ('On mvtec_ad, split test; CLIP vit_l14_336 at 518 px, vit_b16_plus_240 at 240 '
+                                       'px; what is learned is learned on visa.')
+  assert ablation.caption(rows('clip_ad_7_direct', 'demo')) == (
+    'On synthetic_target, split test; CLIP tiny at 112 px; nothing is learned.')
+  assert ablation.caption(rows('rwda_4_sewer')).endswith('learned on texts.')
+  assert [cfg.label for cfg in one[:4]] == ['CLIP', 'CLIP-AC', 'WinCLIP', 'april_gan, VAND']
+  assert rows('clip_ad_7_direct', 'demo')[0].label == 'sdp, direct'
 
 
 def test_several_seeds_are_run_apart_and_shown_with_their_spread(tmp_path, monkeypatch):

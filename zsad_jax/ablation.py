@@ -116,7 +116,8 @@ def configured(cfg, row):
   changed.update_from_flattened_dict(dict(row.changes))
   if 'epochs' in changed.get('optim', {}):
     changed.optim.epochs = changed.train.epochs  # one number in every config, by a reference that a row cannot keep
-  changed.label = row.label
+  method, label = (re.sub(r'[\W_]', '', text.lower().replace('+', 'plus')) for text in (changed.method, row.label))
+  changed.label = row.label if method in label else f'{changed.method}, {row.label}'
   changed.published = row.published.to_dict()
   return mlc.FrozenConfigDict(changed)
 
@@ -189,13 +190,25 @@ def write(cfg, workdir, lines, failed) -> str:
   parts = [cfg.table.title]
   for column in dict.fromkeys(row.column for row, *_ in lines):
     own = [line[1:] for line in lines if line[0].column == column]
-    parts += ([column] if column else []) + [tables.beside(own, shown(own, cfg.table.metrics)), *undefined(own)]
+    of = [row.cfg for row, *_ in lines if row.column == column and row.cfg is not None]
+    parts += ([column] if column else []) + ([caption(of)] if of else [])
+    parts += [tables.beside(own, shown(own, cfg.table.metrics)), *undefined(own)]
   parts += [f'{name}: error: {error}' for name, error in failed.items()]
   parts.append('Means over categories in percent; in brackets what is published, beside rows on the same weights and '
                'data alone.')
   text = '\n\n'.join(parts) + '\n'
   logs.write_atomic(workdir / 'table.md', text)
   return text
+
+
+def caption(cfgs):
+  """What the rows of one part of the table are measured on, by what, and what they learn from."""
+  join = lambda values: ', '.join(dict.fromkeys(values))
+  learned = [('texts' if hasattr(method, 'examples') else cfg.data.aux) for cfg in cfgs
+             for method in (methods.get(cfg.method),) if hasattr(method, 'loss')]
+  said = (f'On {join(cfg.data.target for cfg in cfgs)}, split {join(cfg.data.split for cfg in cfgs)}; CLIP '
+          f'{join(f"{cfg.clip} at {cfg.image_size} px" for cfg in cfgs)}')
+  return said + (f'; what is learned is learned on {join(learned)}.' if learned else '; nothing is learned.')
 
 
 def shown(lines, metrics):

@@ -63,7 +63,7 @@ class Run(NamedTuple):
   def name(self):
     plain = lambda text: ''.join(c for c in text.lower().replace('+', 'plus') if c.isalnum())
     label = self.label or self.method
-    name = label if plain(label) == plain(self.method) else f'{self.method}: {label}'
+    name = label if plain(self.method) in plain(label) else f'{self.method}, {label}'
     if self.shots and 'shot' not in name:
       name += f', {self.shots} shot{"s" * (self.shots > 1)}'
     return name + ' (oracle)' * self.oracle

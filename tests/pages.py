@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / 'docs').rglob('*.md'))
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'checkpoints').rglob('README.md')), *DOCS]
 FOLDERS = ('.ci', 'benchmarks', 'checkpoints', 'configs', 'docs', 'tests', 'zsad_jax')
+OTHER_COMMANDS = ('python3 -m venv', '. .venv/bin/activate', 'git clone', 'cd ', 'mkdir ', 'sha256sum ')
 _FENCE = re.compile(r'^( *)```(\w*)\n(.*?)^\1```$', re.M | re.S)
 
 
@@ -76,6 +77,7 @@ def settings(text):
   """['key=value', ...] of every code span that sets config keys, as a shell would hand its words on."""
   found = []
   for span in spans(text):
+    span = span.replace('--config.', '')
     words = shlex.split(span) if re.match(r'[a-z_0-9.]+=', span) else ()
     if words and all(re.match(r'[a-z_0-9]+(\.[a-z_0-9]+)*=', word) for word in words):
       found.append(words)
@@ -93,11 +95,13 @@ def tables(text):
 
 def commands(page):
   """The command lines of blocks that are bash, joined where they go on after a backslash."""
-  lines = []
-  for language, body in blocks(page):
-    if language == 'bash':
-      lines += re.sub(r'\\\n\s*', '', body).splitlines()
+  lines = joined('\n'.join(body for language, body in blocks(page) if language == 'bash'))
   return [part.strip() for line in lines for part in line.split('&&') if part.strip() and not part.startswith('#')]
+
+
+def joined(text):
+  """The lines of a text, those that end in a backslash with what follows."""
+  return re.sub(r'\\\n\s*', '', text).splitlines()
 
 
 def parsed(path, words=()):
@@ -140,6 +144,25 @@ def check_launch(words):
   return plain
 
 
+def check_command(line):
+  """Raises where a line of shell would not do what it says, as far as that shows without running it."""
+  words = shlex.split(line)
+  if words[:1] == ['nice']:
+    words = words[3:]
+  if words[:2] == ['python', 'launch.py']:
+    check_launch(words[2:])
+  elif words[:2] == ['python', '-m']:
+    assert words[2] == 'pytest' or (ROOT / f'{words[2].replace(".", "/")}.py').is_file(), line
+  elif words[0] == 'python':
+    script = (ROOT / words[1]).read_text()
+    for word in words[2:]:
+      assert not word.startswith('--') or f"'{word.partition('=')[0]}'" in script, f'{words[1]} has no {word}'
+  elif words[:2] == ['pip', 'install']:
+    assert words[2] == '-r' and (ROOT / words[3]).is_file(), line
+  else:
+    assert line.startswith(OTHER_COMMANDS), f'no check for {line!r}'
+
+
 def resolve(reference):
   """What 'folder/file.py:name.name' or 'module.name' of zsad_jax stands for; raises where it stands for nothing.
 
@@ -172,8 +195,8 @@ def config(stem):
 
 @functools.cache
 def every_config():
-  """{name: config} of all methods."""
-  return {stem: config(stem) for stem in methods.names()}
+  """{name: config} of all methods and of the pretraining."""
+  return {stem: config(stem) for stem in (*methods.names(), 'pretrain_tiny')}
 
 
 def has(node, dotted):

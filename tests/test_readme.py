@@ -1,22 +1,25 @@
-"""README and the configs' docstrings tell the truth: their code runs, their keys and files exist."""
+"""README's program runs and its table is whole; what docstrings of configs and scripts say to type can be typed.
+
+What README and the other pages name is held in tests/test_docs.py.
+"""
 
 import importlib
 import re
-from pathlib import Path
 
+import pages
 import pytest
+from pages import ROOT
 
 from configs import anomalyclip
 from zsad_jax import methods
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
-KEYS = anomalyclip.get_config()
+WITH_COMMANDS = [ROOT / 'launch.py', *sorted([*(ROOT / 'configs').rglob('*.py'), *(ROOT / 'benchmarks').glob('*.py')])]
 
 
 def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
-  (code,) = re.findall(r'```python\n(.*?)```', README, re.S)
+  code, = (body for language, body in pages.blocks(ROOT / 'README.md') if language == 'python' and 'train.fit' in body)
   exec(compile(code, 'README.md', 'exec'), {})
   out = capsys.readouterr().out
   values = dict(re.findall(r'(image AUROC|pixel AUPRO) ([\d.]+)', out))
@@ -24,31 +27,19 @@ def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
   assert 0 <= float(values['pixel AUPRO']) <= 1
 
 
-@pytest.mark.parametrize('text', [README, (ROOT / 'checkpoints' / 'README.md').read_text(), anomalyclip.__doc__],
-                         ids=['README', 'checkpoints', 'anomalyclip'])
-def test_every_config_key_that_is_named_exists(text):
-  named = set(re.findall(r'--config\.([a-z_0-9.]+)=', text)) - {'seed'}
-  assert named
-  for dotted in named:
-    node = KEYS
-    for part in dotted.split('.'):
-      assert part in node, f'--config.{dotted}'
-      node = node[part]
-
-
-def test_every_file_and_folder_that_is_named_exists():
-  for path in re.findall(r'[`(]((?:configs|checkpoints|benchmarks|zsad_jax|\.ci)/[\w./]+)[`)]', README):
-    assert (ROOT / path.rstrip('/')).exists(), path
+@pytest.mark.parametrize('path', WITH_COMMANDS, ids=pages.name)
+def test_commands_of_docstrings_are_ones_that_the_program_takes(path):
+  docstring = importlib.import_module('.'.join(path.relative_to(ROOT).with_suffix('').parts)).__doc__ or ''
+  for line in pages.joined(docstring):
+    if re.match(r' +(nice .*)?python ', line):
+      pages.check_command(line.strip())
 
 
 def test_every_ablation_row_of_the_config_is_a_change_it_takes():
   rows = re.findall(r'((?:[a-z_0-9.]+=[\w.,()]+ ?)+)', anomalyclip.__doc__.split('ablations', 1)[1])
   assert len(rows) > 8
-  for key, value in re.findall(r'([a-z_0-9.]+)=([\w.(),]+?)(?=[ ,;]|$)', ' '.join(rows)):
-    node = KEYS
-    for part in key.split('.'):
-      assert part in node, f'{key}={value}'
-      node = node[part]
+  for setting in re.findall(r'[a-z_0-9.]+=[\w.(),]+?(?=[ ,;]|$)', ' '.join(rows)):
+    pages.parsed('configs/anomalyclip.py', [setting])
 
 
 def test_methods_in_the_table_exist():

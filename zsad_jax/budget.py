@@ -66,7 +66,8 @@ def evaluation(cfg, method, clip, dataset, rows: int, copies: int = 1) -> list[P
     parts.append(Part(
       f'maps of {largest} images of {category} and {shown} pictures',
       maps_bytes(largest, clip.image_size, hasattr(method, 'finish')) + 4 * shown * clip.image_size ** 2,
-      'lower --config.image_size, at which metrics are taken, or leave that category out with --config.data.target_categories'))
+      'lower --config.image_size, at which metrics are taken, or leave that category out with '
+      '--config.data.target_categories'))
   if hasattr(method, 'memory') and cfg.fewshot.shots:
     references, bank = references_bytes(cfg, method, clip, len(dataset.categories))
     parts.append(Part(f'{cfg.fewshot.shots} references of each category', 2 * references + copies * bank,

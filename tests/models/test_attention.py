@@ -114,3 +114,13 @@ def test_half_precision_keeps_its_dtype():
 def test_unknown_mode():
   with pytest.raises(ValueError, match=r"attention mode 'kv' is not one of \('qk', 'qq', 'kk', 'vv'\)"):
     attention.attend(*draw(1, 2, 1, 2), 'kv')
+
+
+def test_maps_are_the_weights_averaged_over_heads():
+  read = dict(zip('qkv', draw(2, 7, 3, 4)))
+  found = jax.jit(attention.maps)(*read.values())
+  assert set(found) == set(attention.MODES)
+  for mode, weights in found.items():
+    scores = np.einsum('bnhd,bmhd->bhnm', read[mode[0]], read[mode[1]], dtype=np.float64) / 2
+    scores = np.exp(scores - scores.max(-1, keepdims=True))
+    np.testing.assert_allclose(weights, (scores / scores.sum(-1, keepdims=True)).mean(1), atol=1e-6)

@@ -317,3 +317,22 @@ def test_features_is_a_pytree_of_the_taps_in_order(small):
 def test_images_of_another_size_are_refused(small):
   with pytest.raises(ValueError, match=r'images \(2, 56, 56, 3\) are not \[B, 64, 64, 3\]'):
     small[0].image(small[0].params, small[1], Spec(64))
+
+
+def test_attention_maps_are_those_of_the_block_that_is_asked(small):
+  made, images = small
+  block = 3
+  taps = tuple(Tap('clip', block - 1, token=token, read='none') for token in ('cls', 'patches'))
+  before = jax.jit(lambda p, x: made.image(p, x, Spec(SIZE, taps=taps)).taps)(made.params, images)
+  x = np.concatenate([before[tap.name] for tap in taps], 1)
+  own = jax.tree.map(lambda w: np.asarray(w[block - 1]), made.params['visual']['blocks'])
+  y = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+  y = y * own['ln_1']['scale'] + own['ln_1']['bias']
+  packed = np.einsum('bnd,dchk->bnchk', y, own['attn']['qkv']['kernel']) + own['attn']['qkv']['bias']
+  q, _, v = np.moveaxis(packed, 2, 0)
+  found = jax.jit(lambda p, x: made.attention(p, x, Spec(SIZE), block))(made.params, images)
+  for mode, one in (('qq', q), ('vv', v)):
+    scores = np.einsum('bnhd,bmhd->bhnm', one, one) * one.shape[-1] ** -.5
+    np.testing.assert_allclose(found[mode], np.asarray(jax.nn.softmax(scores)).mean(1), atol=1e-5)
+  with pytest.raises(ValueError, match='block 0 is not in 1'):
+    made.attention(made.params, images, Spec(SIZE), 0)

@@ -210,6 +210,15 @@ def test_a_measured_row_is_not_run_again_unless_its_config_or_the_sources_change
   assert len(ran) == 6 and 'but sources changed since' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('text', ['{"identity"', '[]', '{"identity": 3, "means": {}}'])
+def test_a_damaged_record_is_named_and_measured_again(tmp_path, monkeypatch, caplog, text):
+  ran = faked(monkeypatch)
+  ablation.run(two_rows(), tmp_path, 'run')
+  (tmp_path / 'b' / 'row.json').write_text(text)
+  ablation.run(two_rows(), tmp_path, 'run')
+  assert [label for label, *_ in ran] == ['b', 'a', 'b'] and f'{tmp_path / "b" / "row.json"} is damaged' in caplog.text
+
+
 def test_a_row_that_fails_is_a_row_with_its_error_and_is_tried_again(tmp_path, monkeypatch, capsys):
   ran = faked(monkeypatch, {'b': FileNotFoundError('no weights here')})
   assert ablation.run(two_rows(), tmp_path, 'run') == ['b']

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import ml_collections as mlc
+from absl import logging
 
 from zsad_jax import experiment, generated, inputs, logs, methods, progress, results
 from zsad_jax.report import tables
@@ -65,6 +66,7 @@ def run(cfg, workdir, mode) -> list[str]:
       failed[row.name] = f'{error} (traceback: {leave_trace(workdir / row.folder, row)})'
       print(f'error: {failed[row.name]}', flush=True)
       lines.append((row, row.label, 'error', results.published(row.cfg) or {}))
+      write(cfg, workdir, lines, failed)
       continue
     (workdir / row.folder / file_of(row, 'error', 'txt')).unlink(missing_ok=True)
     for selection, means in found.items():
@@ -159,18 +161,30 @@ def once(row, cfg, place, mode, source):
   """One experiment's {selection: means}; what an evaluation leaves in `place` answers for the next time."""
   record = place / file_of(row, 'row', 'json')
   identity = {'config': results.digest(cfg), 'sources': source}
-  if record.exists():
-    before = json.loads(record.read_text())
-    if before['identity'] == identity:
-      print(f'measured before: {record}', flush=True)
-      return before['means']
-    print(f'measured before, but {" and ".join(k for k in identity if identity[k] != before["identity"].get(k))} '
-          'changed since: measured again', flush=True)
+  before, means = recorded(record)
+  if before == identity:
+    print(f'measured before: {record}', flush=True)
+    return means
+  if before:
+    print(f'measured before, but {" and ".join(k for k in identity if identity[k] != before.get(k))} changed since: '
+          'measured again', flush=True)
   place.mkdir(parents=True, exist_ok=True)
   means = experiment.run(cfg, place, mode)
   if means:
     logs.write_json(record, {'identity': identity, 'means': means})
   return means
+
+
+def recorded(path):
+  """(identity, means) of what a row left, (None, None) where there is nothing that can be read."""
+  if not path.exists():
+    return None, None
+  try:
+    found = json.loads(path.read_text())
+    return dict(found['identity']), dict(found['means'])
+  except (ValueError, KeyError, TypeError) as error:
+    logging.warning('%s is damaged (%s: %s): measured again', path, type(error).__name__, error)
+    return None, None
 
 
 def file_of(row, kind, suffix):

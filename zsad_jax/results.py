@@ -55,6 +55,8 @@ def write(cfg, workdir, clip, learnable, aux, dataset, result, rules, seconds, s
                              source == 'texts')
   explanation += [f'{len(one.skipped)} damaged images of {one.name} were left out, among them {one.skipped[0]}.'
                   for one in (aux, dataset) if one is not None and one.skipped]
+  if cfg.eval.aupr == 'trapezoid':
+    explanation.append('AP is the area under the precision-recall curve by the trapezoidal rule: no average precision.')
   title = f'{label}, {place.parent.name}: split {cfg.data.split}, seed {cfg.seed}'
   logs.write_atomic(place / 'index.html', page.render(
     title, explanation, result.rows, result.summary, published(cfg), drawn=curves(cfg, dataset, result, thresholds),

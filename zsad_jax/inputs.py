@@ -26,7 +26,7 @@ def check(cfg):
     raise ValueError('eval.oracle_epoch is True, but several seeds are trained at once and each has its last epoch')
   if not 0 < cfg.eval.fpr_limit <= 1:
     raise ValueError(f'eval.fpr_limit is {cfg.eval.fpr_limit}; it must lie in (0, 1]')
-  if cfg.features.max_gb <= 0:
+  if not cfg.features.max_gb > 0:  # nor NaN, to which every store would seem small
     raise ValueError(f'features.max_gb is {cfg.features.max_gb}; it must be positive')
   if cfg.data.on_bad == 'skip' and not (data.is_own(cfg.data.aux) or data.is_own(cfg.data.target)):
     raise ValueError(f'data.on_bad is skip, but data.aux ({cfg.data.aux}) and data.target ({cfg.data.target}) are '

@@ -4,6 +4,7 @@ Every batch leaves its files, then a line a picture in journal.jsonl; the tables
 was killed goes on from there, and a picture whose file or detector has changed is predicted anew.
 """
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -12,6 +13,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 from absl import logging
 from PIL import Image, PngImagePlugin
@@ -31,6 +33,8 @@ MOST = 0.9  # share called anomalous from which the threshold is doubted aloud
 
 def run(cfg, workdir, path, out=None):
   """Predicts what is below `path` and writes the tables and pictures to `out`; returns its counts, {word: number}.
+
+  Of n processes, process i takes every nth picture from the ith on; the first writes the tables.
 
   Args:
     cfg: the config; its `predict` says what is written and how thresholds are found.
@@ -54,7 +58,7 @@ def run(cfg, workdir, path, out=None):
       logging.warning('%s', made.note)
     if found.links:
       logging.warning('%s: %d links lead elsewhere and are not followed', found.root, found.links)
-    journal = Journal(out / 'journal.jsonl', _identity(made))
+    journal = Journal(out, _identity(made))
     plan = [(file, _shown(file), name) for file, name in zip(found.files, names(found.files))]
     _predict(made, found.root, plan, out, journal)
     return _finish(made, found.root, plan, out, journal)
@@ -106,23 +110,48 @@ def _short(name: str) -> str:
 class Journal:
   """What is known of every picture so far, a JSON line each behind one with the detector's identity.
 
-  A journal of another detector is begun anew; a last line that a kill cut short is dropped.
+  A journal of another detector is begun anew; a last line that a kill cut short is dropped. Each of several processes
+  appends to a file of its own; the next run puts them together, however many it has.
   """
 
-  def __init__(self, path: Path, identity: dict):
-    self._path, self.rows = path, {}
-    head = json.dumps({'detector': identity}) + '\n'
-    before = path.read_bytes() if path.exists() else b''
-    whole = before[:before.rfind(b'\n') + 1]
-    if whole.partition(b'\n')[0] + b'\n' != head.encode():
-      if whole:
-        logging.warning('%s is of another detector or of other pictures to draw; all is predicted anew', path)
-      whole = head.encode()
-    if whole != before:
-      logs.write_atomic(path, whole)
-    for line in whole.decode().splitlines()[1:]:
-      row = json.loads(line)
-      self.rows[row['path']] = row
+  def __init__(self, folder: Path, identity: dict):
+    self._first, self._head = folder / 'journal.jsonl', json.dumps({'detector': identity}).encode() + b'\n'
+    self._path, self.rows = self._first, {}
+    if me := jax.process_index():
+      self._path = folder / f'journal-{me}.jsonl'
+    else:
+      self._put_together()
+    runtime.barrier('predict: one journal')
+    if me:
+      runtime.write_atomic(self._path, self._head)
+    self.refresh()
+
+  def _others(self) -> list[Path]:
+    return sorted(self._first.parent.glob('journal-*.jsonl'))
+
+  def _lines(self, path: Path) -> bytes:
+    """The whole lines of a file behind its first, none where it is of another detector or missing."""
+    text = path.read_bytes() if path.exists() else b''
+    head, _, lines = text[:text.rfind(b'\n') + 1].partition(b'\n')
+    if head and head + b'\n' != self._head:
+      logging.warning('%s is of another detector or of other pictures to draw; all is predicted anew', path)
+      return b''
+    return lines
+
+  def _put_together(self):
+    others = self._others()
+    whole = self._head + b''.join(self._lines(path) for path in (self._first, *others))
+    if not self._first.exists() or self._first.read_bytes() != whole:
+      runtime.write_atomic(self._first, whole)
+    for path in others:
+      path.unlink()
+
+  def refresh(self):
+    """Reads the rows that all processes have added."""
+    for path in (self._first, *self._others()):
+      for line in self._lines(path).splitlines():
+        row = json.loads(line)
+        self.rows[row['path']] = row
 
   def append(self, rows: list[dict]):
     """Adds rows; they are on disk when this returns."""
@@ -142,10 +171,11 @@ def _identity(made) -> dict:
 
 def _predict(made, root: Path, plan, out: Path, journal: Journal):
   """Predicts what the journal does not know; raises runtime.Preempted after the batch in which SIGTERM came."""
-  left = [entry for entry in plan if not _known(journal.rows.get(entry[1]), entry, root, out)]
-  done = len(plan) - len(left)
+  own = _own(plan)
+  left = [entry for entry in own if not _known(journal.rows.get(entry[1]), entry, root, out)]
+  done = len(own) - len(left)
   if done:
-    logging.info('%d of %d images were predicted before', done, len(plan))
+    logging.info('%d of %d images were predicted before', done, len(own))
   of = {root / file: (shown, name) for file, shown, name in left}
   artist = Artist(made, out)
 
@@ -157,13 +187,22 @@ def _predict(made, root: Path, plan, out: Path, journal: Journal):
     return rows
 
   batches = runtime.prefetch(write, made.batches(root / file for file, *_ in left), depth=1)
-  with tqdm(total=len(plan), initial=done, desc='predict', unit='image', disable=not left) as bar:
+  bar = tqdm(total=len(own), initial=done, desc='predict', unit='image', disable=jax.process_index() > 0 or not left)
+  with contextlib.closing(batches), bar:
     for rows in batches:
       journal.append(rows)
       bar.update(len(rows))
-      if runtime.preempted() and bar.n < len(plan):
-        batches.close()
-        raise runtime.Preempted(f'asked to stop after {bar.n} of {len(plan)} images')
+      done += len(rows)
+      if runtime.preempted():
+        break
+  if runtime.any_process(done < len(own)):
+    raise runtime.Preempted(f'asked to stop after {done} of {len(own)} images')
+  journal.refresh()
+
+
+def _own(entries: list) -> list:
+  """Those of this process, every nth of n processes."""
+  return entries[jax.process_index()::jax.process_count()]
 
 
 def _known(row: dict | None, entry, root: Path, out: Path) -> bool:
@@ -198,6 +237,8 @@ class Artist:
     if seen.map is None:
       return row
     row |= {'low': float(seen.map.min()), 'peak': float(seen.map.max())}
+    if self._keys.maps == 'none' and not (self._keys.masks or self._keys.overlays):
+      return row
     large = detector.enlarged(seen.map, seen.image.size)
     if self._keys.maps != 'none':
       row['map'] = self._save_map(name, large)
@@ -205,19 +246,23 @@ class Artist:
 
   def draw(self, name: str, image: Image.Image, large: np.ndarray) -> dict:
     """Returns {'mask', 'overlay'}: paths of what was drawn of a map [h, w], None where nothing was."""
-    drawn = {'mask': None, 'overlay': None}
-    if self._scale is None:
+    drawn, levels = self.drawn(name), self._levels
+    if not any(drawn.values()):
       return drawn
-    levels = self._levels
     said = {'low': levels.low, 'threshold': levels.pixel.value, 'high': levels.high,
             'threshold_source': levels.pixel.source}
-    if self._keys.masks:
+    if drawn['mask']:
       mask = Image.fromarray((large >= levels.pixel.value).astype(np.uint8) * 255)
-      drawn['mask'] = self._save(f'masks/{name}.png', _png(mask, said))
-    if self._keys.overlays:
+      self._save(drawn['mask'], _png(mask, said))
+    if drawn['overlay']:
       picture = Image.fromarray(figures.overlay(image, large, self._scale))
-      drawn['overlay'] = self._save(f'overlays/{name}.png', _png(picture, said))
+      self._save(drawn['overlay'], _png(picture, said))
     return drawn
+
+  def drawn(self, name: str) -> dict:
+    """Returns {'mask', 'overlay'}: paths of what `draw` draws."""
+    wanted = {'mask': self._keys.masks, 'overlay': self._keys.overlays}
+    return {kind: f'{kind}s/{name}.png' if on and self._scale is not None else None for kind, on in wanted.items()}
 
   def _save_map(self, name: str, large: np.ndarray) -> str:
     if self._keys.maps != 'png16':
@@ -279,14 +324,16 @@ def _finish(made, root: Path, plan, out: Path, journal: Journal) -> dict[str, in
 
 def _drawn_later(made, root, plan, out, rows, levels) -> list[dict]:
   """The rows, with masks and overlays drawn from the kept maps."""
-  artist, done, rules = Artist(made, out, levels), [], made.rules
-  for (file, _, name), row in zip(tqdm(plan, desc='draw', unit='image'), rows):
-    if row['map']:
-      row = row | artist.draw(name, images.read_rgb(root / file, rules), read_map(out / row['map']))
-    done.append(row)
+  artist, done, mapped = Artist(made, out, levels), 0, [pair for pair in zip(plan, rows) if pair[1]['map']]
+  own = _own(mapped)
+  for (file, _, name), row in tqdm(own, desc='draw', unit='image', disable=jax.process_index() > 0):
+    artist.draw(name, images.read_rgb(root / file, made.rules), read_map(out / row['map']))
+    done += 1
     if runtime.preempted():
-      raise runtime.Preempted(f'asked to stop after drawing {len(done)} of {len(rows)} images')
-  return done
+      break
+  if runtime.any_process(done < len(own)):
+    raise runtime.Preempted(f'asked to stop after drawing {done} of {len(own)} images')
+  return [row | artist.drawn(row['name']) if row['map'] else row for row in rows]
 
 
 def _table(rows, levels) -> Iterator[dict]:
@@ -337,10 +384,10 @@ def _report(table, out: Path, levels) -> dict[str, int]:
     print(f'threshold {levels.image.value:.4g}: {levels.image.source}')
   if levels.pixel:
     print(f'threshold of maps {levels.pixel.value:.4g}: {levels.pixel.source}')
-  if levels.image and anomalous > MOST * (len(table) - len(failed)) and len(table) >= thresholds.FEWEST:
+  if anomalous > MOST * (len(table) - len(failed)) and len(table) >= thresholds.FEWEST:
     print('Nearly all are called anomalous. If they are not, these pictures are unlike those the threshold comes from: '
-          'name a folder of normal ones with --config.predict.normals=FOLDER'
-          + (', or take --config.predict.threshold=batch if most are normal' if levels.image.rule != 'batch' else ''))
+          'take it from normal ones, --config.predict.threshold=normals --config.predict.normals=FOLDER, or, if most '
+          'are normal, fit it to them: --config.predict.threshold=batch')
   print(f'table: {out / "predictions.csv"}')
   if any(row['overlay'] for row in table):
     print(f'look at: {out / "overlays"}')

@@ -45,7 +45,7 @@ class Scorer:
   """
 
   def __init__(self, cfg, method, clip, learnable, names, *, memory=None, place: runtime.Placement):
-    learnable, memory = jax.device_put((learnable, memory), place.copy)
+    learnable, memory = runtime.replicate((learnable, memory), place)
     frozen = runtime.weights(clip.params, place)
     make_bank = jax.jit(functools.partial(method.bank, categories=names, clip=clip, cfg=cfg))
     bank = make_bank({} if hasattr(method, 'select') else learnable, frozen)

@@ -18,9 +18,9 @@ from zsad_jax.data import naming
 from zsad_jax.report import charts, figures, page, pictures, tables
 
 # Keys on which no result depends: names for people, places on disk, how much is done at once, what is drawn.
-NO_RESULT = ('label', 'published', 'table', 'bench', 'data.root', 'data.manual_dir', 'features.dir', 'features.store',
-             'features.max_gb', 'features.batch', 'eval.batch', 'eval.pictures', 'shard_weights',
-             'eval.figures', 'eval.tsne', 'eval.attention')
+NO_RESULT = ('label', 'published', 'table', 'bench', 'predict', 'export', 'max_memory_gb', 'shard_weights', 'data.root',
+             'data.manual_dir', 'features.dir', 'features.store', 'features.max_gb', 'features.batch', 'eval.batch',
+             'eval.pictures', 'eval.figures', 'eval.tsne', 'eval.attention')
 
 
 def write(cfg, workdir, clip, learnable, aux, dataset, result, rules, seconds, suffix='', plates=MappingProxyType({})):
@@ -74,11 +74,12 @@ def write(cfg, workdir, clip, learnable, aux, dataset, result, rules, seconds, s
 def ruled(dataset, result):
   """(page.Rule, the same as a dict of thresholds and colour scale): what is called anomalous on the page of a run."""
   name, both = 'the pixel threshold with the largest F1 of this run', 0 < np.sum(dataset.labels) < len(dataset.labels)
-  f1, score = metrics.f1_max(dataset.labels, result.scores) if both else (None, None)
+  right, score = metrics.balanced_threshold(dataset.labels, result.scores) if both else (None, None)
   pixel = metrics.f1_threshold(list(result.curves.values())) if result.curves else None
   scale, middle = figures.run_scale(list(result.maps.values()), pixel, name) if result.maps else (None, '')
-  source = (f'An image is called anomalous from a score of {score:.3g} on, which has the largest F1 of this run, '
-            f'{100 * f1:.1f}. It was chosen with the truth: on new images expect less.' if both else
+  source = (f'An image is called anomalous from a score of {score:.3g} on: of all thresholds the one with the best '
+            f'balanced accuracy in this run, {100 * right:.1f} %. It was chosen with the truth: on new images expect '
+            'less.' if both else
             'All images here are of one class, so that no threshold of their scores can be chosen.')
   known = {'image_threshold': score, 'pixel_threshold': pixel}
   if scale:

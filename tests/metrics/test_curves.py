@@ -80,3 +80,23 @@ def test_the_threshold_of_a_run_is_that_of_all_its_pixels():
   said = maps >= metrics.f1_threshold([part[0].curves() for part in parts])
   f1 = 2 * np.sum(said & (masks == 1)) / (said.sum() + masks.sum())
   assert f1 == pytest.approx(best, abs=2e-3)
+
+
+def test_the_balanced_threshold_does_not_call_everything_anomalous():
+  scores = np.array([.1, .2, .3, .4, .5, .6, .7, .8, .9, .95])
+  labels = np.array([0, 1, 0, 1, 1, 1, 1, 1, 1, 1])
+  right, threshold = metrics.balanced_threshold(labels, scores)
+  assert (right, threshold) == (pytest.approx((1 + 7 / 8) / 2), .4)
+  assert metrics.f1_max(labels, scores)[1] == .2
+  assert metrics.balanced_threshold([0, 1, 1, 0], [1, 1, 1, 1]) == (.5, 1)
+  with pytest.raises(metrics.Undefined, match='no normal images'):
+    metrics.balanced_threshold([1, 1], [.1, .2])
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_no_threshold_has_a_better_balanced_accuracy(seed):
+  rng = np.random.default_rng(seed)
+  labels, scores = np.append(rng.integers(0, 2, 30), [0, 1]), rng.integers(0, 9, 32)
+  accuracy = lambda t: (np.mean(scores[labels == 1] >= t) + np.mean(scores[labels == 0] < t)) / 2
+  right, threshold = metrics.balanced_threshold(labels, scores)
+  assert accuracy(threshold) == pytest.approx(right) == max(accuracy(t) for t in range(10))

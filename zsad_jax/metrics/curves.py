@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from zsad_jax.metrics.aupro import overlap
+from zsad_jax.metrics.value import Undefined, one_class
 
 POINTS = 320  # thresholds of a curve, at most
 TAIL = 1e-3  # share of each class beyond either end of a histogram
@@ -87,6 +88,25 @@ def f1_threshold(found: Sequence[Curves]) -> float:
     np.interp(points, c.thresholds[::-1], counts(c)[::-1], left=all_of_them(c), right=0) for c in found)
   tp, fp = total(lambda c: c.tp, lambda c: c.positives), total(lambda c: c.fp, lambda c: c.negatives)
   return float(points[np.argmax(2 * tp / (tp + fp + sum(c.positives for c in found)))])
+
+
+def balanced_threshold(labels, scores) -> tuple[float, float]:
+  """(best balanced accuracy, the highest threshold with it) of image scores [n]; anomalous is a score at or above it.
+
+  The mean of the shares of anomalous and of normal images that are told right. Where most images are anomalous, as in
+  most test sets, the threshold with the largest F1 may call all of them so; this one does not.
+
+  Raises:
+    Undefined: one of the classes is absent.
+  """
+  labels, scores = np.asarray(labels), np.asarray(scores)
+  normal, anomalous = (np.sort(scores[labels == label]) for label in (0, 1))
+  if reason := one_class(anomalous.size, normal.size, 'images'):
+    raise Undefined(reason)
+  found = 1 - np.searchsorted(anomalous, anomalous, 'left') / anomalous.size
+  right = (found + np.searchsorted(normal, anomalous, 'left') / normal.size) / 2
+  best = right.size - 1 - np.argmax(right[::-1])
+  return float(right[best]), anomalous[best].item()
 
 
 def _spread(scores):

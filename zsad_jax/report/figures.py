@@ -23,7 +23,7 @@ class Shown(NamedTuple):
   Attributes:
     image: PIL RGB.
     mask: [h, w] uint8 0/255, or None where the truth is not known.
-    map: [R, R], or None of a method without maps.
+    map: [R, R], or [h, w, 3] uint8 as it is drawn over the image already, or None of a method without maps.
     score: of the image; higher is more anomalous.
     label: 1 anomalous, 0 normal, None where the truth is not known.
     caption: what the image is called.

@@ -89,7 +89,7 @@ def _card(number, item, rule, share):
   elif item.label is not None:
     pictures.append(('no mask' if item.mask is None else 'nothing marked', ('', *size)))
   if item.map is not None:
-    over = figures.overlay(item.image, item.map, rule.scale)
+    over = item.map if item.map.ndim == 3 else figures.overlay(item.image, item.map, rule.scale)
     pictures.append(('anomaly map over the input', _thumbnail(over, share)))
   return dict(number=number, name=item.caption, category=item.category, label=item.label, score=float(item.score),
               called=called, wrong=wrong, pictures=pictures, truth=figures.TRUTH[item.label])

@@ -7,8 +7,8 @@ import os
 import numpy as np
 import pytest
 
-from configs import anomalyclip, sdp_plus
-from zsad_jax import metrics, summary
+from configs import anomalyclip, common, sdp_plus
+from zsad_jax import metrics, results, summary
 from zsad_jax.report import gather, tables
 
 NO_MASKS = metrics.Value(None, 'no masks')
@@ -177,3 +177,16 @@ def test_the_names_of_rows_tell_weights_apart():
   (rows,), notes = gather.tables([run('12345678-a'), run('abcdefgh-b')])
   assert [name for name, _ in rows] == ['SDP, 1 shot [weights 12345678, auxiliary data none]',
                                         'SDP, 1 shot [weights abcdefgh, auxiliary data none]'] and not notes
+
+
+def test_every_shared_key_is_known_to_decide_results_or_not_to():
+  """A new key that decides nothing belongs to results.NO_RESULT, or finished tables would be measured again."""
+  assert set(results.recipe(common.base())) == {
+    'seed', 'clip', 'arch', 'checkpoint', 'image_size', 'precision', 'data.aux', 'data.target', 'data.split',
+    'data.aux_categories', 'data.target_categories', 'data.transparency', 'data.on_bad', 'data.exif',
+    'data.allow_seen', 'train.epochs', 'train.batch', 'train.shuffle', 'features.storage', 'eval.fpr_limit',
+    'eval.aupr', 'eval.oracle_epoch'}
+  c = common.base()
+  c.seed, c.data.root = 5, 'elsewhere'
+  assert results.digest(c, seeds=False) == results.digest(common.base(), seeds=False)
+  assert results.digest(c) != results.digest(common.base())

@@ -1,6 +1,7 @@
 """Results of many runs as tables: one for every target, a row for every experiment, its seeds together."""
 
 import csv
+import hashlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -162,7 +163,7 @@ def to_csv(found: Sequence[Sequence[Row]]) -> str:
   writer.writerow(HEADER)
   for row in (row for rows in found for row in rows):
     run, (name, learned, size, selection, seeds) = row.runs[0], about(row)
-    config = ' '.join(f'{key}={value}' for key, value in sorted(run.recipe.items()))
+    config = hashlib.sha256(repr(run.experiment).encode()).hexdigest()[:12]
     for category, cells in row.cells.items():
       for metric, cell in cells.items():
         published = '' if category or metric not in run.published else run.published[metric] / 100

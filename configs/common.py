@@ -65,8 +65,8 @@ def base():
   c.export.threshold = ''  # written beside the program; scores above it are anomalous
 
   c.predict = mlc.ConfigDict()  # of --mode=predict
-  # f1_max or fpr of the auxiliary set, normals, batch (fitted to the predicted images) or a number; auto: normals where
-  # predict.normals has any that are not references, otherwise f1_max, or batch without an auxiliary set.
+  # fpr or f1_max of the auxiliary set, normals, batch (fitted to the predicted images) or a number; auto: normals where
+  # predict.normals has any that are not references, otherwise fpr, or batch without an auxiliary set.
   c.predict.threshold = 'auto'
   c.predict.pixel_threshold = 'auto'  # of masks: by the rule of the images, or one of its own
   c.predict.fpr = 0.05  # fpr, batch: share of normal images that may be called anomalous

@@ -100,7 +100,7 @@ def test_every_picture_is_a_row_and_a_bad_one_a_row_with_its_reason(run):
     assert row == {k: '' if v is None else str(v).lower() if isinstance(v, bool) else str(v) for k, v in line.items()}
   good = [line for line in lines if not line['error']]
   assert all(line['is_anomaly'] == (line['score'] >= line['threshold']) for line in good)
-  assert 'largest F1' in good[0]['threshold_source'] and '24 labelled images of aux' in good[0]['threshold_source']
+  assert 'at most 5 %, on 24 labelled images of aux' in good[0]['threshold_source']
   order = sorted(good, key=lambda line: line['score'])
   assert [line['percentile'] for line in order] == sorted(line['percentile'] for line in order)
   assert not list(out.rglob('*.tmp'))
@@ -222,7 +222,10 @@ def test_scores_are_those_of_the_evaluation_and_the_threshold_is_theirs(tmp):
   np.testing.assert_allclose([one.score for one in seen], known.scores, atol=1e-5)
   np.testing.assert_allclose([one.map.max() for one in seen], known.peaks, atol=1e-5)
   assert known.labels.sum() == 12 and known.truth.any() and not known.truth.all()
-  assert made.levels.image == thresholds.f1_max(known.labels, known.scores, known.of)
+  assert made.levels.image == thresholds.false_positive_rate(known.labels, known.scores, 0.05, known.of)
+  best = calibration.levels(made.cfg.predict, 'f1_max', 'f1_max', known, None)
+  assert best.image == thresholds.f1_max(known.labels, known.scores, known.of)
+  assert best.pixel == thresholds.f1_max(known.truth, known.pixels, f'pixels of {known.of}')
   assert made.levels.low <= made.levels.pixel.value <= made.levels.high
 
 

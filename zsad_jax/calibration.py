@@ -74,7 +74,7 @@ def rules(keys, referenced: bool, auxiliary: bool) -> tuple[str, str]:
     referenced: whether the normal images are a few-shot method's references, from which their own distance is 0.
     auxiliary: whether there is an auxiliary set to be had.
   """
-  best = 'normals' if keys.normals and not referenced else 'f1_max' if auxiliary else 'batch'
+  best = 'normals' if keys.normals and not referenced else 'fpr' if auxiliary else 'batch'
   image = {'auto': best}.get(keys.threshold, keys.threshold)
   image = 'fixed' if _number(image) is not None else image
   pixel = keys.pixel_threshold if keys.pixel_threshold != 'auto' else best if image == 'fixed' else image

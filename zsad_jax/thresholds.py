@@ -112,12 +112,13 @@ def normals(scores, quantile: float, of: str) -> Threshold:
 
 
 def robust(scores, rate: float, of: str) -> Threshold:
-  """Returns a threshold from unlabelled scores, of which more than half are taken to be normal.
+  """Returns a threshold from unlabelled scores, most of which are taken to be normal.
 
-  Assumption: the normal scores are more than half, lie closest together and are spread as a normal distribution, and
-  anomalous ones lie above them. Where the normal ones are is the middle of the shortest interval that holds half of
-  all scores (Rousseeuw 1984, least median of squares), how wide they are the median distance of the scores below that,
-  times 1.4826: both ignore what lies far above. The threshold leaves the share `rate` of such a distribution above it.
+  Assumption: normal scores are the majority and spread evenly to both sides, and anomalous ones lie above them. The
+  centre is the median; the spread is 1.4826 times the median distance of the scores below it, a one-sided median
+  absolute deviation (Rousseeuw and Croux 1993, sec. 1), which nothing above the centre enters. The threshold leaves the
+  share `rate` of a normal distribution of that centre and spread above it. Anomalous images move the median up, and so
+  the threshold: the more there are, the fewer are found, rather than that normal ones are called anomalous.
 
   Args:
     scores: [n], at least FEWEST.
@@ -127,22 +128,20 @@ def robust(scores, rate: float, of: str) -> Threshold:
   Raises:
     ValueError: too few scores, a value that is not finite, a rate out of range.
   """
-  scores = np.sort(_checked(scores, of))
+  scores = _checked(scores, of)
   if not 0 < rate < 0.5:
     raise ValueError(f'a false-positive rate of {rate} is not in (0, 0.5)')
   if scores.size < FEWEST:
     raise ValueError(f'{of}: {scores.size} score{"s" * (scores.size > 1)}, but a fit needs at least {FEWEST}; give '
                      'more images, normal ones, or a number as the threshold')
-  half = scores.size // 2 + 1
-  start = int(np.argmin(scores[half - 1:] - scores[:scores.size - half + 1]))
-  centre = (scores[start] + scores[start + half - 1]) / 2
-  below = scores[scores <= centre]
-  spread = MAD * float(np.median(centre - below)) if below.size else 0.
+  centre = float(np.median(scores))
+  spread = MAD * float(np.median(centre - scores[scores <= centre]))
   value = centre + statistics.NormalDist().inv_cdf(1 - rate) * spread
-  # Where more than half are equal, equal ones are normal.
-  return Threshold(float(max(value, np.nextafter(scores[start + half - 1], np.inf) if not spread else value)),
-                   f'robust fit to {of}, of which more than half are taken to be normal: centre {centre:.4g}, spread '
-                   f'{spread:.3g}, {100 * rate:g} % of normal ones above', 'batch')
+  if not spread:  # equal scores are normal
+    value = float(np.nextafter(centre, np.inf))
+  source = (f'robust fit to {of}, of which most are taken to be normal: median {centre:.4g}, spread {spread:.3g}, '
+            f'{100 * rate:g} % of normal ones above')
+  return Threshold(value, source, 'batch')
 
 
 def percentile(score, reference) -> np.ndarray:

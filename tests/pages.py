@@ -99,6 +99,13 @@ def commands(page):
   return [part.strip() for line in lines for part in line.split('&&') if part.strip() and not part.startswith('#')]
 
 
+def launches(page):
+  """The words of every launch.py of a page that is not in a block of bash: in prose, batch scripts, manifests."""
+  rest = re.sub(r'```bash\n.*?```', '', page.read_text(), flags=re.S)
+  found = re.findall(r'python launch\.py((?: --[\w.]+(?:=[^\s"\'`]+)?)+)', ' '.join(rest.replace('\\\n', ' ').split()))
+  return [text.split() for text in found]
+
+
 def joined(text):
   """The lines of a text, those that end in a backslash with what follows."""
   return re.sub(r'\\\n\s*', '', text).splitlines()
@@ -133,7 +140,7 @@ def check_launch(words):
     elif word.startswith('--'):
       known = own_flags()
       flag = known[key[2:] if key[2:] in known else key.removeprefix('--no')]
-      if value:
+      if value and not value.startswith('$'):
         flag.parser.parse(value)
     else:
       plain.append(word)

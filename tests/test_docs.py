@@ -34,6 +34,9 @@ def test_commands_are_ones_that_the_program_takes(page):
   for line in pages.commands(page):
     if not any(path in line for path in made):  # those are run by the tests of their pages
       pages.check_command(line)
+  for words in pages.launches(page):
+    if not any(path in words[0] for path in made):
+      pages.check_launch(words)
 
 
 @of_page

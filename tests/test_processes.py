@@ -9,13 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import ml_collections as mlc
 import numpy as np
 import pytest
 from drawn_folders import draw
 
 from configs import anomalyclip
-from zsad_jax import checkpoint, experiment
+from zsad_jax import checkpoint, experiment, predict
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 240  # that a group of processes may take on a busy machine
@@ -39,20 +40,20 @@ def place(tmp_path_factory):
   (place / 'target' / 'nut' / 'test' / 'good' / '003.png').unlink()  # batches of 5: one of 5, 3; one of 5, 2
   (place / 'alone').mkdir()
   (place / '.compiled').symlink_to(ROOT / '.pytest_cache' / 'compiled')
-  run_alone(place, place / 'alone', data_root=place / 'own_data')
+  experiment.run(config(place, data_root=place / 'own_data'), place / 'alone', 'run')
   return place
 
 
-def run_alone(place, workdir, data_root=None):
+def config(place, data_root=None):
   cfg = anomalyclip.get_config('demo')
   cfg.update_from_flattened_dict(changes(place) | ({'data.root': str(data_root)} if data_root else {}))
-  experiment.run(mlc.FrozenConfigDict(cfg), workdir, 'run')
+  return mlc.FrozenConfigDict(cfg)
 
 
 class Group:
   """Processes of one run, whose output is shown when something is not as it should be."""
 
-  def __init__(self, place, name, count):
+  def __init__(self, place, name, count, *words):
     with socket.socket() as probe:
       probe.bind(('localhost', 0))
       port = probe.getsockname()[1]
@@ -62,7 +63,8 @@ class Group:
       self._logs.append([place / f'{name}-{count}-{number}.{kind}' for kind in ('out', 'err')])
       with open(self._logs[-1][0], 'w') as out, open(self._logs[-1][1], 'w') as err:
         self.processes.append(subprocess.Popen(
-          [sys.executable, 'launch.py', '--config=configs/anomalyclip.py:demo', *keys, f'--workdir={place / name}',
+          [sys.executable, 'launch.py', '--config=configs/anomalyclip.py:demo', *keys, *words,
+           f'--workdir={place / name}',
            '--distributed', f'--coordinator=localhost:{port}', f'--num_processes={count}', f'--process_id={number}'],
           cwd=ROOT, stdout=out, stderr=err))
     self.checkpoints = place / name / 'checkpoints'
@@ -153,8 +155,46 @@ def test_killed_among_three_asked_to_stop_among_two_finished_by_one(place):
   assert 'the same command goes on from there' in two.read(0)[1]
   assert saved[-1] < steps(two)[-1] < 3 * EPOCHS, 'stopped while it was training'
 
-  run_alone(place, place / 'chain')
+  experiment.run(config(place), place / 'chain', 'run')
   require_same_results(place / 'chain', place / 'alone')
   found, own = losses(place / 'chain'), losses(place / 'alone')
   assert [step for step, _ in found] == [step for step, _ in own]
   np.testing.assert_allclose([loss for _, loss in found], [loss for _, loss in own], atol=1e-5)
+
+
+def test_two_processes_predict_as_one_and_one_goes_on(place):
+  pictures, out = place / 'target' / 'wood' / 'test', place / 'predicted'
+  with Group(place, 'alone', 2, '--mode=predict', f'--path={pictures}', f'--out={out}') as group:
+    assert group.codes() == [0, 0], group.shown()
+  assert '8 images:' in group.read(0)[0] and group.read(1)[0] == ''
+  found, maps = predictions(out), {path: path.stat().st_mtime_ns for path in out.glob('maps/**/*.png')}
+  assert len(maps) == len(found) == 8 and len(list(out.glob('journal*.jsonl'))) == 2
+
+  predict.run(config(place), place / 'alone', pictures, out)
+  assert predictions(out) == found and maps == {path: path.stat().st_mtime_ns for path in out.glob('maps/**/*.png')}
+  assert [path.name for path in out.glob('journal*.jsonl')] == ['journal.jsonl']
+
+  predict.run(config(place), place / 'alone', pictures, place / 'predicted_alone')
+  for name, row in predictions(place / 'predicted_alone').items():
+    assert abs(float(row.pop('score')) - float(found[name].pop('score'))) < 1e-5
+    assert abs(float(row.pop('threshold')) - float(found[name].pop('threshold'))) < 1e-5
+    assert row == found[name]
+
+
+def predictions(out):
+  with open(out / 'predictions.csv', newline='') as file:
+    return {row['path']: row for row in csv.DictReader(file)}
+
+
+def test_what_several_processes_predicted_is_read_by_any_other_number(tmp_path, monkeypatch):
+  row = lambda number: {'path': f'{number}.png', 'score': number}
+  for number in range(3):
+    monkeypatch.setattr(jax, 'process_index', lambda number=number: number)
+    predict.Journal(tmp_path, {'by': 1}).append([row(number)])
+  monkeypatch.setattr(jax, 'process_index', lambda: 0)
+  with open(tmp_path / 'journal-1.jsonl', 'a') as file:
+    file.write('{"path": "cut sho')
+  again = predict.Journal(tmp_path, {'by': 1})
+  assert again.rows == {f'{number}.png': row(number) for number in range(3)}
+  assert [path.name for path in tmp_path.iterdir()] == ['journal.jsonl']
+  assert predict.Journal(tmp_path, {'by': 2}).rows == {}

@@ -8,9 +8,10 @@ import pytest
 from drawn_folders import draw
 from PIL import ExifTags, Image
 
-from zsad_jax import data
+from zsad_jax import data, metrics
 from zsad_jax.data import images, protocol
 from zsad_jax.models import convert
+from zsad_jax.report import page
 
 COLOUR = {'bolt': (40, 100, 40)}
 
@@ -191,3 +192,10 @@ def test_extra_an_image_in_both_sets_is_leakage(photos, load, tmp_path):
   target = data.load(f'folder:{other}', root=tmp_path / 'data')
   with pytest.raises(ValueError, match=r'1 of the 4 images of other .*bolt/test/good/001 = nut/test/good/000'):
     protocol.check_images(load(), target)
+
+
+def test_extra_names_cannot_break_out_of_the_page():
+  name = '"><script>alert(1)</script>'
+  row = {'image_auroc': metrics.Value(None, name)}
+  text = page.render(name, [name], {name: row}, metrics.summarise({name: row}), None)
+  assert '<script>alert' not in text and '&lt;script&gt;alert(1)&lt;/script&gt;' in text

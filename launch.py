@@ -91,7 +91,8 @@ def main(argv):
       if MODE.value == 'predict':
         predict.run(cfg, workdir, PATH.value, OUT.value)
       elif MODE.value in ('bench', 'export'):
-        (bench if MODE.value == 'bench' else export).run(cfg, workdir)
+        with runtime.stopping_at_once():
+          (bench if MODE.value == 'bench' else export).run(cfg, workdir)
       else:
         failed = (ablation if 'table' in cfg else experiment).run(cfg, workdir, MODE.value)
       runtime.barrier('end')  # a process that ends takes the others along

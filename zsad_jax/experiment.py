@@ -39,7 +39,8 @@ def run(cfg, workdir, mode):
   if 'method' not in cfg:
     if jax.process_count() > 1:
       raise ValueError('this config pretrains a CLIP, which one process does: leave out --distributed')
-    return pretrain.run(cfg, workdir)
+    with runtime.stopping_at_once():  # its checkpoints are whole at every moment
+      return pretrain.run(cfg, workdir)
   inputs.check(cfg)
   method = methods.get(cfg.method)
   if cfg.checkpoint and not hasattr(method, 'load_official'):
@@ -254,6 +255,7 @@ def oracle(cfg, workdir, method, clip, aux, measure, last):
 def trained(cfg, workdir, method, clip, aux):
   """What an earlier run learned: config.checkpoint, or the workdir's newest checkpoint, held against the config."""
   if cfg.checkpoint:
+    files.verify(cfg.checkpoint)
     return method.load_official(files.read_safetensors(cfg.checkpoint), clip=clip, cfg=cfg)
   template = learned_shapes(cfg, method, clip)
   if not trains(cfg, method, clip):

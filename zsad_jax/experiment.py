@@ -255,8 +255,9 @@ def oracle(cfg, workdir, method, clip, aux, measure, last):
 def trained(cfg, workdir, method, clip, aux):
   """What an earlier run learned: config.checkpoint, or the workdir's newest checkpoint, held against the config."""
   if cfg.checkpoint:
+    arrays = files.read_safetensors(cfg.checkpoint)
     files.verify(cfg.checkpoint)
-    return method.load_official(files.read_safetensors(cfg.checkpoint), clip=clip, cfg=cfg)
+    return method.load_official(arrays, clip=clip, cfg=cfg)
   template = learned_shapes(cfg, method, clip)
   if not trains(cfg, method, clip):
     return template

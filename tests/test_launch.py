@@ -23,7 +23,7 @@ def command(*args, cwd=ROOT):
 @pytest.mark.parametrize(('args', 'message'), [
   (['--config.prompt.dept=3'], "error: config: unknown key 'dept'; did you mean 'depth'?"),
   (['--config.train.epochs=many'], '--config.train.epochs=many'),
-  (['--mode=train'], 'run|fit|evaluate|predict|bench|export|datasets'),
+  (['--mode=train'], 'run|fit|evaluate|predict|bench|export'),
   ([], '--workdir is missing'),
 ])
 def test_mistyped_flags_are_one_line(args, message):

@@ -168,8 +168,8 @@ def random_clip(cfg, method) -> clip_lib.Clip:
   own = tokenizer_lib.load(None)
   if own.size > arch.text.vocab:  # the embedded CLIP, whose tokenizer is its own
     own = tokenizer_lib.load(hub.resolve(cfg.clip, arch=cfg.arch or None).tokenizer_path)
-  rng = np.random.default_rng(cfg.seed)
-  params = jax.tree_util.tree_map_with_path(lambda path, leaf: _random(rng, path[-1].key, leaf.shape),
+  drawn = np.random.default_rng(cfg.seed).standard_normal(2 ** 20 + 1, np.float32)
+  params = jax.tree_util.tree_map_with_path(lambda path, leaf: _random(drawn, path[-1].key, leaf.shape),
                                             archs.template(arch))
   made = clip_lib.build(arch, params, image_size=cfg.image_size, tokenizer=own, fingerprint='random')
   return clip_lib.with_precision(dataclasses.replace(made, arch=arch), cfg.precision)
@@ -239,12 +239,12 @@ def text(report: dict) -> str:
   return '\n'.join(lines)
 
 
-def _random(rng, name, shape):
-  """A weight of that name, of a size that keeps activations finite; quicker than compiling CLIP's own start."""
+def _random(drawn, name, shape):
+  """A weight of that name, made of `drawn` numbers over and over, of a size that keeps activations finite."""
   if name in ('bias', 'mean', 'scale', 'var', 'logit_scale'):
     return np.full(shape, {'scale': 1, 'var': 1, 'logit_scale': np.log(100)}.get(name, 0), np.float32)
   std = math.prod(shape[-3:-1]) ** -0.5 if name == 'kernel' else 0.02
-  return np.float32(std) * rng.standard_normal(shape, np.float32)
+  return np.resize(np.float32(std) * drawn, shape)
 
 
 def _opened(cfg, workdir):

@@ -42,6 +42,8 @@ def saved(cfg, workdir, method, learnable) -> int:
   """Returns the bytes of the checkpoints of all epochs that are still to come."""
   total = 0
   stages = [methods.WHOLE] if hasattr(method, 'examples') else methods.stages(method, cfg)
+  if hasattr(method, 'examples'):  # shapes of one seed
+    learnable = jax.tree.map(lambda x: jax.ShapeDtypeStruct((cfg.seeds, *x.shape), x.dtype), learnable)
   for stage in stages:
     recipe = inputs.with_changes(cfg, stage.changes)
     seed = generated.seeds(cfg) if hasattr(method, 'examples') else cfg.seed

@@ -107,7 +107,8 @@ def main(argv):
     trace = workdir / f'error{f"-{jax.process_index()}" if DISTRIBUTED.value else ""}.txt'
     with contextlib.suppress(OSError):
       runtime.write_atomic(trace, traceback.format_exc().encode())
-    _fail(f'error: {error}\n(traceback: {trace})')
+    who = f'process {jax.process_index()}: ' if DISTRIBUTED.value else ''
+    _fail(f'error: {who}{error}\n(traceback: {trace})')
 
 
 def _join():

@@ -13,8 +13,11 @@ import jax
 import ml_collections as mlc
 import numpy as np
 import pytest
+from absl import app
+from absl.testing import flagsaver
 from drawn_folders import draw
 
+import launch
 from configs import anomalyclip
 from zsad_jax import checkpoint, experiment, predict
 
@@ -198,3 +201,18 @@ def test_what_several_processes_predicted_is_read_by_any_other_number(tmp_path, 
   assert again.rows == {f'{number}.png': row(number) for number in range(3)}
   assert [path.name for path in tmp_path.iterdir()] == ['journal.jsonl']
   assert predict.Journal(tmp_path, {'by': 2}).rows == {}
+
+
+def test_a_process_without_a_cluster_is_told_what_is_missing(tmp_path):
+  done = subprocess.run([sys.executable, 'launch.py', '--config=configs/clip.py:demo', f'--workdir={tmp_path}',
+                         '--distributed'], cwd=ROOT, capture_output=True, text=True, check=False)
+  assert done.returncode == 1 and 'Traceback' not in done.stderr
+  assert 'give --coordinator=HOST:PORT, --num_processes and --process_id' in done.stderr
+
+
+@pytest.mark.parametrize('given, message', [
+  ({'mode': 'datasets', 'distributed': True}, '--mode=datasets is the work of one process: leave out --distributed'),
+  ({'process_id': 0}, '--process_id go with --distributed')])
+def test_flags_of_several_processes_are_for_several_processes(given, message):
+  with flagsaver.flagsaver(**given), pytest.raises(app.UsageError, match=message):
+    launch.main(['launch.py'])

@@ -189,7 +189,7 @@ def evaluate_target(cfg, workdir, method, clip, learnable, aux, dataset):
     'selection': f'last epoch ({cfg.train.epochs})' if trains(cfg, method, clip) else 'none', 'seed': cfg.seed,
     'checkpoint': cfg.checkpoint or None, 'references': drawn}
   results.write(cfg, workdir, clip, learnable, aux, dataset, result, rules, time.time() - start,
-                plates=inspection.figures(cfg, method, clip, learnable, dataset))
+                plates=inspection.figures(cfg, method, clip, jax.device_get(learnable), dataset))
   means = {rules['selection']: result.summary}
   if cfg.eval.oracle_epoch:
     epoch, best = oracle(cfg, workdir, method, clip, aux, measure, result)

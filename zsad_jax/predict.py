@@ -11,6 +11,7 @@ import io
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -21,12 +22,14 @@ from tqdm import tqdm
 
 from zsad_jax import calibration, detector, logs, runtime, thresholds
 from zsad_jax.data import images, walk
-from zsad_jax.report import figures, legend
+from zsad_jax.report import figures, legend, page
 
 COLUMNS = ('path', 'score', 'threshold', 'threshold_source', 'is_anomaly', 'percentile', 'map', 'mask', 'overlay',
            'error')
 MAPS = ('png16', 'npy', 'npy16', 'none')
+BAND = 1 << 19  # pixels of an overlay that are drawn at once
 LONGEST = 180  # bytes of a file name that is written
+PAGE = 100  # pictures on the page
 SHOWN = 5  # failures that are named
 MOST = 0.9  # share called anomalous from which the threshold is doubted aloud
 
@@ -179,16 +182,15 @@ def _predict(made, root: Path, plan, out: Path, journal: Journal):
   of = {root / file: (shown, name) for file, shown, name in left}
   artist = Artist(made, out)
 
-  def write(batch):
-    rows = []
-    for seen in batch:
-      shown, name = of[seen.source]
-      rows.append({'path': shown, **_stamp(seen.source), **artist.row(seen, name)})
-    return rows
+  def write(seen):
+    shown, name = of[seen.source]
+    return {'path': shown, **_stamp(seen.source), **artist.row(seen, name)}
 
-  batches = runtime.prefetch(write, made.batches(root / file for file, *_ in left), depth=1)
+  pool = ThreadPoolExecutor(detector.THREADS)
+  batches = runtime.prefetch(lambda batch: list(pool.map(write, batch)),
+                             made.batches(root / file for file, *_ in left), depth=1)
   bar = tqdm(total=len(own), initial=done, desc='predict', unit='image', disable=jax.process_index() > 0 or not left)
-  with contextlib.closing(batches), bar:
+  with pool, contextlib.closing(batches), bar:
     for rows in batches:
       journal.append(rows)
       bar.update(len(rows))
@@ -255,7 +257,7 @@ class Artist:
       mask = Image.fromarray((large >= levels.pixel.value).astype(np.uint8) * 255)
       self._save(drawn['mask'], _png(mask, said))
     if drawn['overlay']:
-      picture = Image.fromarray(figures.overlay(image, large, self._scale))
+      picture = Image.fromarray(self._overlay(image, large))
       self._save(drawn['overlay'], _png(picture, said))
     return drawn
 
@@ -263,6 +265,13 @@ class Artist:
     """Returns {'mask', 'overlay'}: paths of what `draw` draws."""
     wanted = {'mask': self._keys.masks, 'overlay': self._keys.overlays}
     return {kind: f'{kind}s/{name}.png' if on and self._scale is not None else None for kind, on in wanted.items()}
+
+  def _overlay(self, image: Image.Image, large: np.ndarray) -> np.ndarray:
+    """The overlay [h, w, 3], made band by band: in one piece that of a large photograph takes a gigabyte."""
+    height, width = large.shape
+    rows = max(1, BAND // width)
+    return np.concatenate([figures.overlay(image.crop((0, top, width, min(top + rows, height))), large[top:top + rows],
+                                           self._scale) for top in range(0, height, rows)])
 
   def _save_map(self, name: str, large: np.ndarray) -> str:
     if self._keys.maps != 'png16':
@@ -319,7 +328,29 @@ def _finish(made, root: Path, plan, out: Path, journal: Journal) -> dict[str, in
   if any(row['overlay'] for row in table):
     logs.write_atomic(out / 'colour_bar.png', legend.colour_bar(
       figures.threshold_scale(levels.low, levels.pixel.value, levels.high), levels.pixel.source))
+  if good and jax.process_index() == 0:
+    files = {shown: file for file, shown, _ in plan}
+    logs.write_atomic(out / 'index.html', _page(made, root, files, table, out, levels))
   return _report(table, out, levels)
+
+
+def _page(made, root, files, table, out, levels) -> str:
+  """HTML of the pictures with the highest scores, to look through in a browser."""
+  good = sorted((row for row in table if not row['error']), key=lambda row: -row['score'])
+  scale = levels.pixel and figures.threshold_scale(levels.low, levels.pixel.value, levels.high)
+  rule = page.Rule(levels.image.value, scale, 'the threshold of maps' if scale else '',
+                   f'A picture is called anomalous from a score of {levels.image.value:.3g} on: {levels.image.source}.')
+
+  def shown():
+    for row in good[:PAGE]:
+      drawn = np.asarray(images.read_rgb(out / row['overlay'], made.rules)) if row['overlay'] else None
+      yield figures.Shown(images.read_rgb(root / files[row['path']], made.rules), None, drawn, row['score'], None,
+                          row['path'])
+
+  count = min(len(good), PAGE)
+  words = [f'{made.cfg.get("label", made.cfg.method)} on CLIP {made.cfg.clip}: {len(table)} pictures, of which this '
+           f'page shows the {count} with the highest scores; predictions.csv has all.']
+  return page.render_predictions(f'Predictions on {root.name}', words, shown(), count, rule)
 
 
 def _drawn_later(made, root, plan, out, rows, levels) -> list[dict]:
@@ -389,6 +420,6 @@ def _report(table, out: Path, levels) -> dict[str, int]:
           'take it from normal ones, --config.predict.threshold=normals --config.predict.normals=FOLDER, or, if most '
           'are normal, fit it to them: --config.predict.threshold=batch')
   print(f'table: {out / "predictions.csv"}')
-  if any(row['overlay'] for row in table):
-    print(f'look at: {out / "overlays"}')
+  if len(failed) < len(table):
+    print(f'look at: {out / "index.html"}')
   return counts

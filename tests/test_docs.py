@@ -146,6 +146,12 @@ def test_the_index_names_every_page():
   assert {page for page in DOCS if page != ROOT / 'docs' / 'README.md'} <= linked
 
 
+def test_every_table_of_a_paper_is_listed():
+  page = (ROOT / 'docs' / 'tables.md').read_text()
+  for path in (ROOT / 'configs' / 'tables').glob('[a-z]*.py'):
+    assert f'`{pages.name(path)}`' in page
+
+
 def named_blocks(page):
   """{path: code} of the Python blocks whose paragraph before ends in a path and a colon: `path`:"""
   return dict(re.findall(r'`([\w./]+)`[^`\n]*:\n\n *```(?:python|text|csv)\n(.*?)```', page.read_text(), re.S))

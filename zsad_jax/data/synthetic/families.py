@@ -1,6 +1,6 @@
 """Made-up kinds of things for pretraining: each comes in a few makes, the rest varies from piece to piece.
 
-With few makes to learn from, a network learns what each looks like when whole.  With thousands, all different, what is
+With few makes to learn from, a network learns what each looks like when whole.  With hundreds, all different, what is
 left to learn is what damage looks like on anything.  Nothing here draws what the auxiliary and target kinds do: no
 wires in a jacket, no stitches, no flakes of several colours.
 """
@@ -22,7 +22,7 @@ SURFACES = (
     'bamboo', 'wicker', 'asphalt', 'gravel', 'pavement', 'cobble', 'panel', 'sheet', 'foil', 'film', 'plastic',
     'fibreglass', 'tarpaulin', 'gauze', 'lace', 'quilt', 'enamel', 'stucco', 'ribbon', 'grille')
 MATERIALS = ('metal', 'plastic', 'wooden', 'ceramic', 'stone', 'rubber', 'paper', 'cotton', 'foam', 'glass')
-MAKES = 200
+MAKES = 8
 _ACCENTS = ('red', 'orange', 'yellow', 'green', 'blue', 'purple', 'white', 'black', 'silver', 'brown', 'pink', 'cyan')
 
 
@@ -61,32 +61,12 @@ def _outline(plan, rng):
 
 def _mark(plan, rng, reach):
   """Distance function of a small shape about its own origin, `reach` wide."""
-  kind, aspect, f = plan.integers(7), plan.uniform(.3, 1.), plan.uniform(20, 45)
-  if kind == 6:
-    return _lettering(plan, rng, reach)
+  kind, aspect, f = plan.integers(6), plan.uniform(.3, 1.), plan.uniform(20, 45)
   reach = _near(rng, reach, .06)
   return [lambda u, v: circle(u, v, reach), lambda u, v: box(u, v, reach, reach * aspect, reach * .1),
           lambda u, v: np.abs(circle(u, v, reach * .8)) - np.float32(reach * .25),
           lambda u, v: box(u, v, reach, reach * .18), lambda u, v: np.abs(u) + np.abs(v) - np.float32(reach),
           lambda u, v: np.maximum(box(u, v, reach, reach * .4), np.sin(u * np.float32(f)) * np.float32(.05))][kind]
-
-
-def _lettering(plan, rng, reach):
-  """Distance function of a few lines of small strokes, like print on a label; another text on each piece."""
-  lines, salt = int(plan.integers(1, 4)), int(rng.integers(1 << 16))
-  height = np.float32(reach * plan.uniform(.25, .5) / lines)
-  width = height * np.float32(plan.uniform(.5, .9))
-
-  def strokes(u, v):
-    column, row = np.floor(u / width), np.floor(v / height)
-    x, y = u - (column + np.float32(.5)) * width, v - (row + np.float32(.5)) * height
-    lying = surfaces.hashed(column, row, salt) < .5
-    stroke = np.where(lying, np.maximum(np.abs(y) - height * np.float32(.1), np.abs(x) - width * np.float32(.35)),
-                      np.maximum(np.abs(x) - width * np.float32(.13), np.abs(y) - height * np.float32(.33)))
-    blank = surfaces.hashed(column, row, salt + 1) < .2
-    return np.maximum(np.where(blank, height, stroke), box(u, v, reach, height * np.float32(lines / 2)))
-
-  return strokes
 
 
 def _places(plan, rng, u, v):
@@ -131,7 +111,7 @@ def draw_object(kind: int, rng, size: int, paint) -> Scene:
   scene = part(scene, grid, body, paint, plan.uniform(.2, 1.), plan.uniform(.04, .3), cover=True)
   if plan.random() < .35:
     scene = _banded(plan, rng, scene, grid, body, paint)
-  for _ in range(int(plan.integers(0, 6))):
+  for _ in range(int(plan.integers(0, 4))):
     scene = _marked(plan, rng, scene, grid, body, paint)
   if plan.random() < .3:
     hole = _mark(plan, rng, plan.uniform(.08, .25))(*_places(plan, rng, u, v))

@@ -21,7 +21,8 @@ from PIL import Image
 
 import launch
 from configs import anomalyclip, winclip
-from zsad_jax import ablation, checkpoint, disk, evaluate, experiment, logs, methods, results, runtime, train
+from zsad_jax import ablation, checkpoint, data, disk, evaluate, experiment, logs, methods, results, runtime, train
+from zsad_jax.data import images
 from zsad_jax.features import Store
 from zsad_jax.models import clip as clip_lib
 from zsad_jax.models import preprocess
@@ -126,6 +127,15 @@ def test_case_15_writing_features_stops_after_a_batch_and_goes_on_there(tmp_path
   made = store(tmp_path).fill(some)
   assert np.concatenate(asked).tolist() == list(range(21))
   np.testing.assert_array_equal(made.read(np.arange(21))['cls'], CLS)
+
+
+def test_case_15_preparing_a_data_set_stops_at_once_and_goes_on(tmp_path, monkeypatch):
+  name, encode = f'folder:{draw(tmp_path / "set", {"nut": (60, 60, 90)}, images=2)}', images.encode
+  with monkeypatch.context() as patch, runtime.preemption():
+    patch.setattr(images, 'encode', lambda *args: (ask_to_stop(), encode(*args))[1])
+    with pytest.raises(runtime.Preempted, match='asked to stop'), runtime.stopping_at_once():
+      data.load(name, root=tmp_path / 'data')
+  assert len(data.load(name, root=tmp_path / 'data')) == 4
 
 
 def test_case_15_encoding_references_stops_between_batches(monkeypatch):
@@ -347,7 +357,7 @@ def test_case_20_other_locale_no_network_no_home_and_no_gpu_give_the_same(tmp_pa
                         capture_output=True, check=False, env=env)
   assert done.returncode == 0, done.stderr.decode(errors='replace')
   clip = clip_lib.load('tiny', image_size=64)
-  pixels = preprocess.image_transform(clip.arch, 64)(experiment.inputs.images.read_rgb(picture))
+  pixels = preprocess.image_transform(clip.arch, 64)(images.read_rgb(picture))
   assert json.loads((tmp_path / 'out.json').read_text(encoding='utf-8')) == {
     'größe': 1.5, 'ids': clip.tokenize(['a photo of a Größe 1,5']).tolist(), 'weights': clip.fingerprint,
     'pixels': hashlib.sha256(pixels.tobytes()).hexdigest()}

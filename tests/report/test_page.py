@@ -68,7 +68,8 @@ def test_every_picture_is_inside_and_every_name_is_escaped():
   figure = io.BytesIO()
   Image.new('RGB', (9, 9)).save(figure, 'png')
   text = page.render('run', [], ROWS, SUMMARY, None, shown=shown(4), count=4, rule=RULE,
-                     sheets={'wood': 'pictures/wood #1.png'}, plates={'t-SNE': (figure.getvalue(), 'Points <of> images.')})
+                     sheets={'wood': 'pictures/wood #1.png'},
+                     plates={'t-SNE': (figure.getvalue(), 'Points <of> images.')})
   parts = Parts(text)
   assert [a for a in parts.addresses if not a.startswith(('data:', '#'))] == ['pictures/wood%20%231.png']
   assert len([tag for tag, _ in parts.tags if tag == 'img']) == 3 * 4 + 1

@@ -86,6 +86,14 @@ def test_rows_of_table_7_are_measured_on_their_own_data_sets():
   assert found['cvc_clinicdb: direct'] == dict(pixel_auroc=35.3, pixel_f1max=16.8, pixel_ap=6.5, aupro_seed200=3.4)
 
 
+def test_nothing_is_published_for_other_pixels():
+  made = importlib.import_module('configs.tables.clip_ad_1_industrial').get_config()
+  made.image_size = 480
+  rows = {row.name: row.cfg for row in ablation.planned(mlc.FrozenConfigDict(made))}
+  assert rows['visa: SDP'].image_size == 480 and not results.published(rows['visa: SDP'])
+  assert rows['visa: AnomalyCLIP'].image_size == 238 and results.published(rows['visa: AnomalyCLIP'])
+
+
 def test_spot_cells():
   """Each paper has an order of columns of its own; an unknown cell is no number at all."""
   one, two, three = map(of, ('anomalyclip_1_industrial', 'anomalyclip_2_medical', 'anomalyclip_3_medical_tuned'))

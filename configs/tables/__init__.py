@@ -28,7 +28,13 @@ def quoted(label, means, column=''):
 
 
 def table(config, title, rows, metrics=PIXEL + IMAGE):
-  """The config with the table's title, columns, rows, and the seeds of every row: () for the one of its config."""
+  """The config with the table's title, columns, rows, and the seeds of every row: () for the one of its config.
+
+  What is published for a row holds for the number of pixels that it has here.
+  """
+  for made in rows:
+    if made.get('run', True):
+      made.published.only = (('image_size', dict(made.changes).get('image_size', config.image_size)),)
   numbered = {f'row{number:02d}': row for number, row in enumerate(rows, 1)}  # keys of a config are sorted
   config.table = mlc.ConfigDict(dict(title=title, metrics=metrics, seeds=(), rows=numbered))
   return config

@@ -1,6 +1,6 @@
 """kill -9 at random moments of a small run, resumed to its end: is the result that of a run that nothing interrupted?
 
-  python benchmarks/recovery.py [--kills=50] [--seed=0] [--folder=DIR]
+  python benchmarks/recovery.py [--kills=50] [--seed=0] [--phases=store,fit] [--folder=DIR]
 
 A run stores features, fits AnomalyCLIP on the tiny CLIP, evaluates it, reports, and predicts a folder of pictures.
 The kills take turns at these phases, each at a random moment of its phase. Compared byte by byte are the metrics, the
@@ -137,7 +137,7 @@ def trial(context, folder, sets, whole, chosen, after):
     time.sleep(.001)
   time.sleep(after)
   died = phase.value
-  os.kill(process.pid, signal.SIGKILL)
+  process.kill()
   process.join()
   if process.exitcode != -signal.SIGKILL:
     return None
@@ -149,8 +149,10 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--kills', type=int, default=50)
   parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--phases', default=','.join(PHASES), help='those to kill in')
   parser.add_argument('--folder', help='where the runs go; by default a temporary folder')
   args = parser.parse_args()
+  phases = [PHASES.index(name) for name in args.phases.split(',')]
   context, rng = multiprocessing.get_context('forkserver'), random.Random(args.seed)
   context.set_forkserver_preload(['launch'])  # imported once; the backend starts anew in every process
   with tempfile.TemporaryDirectory(dir=args.folder) as folder:
@@ -164,7 +166,7 @@ def main():
     print('an uninterrupted run: ' + ', '.join(f'{name} {s:.1f} s' for name, s in zip(PHASES, seconds)), flush=True)
     killed, same, late = dict.fromkeys(PHASES, 0), 0, 0
     while sum(killed.values()) < args.kills:
-      chosen = (sum(killed.values()) + late) % len(PHASES)
+      chosen = phases[(sum(killed.values()) + late) % len(phases)]
       one = folder / 'one'
       died = trial(context, one, folder / 'sets', folder / 'whole', chosen, rng.uniform(0, seconds[chosen]))
       if died is None:

@@ -23,6 +23,7 @@ def base():
   c.data.split = 'test'  # the split with anomalies, of both sets
   c.data.aux_categories = ''  # comma-separated; '' = all
   c.data.target_categories = ''
+  c.data.names = 'folder'  # in prompts, as the official code: 'pcb1'; or 'catalogue': 'printed circuit board'
   c.data.transparency = 'default'  # the data set's own: mostly 'white' behind transparent pixels, or 'drop' alpha
   c.data.on_bad = 'error'  # or 'skip': damaged images of a folder: or csv: set are left out, counted and named
   c.data.exif = 'ignore'  # as the official code; 'apply' turns images and masks upright by their tags
@@ -84,7 +85,7 @@ def base():
 def multicrop():
   """The keys of multi-crop prediction, which every method has whose image score is the class token's probability."""
   c = mlc.ConfigDict()
-  c.recipe = 'none'  # the whole image; ten: the mean of ten crops; 003: the mean of both, as CLIP-AD (2311.00453) does
+  c.recipe = 'none'  # the whole image; ten: the mean of ten crops; clip_ad: the mean of both (2311.00453, suppl. D)
   c.average = 'prob'  # what is averaged: prob, logit or embedding
   c.resize = 0  # pixels a side that crops of image_size are cut from; 0 = 270/240 of image_size
   return c

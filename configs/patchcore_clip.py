@@ -16,7 +16,7 @@ def get_config(arg=None):
   """Every key; `:demo` fits the embedded tiny CLIP."""
   variant = common.choice(arg, 'demo')
   c = common.base()
-  c.clip, c.image_size = 'vit_b16_plus_240', 240
+  c.clip, c.image_size = 'vit_b16_plus_240:laion400m_e31', 240
   c.update(method())
   if variant == 'demo':
     c.update(common.embedded())

@@ -56,19 +56,14 @@ def method():
   c.prompt.raw_names = True  # texts say metal_nut, as folders are named, and not metal nut
   c.temperature = 0.01  # of the image score's softmax and of SDP+'s maps
   c.multicrop = common.multicrop()  # of the image score's probability
-  c.score_norm = 'class_minmax'  # probability and map maximum to 0..1 over a category's images; none adds them as is
+  # Probability and map maximum to 0..1 over a category's images; none adds them as they are, no_map leaves the map out.
+  c.score_norm = 'class_minmax'
 
   c.surgery = mlc.ConfigDict()
   c.surgery.prob_scale = 1.0  # times cosines in the weights of the texts; CLIP Surgery's own code has 2
   c.surgery.residual_base = False  # start every stage from CLIP's own stream, as CLIP Surgery does, and not from zero
 
-  c.rvs = mlc.ConfigDict()
-  c.rvs.method = 'dbscan'  # what a set of texts is represented by: mean, pca, kde, mean_shift, dbscan
-  c.rvs.dbscan = mlc.ConfigDict(dict(default=(0.5, 15.0), visa=(1.5, 25.0)))  # eps and min_samples, by data set
-  c.rvs.kde_bandwidth = 0.3
-  c.rvs.shift_bandwidth = 2.0
-  c.rvs.pca_textbook = False  # subtract the mean text; the released code subtracts each text's own mean
-  c.rvs.extra_states = ()  # words in place of scratch and crack; () = the paper's for HeadCT, BrainMRI, CVC-ClinicDB
+  c.rvs = rvs()
 
   c.map = mlc.ConfigDict()
   c.map.sigma = 8.0  # of the Gaussian that smooths maps, in pixels; 0 = none
@@ -82,4 +77,16 @@ def method():
     brain_mri=dict(image_auroc=93.4, image_ap=95.7, image_f1max=90.0),
     isic2016=dict(pixel_auroc=92.2, pixel_ap=80.3, pixel_f1max=76.4, aupro_seed200=75.1),
     cvc_clinicdb=dict(pixel_auroc=75.9, pixel_ap=20.1, pixel_f1max=30.2, aupro_seed200=43.5)))
+  return c
+
+
+def rvs():
+  """The keys of what stands for a set of texts, with their released values."""
+  c = mlc.ConfigDict()
+  c.method = 'dbscan'  # what a set of texts is represented by: mean, pca, kde, mean_shift, dbscan
+  c.dbscan = mlc.ConfigDict(dict(default=(0.5, 15.0), visa=(1.5, 25.0)))  # eps and min_samples, by data set
+  c.kde_bandwidth = 0.3
+  c.shift_bandwidth = 2.0
+  c.pca_textbook = False  # subtract the mean text; the released code subtracts each text's own mean
+  c.extra_states = ()  # words in place of scratch and crack; () = the paper's for HeadCT, BrainMRI, CVC-ClinicDB
   return c

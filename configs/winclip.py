@@ -50,7 +50,7 @@ def get_config(arg=None):
   """Every key with its published value; `:plus`, `:plus2`, `:plus4` have references, `:demo` fits the tiny CLIP."""
   variant = common.choice(arg, *SHOTS, 'demo')
   c = common.base()
-  c.clip, c.image_size = 'vit_b16_plus_240', 240
+  c.clip, c.image_size = 'vit_b16_plus_240:laion400m_e31', 240
   c.update(method(SHOTS.get(variant, 0)))
   if variant == 'demo':
     c.update(common.embedded())
@@ -89,7 +89,7 @@ def method(shots):
   c.multicrop = common.multicrop()  # of the image score
   c.map = mlc.ConfigDict()
   c.map.sigma = 0.0  # of a Gaussian that smooths maps, in pixels; 0 = none
-  c.published = mlc.ConfigDict(dict(PUBLISHED[shots], clip='vit_b16_plus_240', shots=shots))
+  c.published = mlc.ConfigDict(dict(PUBLISHED[shots], clip='vit_b16_plus_240:laion400m_e31', shots=shots))
   if not shots:
     c.published.cost = mlc.ConfigDict(dict(images_per_s=1.20))  # AnomalyCLIP's table 8
   return c

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import types
 
 import ml_collections as mlc
 import numpy as np
@@ -120,7 +121,8 @@ def test_one_training_serves_every_value_of_the_evaluation_keys(run, tmp_path):
     {'map.sigma': 2.0, 'prompt.object_re': True, 'multicrop.recipe': 'clip_ad', 'eval.pictures': 0})
   experiment.run(mlc.FrozenConfigDict(changed), tmp_path / 'work', 'evaluate')
   keys = [json.loads(p.read_text())['key'] for p in workdir.parent.glob('data/features/*/meta.json')]
-  assert len(keys) == 3 and sum('crops=64' in key['spec'] for key in keys) == 1  # none of the auxiliary images
+  assert len(keys) == 3, [(key['spec'], key['data'][:6]) for key in keys]
+  assert sum('crops=64' in key['spec'] for key in keys) == 1  # none of the auxiliary images
 
 
 def test_evaluate_without_a_checkpoint_says_how_to_get_one(run, tmp_path):
@@ -298,6 +300,15 @@ def test_a_method_may_ask_for_another_activation(folders):
     changed = mlc.ConfigDict(cfg.to_dict())
     changed.act = act
     assert inputs.load_clip(mlc.FrozenConfigDict(changed), method).arch.activation == act
+
+
+def test_names_of_published_sets_are_those_of_folders_unless_the_catalogue_is_asked():
+  visa = types.SimpleNamespace(name='visa', categories=('pcb1', 'pipe_fryum'),
+                               object_names={'pcb1': 'printed circuit board', 'pipe_fryum': 'pipe fryum'})
+  cfg = mlc.FrozenConfigDict(clip.get_config())
+  assert inputs.names(cfg, visa) == ('pcb1', 'pipe fryum')
+  asked = inputs.with_changes(cfg, {'data.names': 'catalogue'})
+  assert inputs.names(asked, visa) == ('printed circuit board', 'pipe fryum')
 
 
 def test_names_are_spoken_or_raw(folders):

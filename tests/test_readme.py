@@ -1,4 +1,4 @@
-"""README's program runs and its table is whole; what docstrings of configs and scripts say to type can be typed.
+"""The page on Python runs, README's table is whole, what docstrings of configs and scripts say to type can be typed.
 
 What README and the other pages name is held in tests/test_docs.py.
 """
@@ -14,13 +14,14 @@ from configs import anomalyclip
 from zsad_jax import methods
 
 README = (ROOT / 'README.md').read_text()
+EXAMPLE = ROOT / 'docs' / 'in-python.md'
 WITH_COMMANDS = [ROOT / 'launch.py', *sorted([*(ROOT / 'configs').rglob('*.py'), *(ROOT / 'benchmarks').glob('*.py')])]
 
 
 def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
-  code, = (body for language, body in pages.blocks(ROOT / 'README.md') if language == 'python' and 'train.fit' in body)
-  exec(compile(code, 'README.md', 'exec'), {})
+  code, = (body for language, body in pages.blocks(EXAMPLE) if language == 'python' and 'train.fit' in body)
+  exec(compile(code, EXAMPLE.name, 'exec'), {})
   out = capsys.readouterr().out
   values = dict(re.findall(r'(image AUROC|pixel AUPRO) ([\d.]+)', out))
   assert 0 <= float(values['image AUROC']) <= 1

@@ -183,7 +183,7 @@ def test_every_shared_key_is_known_to_decide_results_or_not_to():
   """A new key that decides nothing belongs to results.NO_RESULT, or finished tables would be measured again."""
   assert set(results.recipe(common.base())) == {
     'seed', 'clip', 'arch', 'checkpoint', 'image_size', 'precision', 'data.aux', 'data.target', 'data.split',
-    'data.aux_categories', 'data.target_categories', 'data.transparency', 'data.on_bad', 'data.exif',
+    'data.aux_categories', 'data.target_categories', 'data.names', 'data.transparency', 'data.on_bad', 'data.exif',
     'data.allow_seen', 'train.epochs', 'train.batch', 'train.shuffle', 'features.storage', 'eval.fpr_limit',
     'eval.aupr', 'eval.oracle_epoch'}
   c = common.base()

@@ -14,7 +14,7 @@ from zsad_jax import maps, multicrop
 from zsad_jax.spec import Side, Spec, Tap, check_layers
 
 PATHS = ('surgery', 'direct')
-SCORE_NORMS = ('class_minmax', 'none')
+SCORE_NORMS = ('class_minmax', 'none', 'no_map')
 
 
 class Stage(NamedTuple):
@@ -99,19 +99,19 @@ def score(probability, smoothed, cfg):
   """Returns predict's score [B]: with score_norm 'none' the probability and the map's maximum, else the former.
 
   The sum of both is the paper's (sec. 3.1), and needs no other image. The released code stretches either to 0..1 over
-  the images of the category first, which is for `finish` to do.
+  the images of the category first, which is for `finish` to do. With 'no_map' the probability is all (suppl. D).
   """
   return probability + smoothed.max((1, 2)) if cfg.score_norm == 'none' else probability
 
 
 def alone(cfg):
   """Returns the change of the config that scores an image by itself: the paper's plain sum."""
-  return {} if cfg.score_norm == 'none' else {'score_norm': 'none'}
+  return {'score_norm': 'none'} if cfg.score_norm == 'class_minmax' else {}
 
 
 def finish(outputs, cfg):
   """Returns the outputs of one category, numpy arrays, with the score that score_norm says; see score."""
-  if cfg.score_norm == 'none':
+  if cfg.score_norm != 'class_minmax':
     return outputs
   return {**outputs, 'score': maps.stretch(outputs['score']) + maps.stretch(outputs['map'].max((1, 2)))}
 

@@ -68,7 +68,7 @@ def run(cfg, workdir, mode):
   if aux is not None:
     cfg = with_aux_names(cfg, aux)
   known = mode != 'evaluate' and learns and not hasattr(method, 'settle')
-  disk.require(cfg, workdir, method, clip, None if cfg.get('mosaic', 0) > 0 else aux, target,
+  disk.require(cfg, workdir, method, clip, None if cfg.get('mosaic', 0) > 0 or mode == 'evaluate' else aux, target,
                learned_shapes(cfg, method, clip) if known else None)
   if aux is not None:
     cfg = settled(cfg, method, clip, aux)
@@ -166,6 +166,8 @@ def identity(cfg, method, clip, dataset, stage=methods.WHOLE):
   recipe = {k: v for k, v in json.loads(cfg.to_json_best_effort()).items() if k not in NOT_RECIPE}
   if recipe['precision'] == 'float32':
     del recipe['precision']  # checkpoints older than the key have it
+  if cfg.data.names != 'folder':
+    recipe['data.names'] = cfg.data.names
   for dotted in getattr(method, 'EVALUATION_KEYS', ()):
     *path, last = dotted.split('.')
     functools.reduce(dict.__getitem__, path, recipe).pop(last)

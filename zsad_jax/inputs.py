@@ -8,7 +8,7 @@ import ml_collections as mlc
 import numpy as np
 
 from zsad_jax import data, encoder, features, methods, metrics, runtime
-from zsad_jax.data import images
+from zsad_jax.data import catalog, images
 from zsad_jax.models import clip as clip_lib
 from zsad_jax.models import hub, preprocess
 
@@ -33,8 +33,8 @@ def check(cfg):
                      'published data sets, which are used whole; mend them, or see --mode=datasets verify')
   for key, allowed in (('features.storage', features.STORAGE), ('precision', clip_lib.PRECISIONS),
                        ('data.transparency', ('default', *images.TRANSPARENCY)),
-                       ('data.exif', ('ignore', 'apply')), ('data.on_bad', ('error', 'skip')),
-                       ('eval.aupr', metrics.AUPR)):
+                       ('data.exif', ('ignore', 'apply')), ('data.names', ('folder', 'catalogue')),
+                       ('data.on_bad', ('error', 'skip')), ('eval.aupr', metrics.AUPR)):
     if get(cfg, key) not in allowed:
       raise ValueError(f'{key} is {get(cfg, key)!r}; it must be one of {", ".join(allowed)}')
 
@@ -147,9 +147,16 @@ def class_means(cfg, method, clip, dataset, *, normalize=False):
 
 
 def names(cfg, dataset):
-  """What the categories are called in prompts: as one says it, or with prompt.raw_names as the folders are called."""
-  raw = 'prompt' in cfg and cfg.prompt.get('raw_names', False)
-  return dataset.categories if raw else tuple(dataset.object_names[c] for c in dataset.categories)
+  """What the categories are called in prompts.
+
+  With prompt.raw_names as the folders are called, otherwise with spaces for underscores, or, where data.names says so
+  or the data set is the user's own, as its catalogue or table calls them.
+  """
+  if 'prompt' in cfg and cfg.prompt.get('raw_names', False):
+    return dataset.categories
+  if cfg.data.names == 'folder' and dataset.name in catalog.CATALOG:
+    return tuple(catalog.object_name(category) for category in dataset.categories)
+  return tuple(dataset.object_names[category] for category in dataset.categories)
 
 
 def with_changes(cfg, changes):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import clip_surgery as config
-from zsad_jax import encoder
+from zsad_jax import encoder, representatives
 from zsad_jax.methods import clip_surgery as method
 from zsad_jax.methods import prompts
 from zsad_jax.models import clip as clip_lib
@@ -100,9 +100,9 @@ def test_architecture_surgery_written_out(clip):
 def test_texts_and_the_empty_string(clip):
   assert len(method.EMPTY_TEMPLATES) == len(set(method.EMPTY_TEMPLATES)) == 85
   names = ('metal_nut', 'pill')
-  make = lambda **changes: jax.jit(functools.partial(
-    method.bank, {}, categories=names, clip=clip, cfg=configured(**changes)))(clip.params)
-  three = make(surgery__single_text=True)
+  cfg = configured(surgery__single_text=True, prompt__ensemble='compound')
+  texts = jax.device_get(jax.jit(functools.partial(method.bank, {}, categories=names, clip=clip, cfg=cfg))(clip.params))
+  three = method.select(texts, 'mvtec_ad', cfg=cfg)
   assert three.shape == (2, 3, EMBED)
   encode = jax.jit(lambda params, ids: clip.text(params, clip.embed(params, ids), clip.eot(ids)))
   said = [[t.format(s.format('metal_nut')) for s in states for t in prompts.COMPOUND_TEMPLATES]
@@ -112,6 +112,14 @@ def test_texts_and_the_empty_string(clip):
   for found, part in zip(three[0], np.split(rows, ends[:-1])):
     np.testing.assert_allclose(found, unit(part.mean(0)), atol=3e-6)
   np.testing.assert_array_equal(three[1, 2], three[0, 2])
+
+
+def test_texts_are_by_default_the_representatives_of_clip_ads(clip):
+  cfg = configured()
+  texts = jax.device_get(jax.jit(functools.partial(
+    method.bank, {}, categories=('pill', 'nut'), clip=clip, cfg=cfg))(clip.params))
+  assert [text.shape[:2] for text in texts] == [(2, 9 * 22), (2, 10 * 22)]
+  np.testing.assert_array_equal(method.select(texts, 'visa', cfg=cfg), representatives.pairs(texts, cfg.rvs, 'visa'))
 
 
 def test_trap_11_names_keep_their_underscore():
@@ -172,6 +180,7 @@ def test_maps_are_stretched_only_when_asked_and_a_constant_one_becomes_0(clip):
 @pytest.mark.parametrize('changes, message', [
   (dict(surgery__last_n=7), r'surgery.last_n 7 is not in 1\.\.6: the image tower of tiny has 6 blocks'),
   (dict(surgery__last_n=0), 'surgery.last_n 0 is not in'), (dict(temperature=0.0), 'temperature 0.0 is not positive'),
+  (dict(prompt__ensemble='april'), "prompt.ensemble 'april' is not one of clip_ad, compound"),
   (dict(surgery__prob_scale=0.0), 'surgery.prob_scale 0.0 is not positive'),
   (dict(map__sigma=-1.0), 'map.sigma -1.0 is not 0 or more')])
 def test_bad_keys(clip, changes, message):

@@ -254,10 +254,13 @@ def test_traps_10_and_14_a_category_is_stretched_by_itself_and_a_constant_one_is
   flat = {'score': np.full(3, 0.7, np.float32), 'map': np.ones((3, 4, 4), np.float32)}
   assert method.finish(flat, cfg=configured())['score'].tolist() == [0, 0, 0]
   assert method.finish(flat, cfg=configured(score_norm='none')) is flat
+  assert method.finish(flat, cfg=configured(score_norm='no_map')) is flat
 
 
 def test_the_plain_sum_scores_an_image_by_itself(clip):
   none, stretched = run(clip, small(score_norm='none')), run(clip, small())
+  alone = run(clip, small(score_norm='no_map'))['score']
+  np.testing.assert_array_equal(alone, stretched['score'])
   np.testing.assert_allclose(none['score'], stretched['score'] + stretched['map'].max((1, 2)), atol=1e-6)
   np.testing.assert_array_equal(none['map'], stretched['map'])
 
@@ -283,7 +286,7 @@ def test_direct_compares_clips_own_last_patches(clip, shell):
   (dict(layers=(3, 3)), 'are not different blocks'), (dict(layers=()), 'are not different blocks'),
   (dict(stage=5), 'stage 5 is no number of blocks that divides the 12 of'), (dict(stage=-1), 'stage -1 is no number'),
   (dict(path='shortcut'), "path 'shortcut' is not one of surgery, direct"),
-  (dict(score_norm='all'), "score_norm 'all' is not one of class_minmax, none"),
+  (dict(score_norm='all'), "score_norm 'all' is not one of class_minmax, none, no_map"),
   (dict(temperature=0.0), 'temperature 0.0 is not positive'),
   (dict(surgery__prob_scale=-1.0), 'surgery.prob_scale -1.0 is not positive'),
   (dict(map__sigma=-1.0), 'map.sigma -1.0 is not 0 or more'),

@@ -9,14 +9,16 @@ image or averaged over crops.
 """
 
 import jax.numpy as jnp
+import numpy as np
 
-from zsad_jax import maps, multicrop
+from zsad_jax import maps, multicrop, representatives
 from zsad_jax.methods import prompts
 from zsad_jax.spec import Side, Spec, Tap
 
 # The 85 templates around the empty string, whose mean is what every text says: ImageNet's and five scenes.
 EMPTY_TEMPLATES = prompts.IMAGENET_TEMPLATES + tuple(
   template for template in prompts.COMPOUND_TEMPLATES if template not in prompts.IMAGENET_TEMPLATES)
+TEXTS = ('clip_ad', 'compound')  # of prompt.ensemble
 
 
 def spec(clip, cfg):
@@ -35,14 +37,30 @@ def init(rng, clip, cfg):
 
 
 def bank(learnable, frozen, categories, *, clip, cfg):
-  """Returns text features [C, 2, E], normal and abnormal, or [C, 3, E] with the empty string's where it is cut out."""
+  """Returns text features: normal [C, n, E], abnormal [C, m, E], and the empty string's [C, 1, E] where it is cut out.
+
+  With prompt.ensemble 'compound' n and m are 1: the means of APRIL-GAN's texts.
+  """
   del learnable
-  states, templates = prompts.COMPOUND_STATES, prompts.COMPOUND_TEMPLATES
-  pair = prompts.ensemble(clip, frozen, categories, states, templates, raw_names=cfg.prompt.raw_names)
+  if cfg.prompt.ensemble == 'clip_ad':
+    texts = prompts.clip_ad(clip, frozen, categories, cfg.data.target, words=cfg.rvs.extra_states,
+                            raw_names=cfg.prompt.raw_names)
+  else:
+    pair = prompts.ensemble(clip, frozen, categories, prompts.COMPOUND_STATES, prompts.COMPOUND_TEMPLATES,
+                            raw_names=cfg.prompt.raw_names)
+    texts = pair[:, :1], pair[:, 1:]
   if not cfg.surgery.single_text:
-    return pair
+    return texts
   empty = prompts.ensemble(clip, frozen, ('',), (('{}',),), EMPTY_TEMPLATES)  # [1, 1, E]
-  return jnp.concatenate([pair, jnp.broadcast_to(empty, (len(categories), *empty.shape[1:]))], axis=1)
+  return *texts, jnp.broadcast_to(empty, (len(categories), *empty.shape[1:]))
+
+
+def select(texts, dataset, *, cfg):
+  """Returns text features [C, 2, E], normal and abnormal, or [C, 3, E] with the empty string's."""
+  pair = np.concatenate(texts[:2], axis=1)
+  if cfg.prompt.ensemble == 'clip_ad':
+    pair = representatives.pairs(texts[:2], cfg.rvs, dataset)
+  return np.concatenate([pair, *texts[2:]], axis=1)
 
 
 def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
@@ -73,6 +91,9 @@ def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
 def check(clip, cfg):
   """Raises ValueError naming the first config key that is out of range."""
   blocks = clip.arch.vision.layers
+  representatives.check(cfg.rvs)
+  if cfg.prompt.ensemble not in TEXTS:
+    raise ValueError(f'prompt.ensemble {cfg.prompt.ensemble!r} is not one of {", ".join(TEXTS)}')
   if not 1 <= cfg.surgery.last_n <= blocks:
     raise ValueError(f'surgery.last_n {cfg.surgery.last_n} is not in 1..{blocks}: the image tower of '
                      f'{clip.arch.name} has {blocks} blocks')

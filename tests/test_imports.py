@@ -50,7 +50,9 @@ MAY_IMPORT = {
   'calibration': {'experiment', 'features', 'inputs', 'runtime', 'scoring', 'thresholds'},
   'detector': {'calibration', 'checkpoint', 'data', 'encoder', 'experiment', 'features', 'generated', 'inputs',
                'methods', 'models', 'runtime', 'scoring', 'thresholds'},
-  'predict': {'calibration', 'data', 'detector', 'logs', 'report', 'runtime', 'thresholds'},
+  'drawing': {'calibration', 'detector', 'report', 'runtime'},
+  'journal': {'runtime'},
+  'predict': {'calibration', 'data', 'detector', 'drawing', 'journal', 'logs', 'report', 'runtime', 'thresholds'},
   'pretrain': {'models', 'runtime', 'checkpoint', 'logs', 'spec', 'losses', 'maps', 'metrics'},
 }
 FILES = sorted(p for p in PACKAGE.rglob('*.py') if p != PACKAGE / '__init__.py')

@@ -19,7 +19,7 @@ from PIL import Image
 
 import zsad_jax
 from configs import anomalyclip, clip, patchcore_clip, rwda, sdp, winclip
-from zsad_jax import calibration, detector, inputs, methods, predict, runtime, scoring, thresholds
+from zsad_jax import calibration, detector, drawing, inputs, journal, methods, predict, runtime, scoring, thresholds
 
 ROOT = Path(__file__).parents[1]
 
@@ -113,7 +113,7 @@ def test_pictures_have_the_size_of_the_original_and_say_their_scale(run, tmp):
   for row in (row for row in rows_of(out) if not row['error']):
     with Image.open(tmp / 'photos' / row['path']) as image:
       size = image.size
-    found = predict.read_map(out / row['map'])
+    found = drawing.read_map(out / row['map'])
     mask, overlay = Image.open(out / row['mask']), Image.open(out / row['overlay'])
     assert mask.size == overlay.size == found.shape[::-1] == size
     span = json.loads(Image.open(out / row['map']).text['zsad_jax'])
@@ -156,14 +156,14 @@ def test_a_killed_prediction_goes_on_and_ends_the_same(run, made, tmp, monkeypat
 def test_a_request_to_stop_ends_after_a_batch_and_keeps_it(run, made, tmp, monkeypatch):
   cfg, workdir, out, counts = run
   monkeypatch.setattr(detector, 'load', lambda *_: made)
-  stopped, appended = tmp / 'stopped', predict.Journal.append
+  stopped, appended = tmp / 'stopped', journal.Journal.append
 
   def append(self, rows):
     appended(self, rows)
     os.kill(os.getpid(), signal.SIGTERM)
 
   with monkeypatch.context() as patch:
-    patch.setattr(predict.Journal, 'append', append)
+    patch.setattr(journal.Journal, 'append', append)
     with pytest.raises(runtime.Preempted, match='asked to stop after 8 of 23 images'):
       predict.run(cfg, workdir, tmp / 'photos', stopped)
   assert not (stopped / 'predictions.csv').exists()
@@ -204,7 +204,7 @@ def test_python_says_what_the_command_says(run, made, tmp):
     assert one.score == pytest.approx(float(rows[name]['score']), abs=1e-6)
     assert one.threshold == float(rows[name]['threshold']) and one.is_anomaly == (rows[name]['is_anomaly'] == 'true')
     np.testing.assert_array_equal(one.mask, np.asarray(Image.open(out / rows[name]['mask'])) > 0)
-    np.testing.assert_allclose(one.map, predict.read_map(out / rows[name]['map']), atol=1e-4)
+    np.testing.assert_allclose(one.map, drawing.read_map(out / rows[name]['map']), atol=1e-4)
   assert 'empty' in found[1].error and found[1].score is None
   with pytest.raises(ValueError, match=r'an image array is uint8 \[h, w, 3\] or \[h, w\], not float32 \[4, 4\]'):
     made.predict([np.zeros((4, 4), np.float32)])

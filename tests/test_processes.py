@@ -19,7 +19,7 @@ from drawn_folders import draw
 
 import launch
 from configs import anomalyclip
-from zsad_jax import checkpoint, experiment, predict
+from zsad_jax import checkpoint, experiment, journal, predict
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 240  # that a group of processes may take on a busy machine
@@ -193,14 +193,14 @@ def test_what_several_processes_predicted_is_read_by_any_other_number(tmp_path, 
   row = lambda number: {'path': f'{number}.png', 'score': number}
   for number in range(3):
     monkeypatch.setattr(jax, 'process_index', lambda number=number: number)
-    predict.Journal(tmp_path, {'by': 1}).append([row(number)])
+    journal.Journal(tmp_path, {'by': 1}).append([row(number)])
   monkeypatch.setattr(jax, 'process_index', lambda: 0)
   with open(tmp_path / 'journal-1.jsonl', 'a') as file:
     file.write('{"path": "cut sho')
-  again = predict.Journal(tmp_path, {'by': 1})
+  again = journal.Journal(tmp_path, {'by': 1})
   assert again.rows == {f'{number}.png': row(number) for number in range(3)}
   assert [path.name for path in tmp_path.iterdir()] == ['journal.jsonl']
-  assert predict.Journal(tmp_path, {'by': 2}).rows == {}
+  assert journal.Journal(tmp_path, {'by': 2}).rows == {}
 
 
 def test_a_process_without_a_cluster_is_told_what_is_missing(tmp_path):

@@ -17,17 +17,16 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import logging
-from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
-from zsad_jax import calibration, detector, logs, runtime, thresholds
+from zsad_jax import calibration, detector, drawing, logs, runtime, thresholds
 from zsad_jax.data import images, walk
+from zsad_jax.journal import Journal
 from zsad_jax.report import figures, legend, page
 
 COLUMNS = ('path', 'score', 'threshold', 'threshold_source', 'is_anomaly', 'percentile', 'map', 'mask', 'overlay',
            'error')
 MAPS = ('png16', 'npy', 'npy16', 'none')
-BAND = 1 << 19  # pixels of an overlay that are drawn at once
 LONGEST = 180  # bytes of a file name that is written
 PAGE = 100  # pictures on the page
 SHOWN = 5  # failures that are named
@@ -110,61 +109,6 @@ def _short(name: str) -> str:
   return f'{folder}/{last}' if folder else last
 
 
-class Journal:
-  """What is known of every picture so far, a JSON line each behind one with the detector's identity.
-
-  A journal of another detector is begun anew; a last line that a kill cut short is dropped. Each of several processes
-  appends to a file of its own; the next run puts them together, however many it has.
-  """
-
-  def __init__(self, folder: Path, identity: dict):
-    self._first, self._head = folder / 'journal.jsonl', json.dumps({'detector': identity}).encode() + b'\n'
-    self._path, self.rows = self._first, {}
-    if me := jax.process_index():
-      self._path = folder / f'journal-{me}.jsonl'
-    else:
-      self._put_together()
-    runtime.barrier('predict: one journal')
-    if me:
-      runtime.write_atomic(self._path, self._head)
-    self.refresh()
-
-  def _others(self) -> list[Path]:
-    return sorted(self._first.parent.glob('journal-*.jsonl'))
-
-  def _lines(self, path: Path) -> bytes:
-    """The whole lines of a file behind its first, none where it is of another detector or missing."""
-    text = path.read_bytes() if path.exists() else b''
-    head, _, lines = text[:text.rfind(b'\n') + 1].partition(b'\n')
-    if head and head + b'\n' != self._head:
-      logging.warning('%s is of another detector or of other pictures to draw; all is predicted anew', path)
-      return b''
-    return lines
-
-  def _put_together(self):
-    others = self._others()
-    whole = self._head + b''.join(self._lines(path) for path in (self._first, *others))
-    if not self._first.exists() or self._first.read_bytes() != whole:
-      runtime.write_atomic(self._first, whole)
-    for path in others:
-      path.unlink()
-
-  def refresh(self):
-    """Reads the rows that all processes have added."""
-    for path in (self._first, *self._others()):
-      for line in self._lines(path).splitlines():
-        row = json.loads(line)
-        self.rows[row['path']] = row
-
-  def append(self, rows: list[dict]):
-    """Adds rows; they are on disk when this returns."""
-    self.rows.update({row['path']: row for row in rows})
-    with open(self._path, 'a', encoding='utf-8') as file:
-      file.write(''.join(json.dumps(row) + '\n' for row in rows))
-      file.flush()
-      os.fsync(file.fileno())
-
-
 def _identity(made) -> dict:
   """What decides a journal's rows and the pictures that go with them."""
   keys, levels = made.cfg.predict, made.levels
@@ -180,7 +124,7 @@ def _predict(made, root: Path, plan, out: Path, journal: Journal):
   if done:
     logging.info('%d of %d images were predicted before', done, len(own))
   of = {root / file: (shown, name) for file, shown, name in left}
-  artist = Artist(made, out)
+  artist = drawing.Artist(made, out)
 
   def write(seen):
     shown, name = of[seen.source]
@@ -222,92 +166,6 @@ def _stamp(file: Path) -> dict:
   except OSError:
     return {'size': None, 'mtime_ns': None}
   return {'size': about.st_size, 'mtime_ns': about.st_mtime_ns}
-
-
-class Artist:
-  """Writes a picture's map, mask and overlay below `out`, as the config's `predict` says."""
-
-  def __init__(self, made, out: Path, levels: calibration.Levels | None = None):
-    self._keys, self._out, self._levels = made.cfg.predict, out, levels or made.levels
-    levels = self._levels
-    self._scale = levels.pixel and figures.threshold_scale(levels.low, levels.pixel.value, levels.high)
-
-  def row(self, seen, name: str) -> dict:
-    """Returns the journal's row of a picture, whose files are on disk then."""
-    row = {'name': name, 'score': seen.score, 'low': None, 'peak': None, 'map': None, 'mask': None, 'overlay': None,
-           'error': seen.error}
-    if seen.map is None:
-      return row
-    row |= {'low': float(seen.map.min()), 'peak': float(seen.map.max())}
-    if self._keys.maps == 'none' and not (self._keys.masks or self._keys.overlays):
-      return row
-    large = detector.enlarged(seen.map, seen.image.size)
-    if self._keys.maps != 'none':
-      row['map'] = self._save_map(name, large)
-    return row | self.draw(name, seen.image, large)
-
-  def draw(self, name: str, image: Image.Image, large: np.ndarray) -> dict:
-    """Returns {'mask', 'overlay'}: paths of what was drawn of a map [h, w], None where nothing was."""
-    drawn, levels = self.drawn(name), self._levels
-    if not any(drawn.values()):
-      return drawn
-    said = {'low': levels.low, 'threshold': levels.pixel.value, 'high': levels.high,
-            'threshold_source': levels.pixel.source}
-    if drawn['mask']:
-      mask = Image.fromarray((large >= levels.pixel.value).astype(np.uint8) * 255)
-      self._save(drawn['mask'], _png(mask, said))
-    if drawn['overlay']:
-      picture = Image.fromarray(self._overlay(image, large))
-      self._save(drawn['overlay'], _png(picture, said))
-    return drawn
-
-  def drawn(self, name: str) -> dict:
-    """Returns {'mask', 'overlay'}: paths of what `draw` draws."""
-    wanted = {'mask': self._keys.masks, 'overlay': self._keys.overlays}
-    return {kind: f'{kind}s/{name}.png' if on and self._scale is not None else None for kind, on in wanted.items()}
-
-  def _overlay(self, image: Image.Image, large: np.ndarray) -> np.ndarray:
-    """The overlay [h, w, 3], made band by band: in one piece that of a large photograph takes a gigabyte."""
-    height, width = large.shape
-    rows = max(1, BAND // width)
-    return np.concatenate([figures.overlay(image.crop((0, top, width, min(top + rows, height))), large[top:top + rows],
-                                           self._scale) for top in range(0, height, rows)])
-
-  def _save_map(self, name: str, large: np.ndarray) -> str:
-    if self._keys.maps != 'png16':
-      out = io.BytesIO()
-      np.save(out, large.astype(np.float16 if self._keys.maps == 'npy16' else np.float32))
-      return self._save(f'maps/{name}.npy', out.getbuffer())
-    low, high = float(large.min()), float(large.max())
-    if self._scale is not None:  # that of the run, widened where this map leaves it
-      low, high = min(low, self._levels.low), max(high, self._levels.high)
-    span = high - low or 1.
-    codes = np.round((large.astype(np.float64) - low) / span * 65535).astype(np.uint16)
-    return self._save(f'maps/{name}.png', _png(Image.fromarray(codes), {
-      'low': low, 'high': low + span, 'value': 'low + pixel / 65535 * (high - low)'}))
-
-  def _save(self, relative: str, data) -> str:
-    path = self._out / relative
-    path.parent.mkdir(parents=True, exist_ok=True)
-    runtime.write_atomic(path, data)
-    return relative
-
-
-def read_map(path) -> np.ndarray:
-  """Returns the map [h, w] float32 of a file below maps/, .npy or 16-bit .png."""
-  path = Path(path)
-  if path.suffix == '.npy':
-    return np.load(path, allow_pickle=False).astype(np.float32)
-  with Image.open(path) as picture:
-    about = json.loads(picture.text['zsad_jax'])
-    return (about['low'] + np.asarray(picture, np.float64) / 65535 * (about['high'] - about['low'])).astype(np.float32)
-
-
-def _png(image: Image.Image, about: dict):
-  out, text = io.BytesIO(), PngImagePlugin.PngInfo()
-  text.add_text('zsad_jax', json.dumps(about))
-  image.save(out, format='PNG', compress_level=1, pnginfo=text)  # level 6 takes several times as long
-  return out.getbuffer()
 
 
 def _finish(made, root: Path, plan, out: Path, journal: Journal) -> dict[str, int]:
@@ -355,10 +213,10 @@ def _page(made, root, files, table, out, levels) -> str:
 
 def _drawn_later(made, root, plan, out, rows, levels) -> list[dict]:
   """The rows, with masks and overlays drawn from the kept maps."""
-  artist, done, mapped = Artist(made, out, levels), 0, [pair for pair in zip(plan, rows) if pair[1]['map']]
+  artist, done, mapped = drawing.Artist(made, out, levels), 0, [pair for pair in zip(plan, rows) if pair[1]['map']]
   own = _own(mapped)
   for (file, _, name), row in tqdm(own, desc='draw', unit='image', disable=jax.process_index() > 0):
-    artist.draw(name, images.read_rgb(root / file, made.rules), read_map(out / row['map']))
+    artist.draw(name, images.read_rgb(root / file, made.rules), drawing.read_map(out / row['map']))
     done += 1
     if runtime.preempted():
       break

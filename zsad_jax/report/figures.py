@@ -95,10 +95,11 @@ def run_scale(maps: Sequence[np.ndarray], threshold: float | None = None, name: 
 def overlay(image: Image.Image, anomaly_map: np.ndarray, scale: Scale, *, opacity=0.7):
   """The image [h, w, 3] uint8 with the map [R, R] over it at its own size, more opaque where it is higher."""
   heat = Image.fromarray(np.asarray(anomaly_map, np.float32)).resize(image.size, Image.Resampling.BILINEAR)
-  level = scale(np.asarray(heat))[..., None]
-  colour = matplotlib.colormaps[COLOURS](level[..., 0])[..., :3] * 255
-  alpha = opacity * (0.3 + 0.7 * level)
-  return (np.asarray(image, np.float32) * (1 - alpha) + colour * alpha).round().astype(np.uint8)
+  steps = matplotlib.colormaps[COLOURS].N
+  alpha = opacity * (0.3 + 0.7 * np.linspace(0, 1, steps, dtype=np.float32)[:, None])
+  tints = np.float32(matplotlib.colormaps[COLOURS](np.arange(steps))[:, :3] * 255) * alpha
+  level = np.minimum(scale(np.asarray(heat)) * steps, steps - 1).astype(np.intp)
+  return (np.asarray(image, np.float32) * (1 - alpha)[level] + tints[level]).round().astype(np.uint8)
 
 
 def outline(mask: np.ndarray) -> np.ndarray:

@@ -270,8 +270,9 @@ def test_a_part_says_what_it_was_measured_on_and_pages_what_system_a_row_is_of()
     made = importlib.import_module(f'configs.tables.{name}').get_config(arg)
     return [row.cfg for row in ablation.planned(mlc.FrozenConfigDict(made)) if row.cfg is not None]
   one = rows('anomalyclip_1_industrial')
-  assert ablation.caption(one[:6]) == ('On mvtec_ad, split test; CLIP vit_l14_336 at 518 px, vit_b16_plus_240:laion400m_e31 '
-                                       'at 240 px; what is learned is learned on visa.')
+  assert ablation.caption(one[:6]) == (
+    'On mvtec_ad, split test; CLIP vit_l14_336 at 518 px, vit_b16_plus_240:laion400m_e31 at 240 px; what is learned is '
+    'learned on visa.')
   assert ablation.caption(rows('clip_ad_7_direct', 'demo')) == (
     'On synthetic_target, split test; CLIP tiny at 112 px; nothing is learned.')
   assert ablation.caption(rows('rwda_4_sewer')).endswith('learned on texts.')

@@ -1,10 +1,12 @@
 r"""How fast pictures are predicted, beside the encoder alone; how much memory that takes; how long the first one takes.
 
   python benchmarks/predict.py [--images=200] [--long=2000] [--size=640x480] [--config=clip:demo]
+  python benchmarks/predict.py --images=16 --long=0 --config=clip --clip=vit_b16_plus_240 --px=240
 
 JPEG files are drawn first. Rates are of whole runs in this process, once the detector is loaded, after one that is not
 counted; memory is the peak of processes of their own, one for each number of images; the first overlay is waited for
-from the start of the command, with nothing trained, prepared or compiled, and again with all of that there.
+from the start of the command, with nothing trained, prepared or compiled, and again with all of that there. With --clip
+weights are random, of that architecture at --px; with --long=0 the rates are all.
 """
 
 import argparse
@@ -25,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import zsad_jax
-from zsad_jax import detector, encoder, methods, predict, runtime
+from zsad_jax import bench, detector, encoder, inputs, methods, predict, runtime
 
 FIXED = {'predict.threshold': '0.5', 'predict.pixel_threshold': '0.5'}  # no auxiliary set is read
 NOTHING = {'predict.maps': 'none', 'predict.masks': False, 'predict.overlays': False}
@@ -50,9 +52,11 @@ def seconds(function):
   return time.perf_counter() - start
 
 
-def rates(config, photos, count, work):
+def rates(args, photos, work):
   """Prints images/s of the encoder, of scores alone, and of the command with and without files."""
-  made = zsad_jax.load(config, work, FIXED)
+  count, sized = args.images, {'clip': args.clip, 'image_size': args.px} if args.clip else {}
+  with mock.patch.object(inputs, 'load_clip', bench.random_clip if args.clip else inputs.load_clip):
+    made = zsad_jax.load(args.config, work, FIXED | sized)
   cfg, clip = made.cfg, made.clip
   encode = encoder.encode(clip, methods.get(cfg.method).spec(clip, cfg)._replace(crops=0))
   batch = cfg.predict.batch
@@ -66,22 +70,22 @@ def rates(config, photos, count, work):
   again = iter(range(99))
 
   def command(changes):
-    made.cfg = detector.inputs.with_changes(cfg, changes)
+    made.cfg = inputs.with_changes(cfg, changes)
     with contextlib.redirect_stdout(io.StringIO()), mock.patch.object(detector, 'load', lambda *_: made):
       predict.run(made.cfg, work, photos, work / f'out{next(again)}')
 
   alone = count / seconds(bare)
-  print(f'encoder alone, batch {batch}: {alone:.1f} images/s')
+  print(f'encoder alone, batch {batch}: {alone:.3g} images/s')
   for name, run in (('scores and maps (Detector.stream)', lambda: sum(1 for _ in made.stream(files))),
                     ('the command, a table alone', lambda: command(NOTHING)),
                     ('the command, maps, masks and overlays', lambda: command({}))):
     rate = count / seconds(run)
-    print(f'{name}: {rate:.1f} images/s, {rate / alone:.2f} of the encoder', flush=True)
+    print(f'{name}: {rate:.3g} images/s, {rate / alone:.2f} of the encoder', flush=True)
 
 
 def child(args):
   """Predicts and prints the peak memory of this process."""
-  cfg = detector.inputs.with_changes(detector.configured(args.config), FIXED)
+  cfg = inputs.with_changes(detector.configured(args.config), FIXED)
   with tempfile.TemporaryDirectory() as folder:
     predict.run(cfg, args.work, args.child, folder)
   print(f'peak {runtime.peak_rss_bytes() / 2**20:.0f}')
@@ -120,6 +124,8 @@ def main():
   parser.add_argument('--long', type=int, default=2000, help='images of the run whose memory is compared')
   parser.add_argument('--size', default='640x480')
   parser.add_argument('--config', default='clip:demo', help='of a method that learns nothing')
+  parser.add_argument('--clip', default='', help='architecture of random weights; those of --config by default')
+  parser.add_argument('--px', type=int, default=240, help='image_size with --clip')
   parser.add_argument('--child', help=argparse.SUPPRESS)
   parser.add_argument('--work', help=argparse.SUPPRESS)
   args = parser.parse_args()
@@ -128,14 +134,16 @@ def main():
     return
   with tempfile.TemporaryDirectory() as folder:
     work = Path(folder)
-    photos = draw(work / 'photos', args.long, tuple(map(int, args.size.split('x'))))
+    photos = draw(work / 'photos', max(args.long, args.images), tuple(map(int, args.size.split('x'))))
     few = draw(work / 'few', 8, tuple(map(int, args.size.split('x'))))
     print(f'{args.config}, JPEG files of {args.size}; {runtime.device_summary()}', flush=True)
     some = work / 'some'
     some.mkdir()
     for file in sorted(photos.iterdir())[:args.images]:
       (some / file.name).hardlink_to(file)
-    rates(args.config, some, args.images, work)
+    rates(args, some, work)
+    if not args.long:
+      return
     for count in (args.images, args.long):
       print(f'peak memory, {count} images: {memory(args, photos, count, work)} MiB', flush=True)
     for name in ('nothing there', 'all there'):

@@ -16,7 +16,7 @@ ALLOWED = {
   'zsad_jax/data/synthetic/pretraining.py': {'_write'},
   # locks, which hold nothing that matters; and lines that are added, of which a torn last one is dropped
   'zsad_jax/data/preparation.py': {'_alone'}, 'zsad_jax/features/store.py': {'alone'},
-  'zsad_jax/logs.py': {'lock', 'scalars'}, 'zsad_jax/predict.py': {'append'}, 'zsad_jax/pretrain.py': {'fit'},
+  'zsad_jax/logs.py': {'lock', 'scalars'}, 'zsad_jax/journal.py': {'append'}, 'zsad_jax/pretrain.py': {'fit'},
   # into memory
   'zsad_jax/calibration.py': {'_npz'}, 'zsad_jax/export.py': {'_npz'}, 'zsad_jax/progress.py': {'write'},
   'zsad_jax/report/figures.py': {'sheet'}, 'zsad_jax/report/legend.py': {'colour_bar'},

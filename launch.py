@@ -185,6 +185,7 @@ def _show_progress():
   handler.addFilter(lambda record: record.levelno >= py_logging.WARNING or record.pathname.startswith(ours))
   handler.setFormatter(_Plain())
   logging.set_verbosity(logging.INFO)
+  os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')  # that PyTorch is missing, which nothing here needs
   tfds.disable_progress_bar()  # the data room has bars of its own, with an ETA
 
 

@@ -77,7 +77,7 @@ def false_positive_rate(labels, scores, rate: float, of: str) -> Threshold:
     raise ValueError(f'{of}: no score is normal, so there is no false-positive rate')
   value = _above(normal, _whole(rate * normal.size))
   reached = float(np.mean(normal >= value))
-  source = f'{100 * reached:.3g} % of the normal ones called anomalous, at most {100 * rate:g} %, on {of}'
+  source = f'{100 * reached:.3g} % of the normal ones reach it, asked for were at most {100 * rate:g} %, on {of}'
   return Threshold(value, source, 'fpr')
 
 

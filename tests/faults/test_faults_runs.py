@@ -204,7 +204,7 @@ def test_case_15_a_preempted_training_saves_and_its_resumed_run_is_the_uninterru
   assert {step: resumed[step] for step in whole} == whole and len(whole[9]) > 4
 
 
-def test_case_15_a_stopped_row_ends_the_table_and_is_no_failed_row(monkeypatch):
+def test_case_15_a_stopped_row_ends_the_table_and_is_no_failed_row(tmp_path, monkeypatch):
   ran = []
 
   def run(*args, **options):
@@ -217,7 +217,7 @@ def test_case_15_a_stopped_row_ends_the_table_and_is_no_failed_row(monkeypatch):
   monkeypatch.setattr(experiment, 'run', run)
   monkeypatch.setattr(ablation.results, 'digest', lambda cfg: '')
   with pytest.raises(runtime.Preempted):
-    ablation.run(mlc.FrozenConfigDict({'table': {'seeds': ()}}), Path('nowhere'), 'run')
+    ablation.run(mlc.FrozenConfigDict({'table': {'seeds': ()}}), tmp_path, 'run')
   assert len(ran) == 1
 
 

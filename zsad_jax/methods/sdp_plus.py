@@ -13,7 +13,7 @@ from zsad_jax import affine, dual_path, maps, representatives
 from zsad_jax.methods import prompts
 
 TOWERS = ('vit', 'resnet')
-EVALUATION_KEYS = ('map', 'multicrop', 'score_norm', 'surgery')
+EVALUATION_KEYS = ('map', 'multicrop', 'score_norm', 'surgery.prob_scale')
 
 
 def spec(clip, cfg):

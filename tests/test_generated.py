@@ -63,7 +63,7 @@ def test_every_seed_has_a_result_and_their_spread_comes_last(run):
   assert [line['epoch'] for line in lines] == [1, 2] and lines[1]['train/accuracy'] > lines[0]['train/accuracy']
   page = (folder / 'seed0' / 'index.html').read_text()
   assert 'numbers were learned on texts, and no image was trained on' in page
-  assert '<img' in page and 'overlay' not in page  # images by their scores; there are no maps
+  assert 'alt="input' in page and 'anomaly map over the input' not in page
 
 
 def test_evaluating_again_gives_the_same_and_encodes_nothing(run, capfd):

@@ -345,3 +345,10 @@ def test_the_command_says_what_failed_and_ends_well(tmp):
     assert said in done.stdout
   assert np.load(tmp / 'cli-out' / 'maps' / 'a.npy').dtype == np.float16
   assert [row['error'] != '' for row in rows_of(tmp / 'cli-out')] == [False, False, True]
+
+
+def test_what_the_auxiliary_set_is_called_decides_its_scores():
+  cfg, made = mlc.FrozenConfigDict(anomalyclip.get_config('demo')), types.SimpleNamespace(identity='weights')
+  digests = {scoring.identity(inputs.with_changes(cfg, changes), made, {}, None) for changes in (
+    {}, {'data.names': 'catalogue'}, {'predict.object_name': 'bolt'}, {'predict.batch': 3})}
+  assert len(digests) == 3  # the batch decides nothing

@@ -97,7 +97,7 @@ def load(config, workdir=None, changes: Mapping | None = None) -> 'Detector':
   inputs.check(cfg)
   calibration.check(cfg.predict)
   method = methods.get(cfg.method)
-  own, note = scoring.alone(cfg, method)
+  _, note = scoring.alone(cfg, method)
   referenced = hasattr(method, 'memory') and cfg.fewshot.shots > 0
   if referenced and not cfg.predict.normals:
     raise ValueError(f'fewshot.shots is {cfg.fewshot.shots}, so {cfg.method} compares with normal images: name their '

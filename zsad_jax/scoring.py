@@ -10,9 +10,6 @@ import numpy as np
 from zsad_jax import evaluate, experiment, inputs, runtime
 from zsad_jax.spec import Features
 
-# Keys that leave a score as it is.
-NOT_SCORE = (*experiment.NOT_RECIPE, 'predict', 'published')
-
 
 def alone(cfg, method) -> tuple[object, str]:
   """Returns the config under which an image's score needs no other image, and a sentence on what that changes, or ''.
@@ -75,8 +72,9 @@ def memory_of(cfg, method, clip, references: Features):
 
 def identity(cfg, clip, learnable, memory) -> str:
   """Returns a digest of all that decides the score of an image."""
-  recipe = {k: v for k, v in json.loads(cfg.to_json_best_effort()).items() if k not in NOT_SCORE}
-  said = [recipe, clip.identity, cfg.predict.object_name, cfg.data.target, cfg.data.exif, cfg.data.transparency]
+  recipe = {k: v for k, v in json.loads(cfg.to_json_best_effort()).items() if k not in experiment.NOT_RECIPE}
+  said = [recipe, clip.identity, cfg.predict.object_name, cfg.data.target, cfg.data.names, cfg.data.exif,
+          cfg.data.transparency]
   digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
   for path, leaf in jax.tree_util.tree_leaves_with_path((learnable, memory)):
     digest.update(jax.tree_util.keystr(path).encode())

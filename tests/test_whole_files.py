@@ -19,7 +19,7 @@ ALLOWED = {
   'zsad_jax/logs.py': {'lock', 'scalars'}, 'zsad_jax/journal.py': {'append'}, 'zsad_jax/pretrain.py': {'fit'},
   # into memory
   'zsad_jax/calibration.py': {'_npz'}, 'zsad_jax/export.py': {'_npz'}, 'zsad_jax/progress.py': {'write'},
-  'zsad_jax/report/figures.py': {'sheet'}, 'zsad_jax/report/legend.py': {'colour_bar'},
+  'zsad_jax/report/legend.py': {'colour_bar'},
   'zsad_jax/report/plates.py': {'_png'},
 }
 

@@ -120,7 +120,8 @@ def test_a_picture_is_enlarged_and_left_by_keyboard(opened):
   assert f'{ODD}4' in dialog.inner_text()
   opened.keyboard.press('Escape')
   assert not dialog.is_visible()
-  assert opened.evaluate('document.activeElement.closest("li").dataset.number') == '4'
+  # What closes it hears of it a moment later.
+  opened.wait_for_function('document.activeElement.closest("li")?.dataset.number === "4"')
 
 
 def test_nothing_is_wider_than_the_screen_and_no_name_is_markup(opened):

@@ -84,6 +84,24 @@ def test_sheet_is_a_png_with_every_image():
   assert 1000 < picture.width < 1500
 
 
+def test_the_smallest_defect_of_a_large_picture_stays_marked():
+  mask = np.zeros((3000, 2000), np.uint8)
+  mask[1200, 700] = 255
+  item = figures.Shown(Image.new('RGB', (2000, 3000)), mask, np.zeros((8, 8)), 0.5, 1, 'a')
+  sheet = figures.sheet('bolt', [item], *figures.run_scale([np.arange(4.0).reshape(2, 2)]))
+  drawn = np.asarray(Image.open(io.BytesIO(sheet)))
+  assert (drawn == figures.OUTLINE).all(-1).any()  # around it in the image
+  top, left = figures.TITLE + figures.LINE, 2 * figures.GAP + figures.CELL
+  cell = drawn[top:top + 315, left:left + figures.CELL]  # of the mask
+  assert 1 <= (cell == 255).all(-1).sum() <= 4 and np.unique(cell).tolist() == [0, 255]
+
+
+def test_a_very_tall_picture_does_not_stretch_its_sheet():
+  item = figures.Shown(Image.new('RGB', (20, 2000)), None, np.zeros((8, 8)), 0.5, None, 'a')
+  sheet = figures.sheet('bolt', [item], *figures.run_scale([np.arange(4.0).reshape(2, 2)]))
+  assert Image.open(io.BytesIO(sheet)).height < 500
+
+
 def test_colours_go_from_cold_to_warm():
   first, *_, last = figures.colours(9)
   assert len(figures.colours(9)) == 9 and all(c.startswith('#') and len(c) == 7 for c in (first, last))

@@ -1,6 +1,7 @@
 """Architectures of CLIP as data, the towers they describe, and the trees of their parameters."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -136,6 +137,11 @@ def cast(params, precision: str):
 
 def template(arch: Arch | str):
   """Returns the parameter tree as jax.ShapeDtypeStruct leaves, allocating nothing."""
+  return jax.tree.map(lambda leaf: leaf, _shapes(find(arch)))  # the caller's own dicts
+
+
+@functools.cache
+def _shapes(arch):
   return jax.eval_shape(lambda rng: init_params(arch, rng), jax.random.key(0))
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import matplotlib
 import matplotlib.figure
 import numpy as np
+from matplotlib.backends import backend_agg
 from PIL import Image
 
 COLOURS = 'turbo'
@@ -14,6 +15,8 @@ COLOURS = 'turbo'
 COLD, WARM = ((1, 0), (60, 0.15), (95, 0.35)), ((50, 0.75), (98, 1))
 PERCENTILE = 98  # of all pixels, in place of a threshold that is not known
 TRUTH = {1: 'anomalous', 0: 'normal', None: 'not known'}
+CELL, GAP, LINE, TITLE, BAR, DPI = 210, 10, 24, 44, 76, 100  # of sheets, in pixels
+TALLEST = 1.5  # height of a cell of a sheet, in widths; taller pictures are fitted into it
 OUTLINE = (255, 0, 255)  # rare in photographs of parts, leaves and tissue
 
 
@@ -119,29 +122,47 @@ def sheet(title: str, shown: Sequence[Shown], scale: Scale, middle: str, *, colu
     middle: what value is at the middle of the colour bar.
     columns: images beside each other.
   """
-  rows = -(-len(shown) // columns)
-  tallest = max(item.image.height / item.image.width for item in shown)
-  size = 6.6 * columns, (2.05 * tallest + 0.3) * rows + 1.3
-  figure = matplotlib.figure.Figure(figsize=size, dpi=100, layout='constrained')
-  figure.suptitle(title, fontsize=13)
-  axes = figure.subplots(rows, 3 * columns, squeeze=False)
-  for axis in axes.flat:
-    axis.axis('off')
+  columns = min(columns, len(shown))
+  box = CELL, round(CELL * min(max(item.image.height / item.image.width for item in shown), TALLEST))
+  size = 3 * columns * (CELL + GAP) + GAP, TITLE + -(-len(shown) // columns) * (box[1] + LINE) + BAR
+  pasted = []
+  figure = matplotlib.figure.Figure(figsize=(size[0] / DPI, size[1] / DPI), dpi=DPI)
+  place = lambda x, y: dict(x=x / size[0], y=1 - y / size[1], va='bottom')
+  figure.text(**place(size[0] / 2, TITLE - LINE / 2), s=title, ha='center', fontsize=13)
   for k, item in enumerate(shown):
-    trio = axes[k // columns, 3 * (k % columns):3 * (k % columns) + 3]
-    for axis, picture in zip(trio, (marked(item), item.mask, overlay(item.image, item.map, scale))):
+    top = TITLE + k // columns * (box[1] + LINE) + LINE
+    small = _within(item, box)
+    pictures = (Image.fromarray(marked(small)), small.mask if small.mask is None else Image.fromarray(small.mask),
+                Image.fromarray(overlay(small.image, small.map, scale)))
+    told = _short(item.caption), f'truth: {TRUTH[item.label]}', f'score {item.score:.3g}'
+    for n, (picture, text) in enumerate(zip(pictures, told)):
+      left = GAP + (3 * (k % columns) + n) * (CELL + GAP)
+      figure.text(**place(left, top - 3), s=text, fontsize=8)
       if picture is not None:
-        axis.imshow(picture, cmap='gray', vmin=0, vmax=255)
-    trio[0].set_title(_short(item.caption), fontsize=8, loc='left')
-    trio[1].set_title(f'truth: {TRUTH[item.label]}', fontsize=8)
-    trio[2].set_title(f'score {item.score:.3g}', fontsize=8)
-  bar = figure.colorbar(matplotlib.cm.ScalarMappable(cmap=COLOURS), ax=axes, orientation='horizontal',
-                        fraction=0.03, aspect=60, pad=0.02)
+        pasted.append((picture, (left, top)))
+  axis = figure.add_axes((0.2, (BAR - LINE) / size[1], 0.6, 12 / size[1]))
+  bar = figure.colorbar(matplotlib.cm.ScalarMappable(cmap=COLOURS), cax=axis, orientation='horizontal')
   bar.set_ticks(scale.levels, labels=[f'{value:.3g}' for value in scale.values], fontsize=8)
   bar.set_label(f'anomaly map: one scale for the whole run, with {middle} in the middle')
+  canvas = backend_agg.FigureCanvasAgg(figure)
+  canvas.draw()
+  drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert('RGB')
+  for picture, corner in pasted:  # not by matplotlib, which takes ten times as long
+    drawn.paste(picture, corner)
   out = io.BytesIO()
-  figure.savefig(out, format='png')
+  drawn.save(out, 'png', compress_level=4)
   return out.getvalue()
+
+
+def _within(item, box):
+  """An item whose image and mask fit into a box (width, height); what is marked stays marked, however small."""
+  scale = min(box[0] / item.image.width, box[1] / item.image.height)
+  size = max(1, round(item.image.width * scale)), max(1, round(item.image.height * scale))
+  mask = item.mask
+  if mask is not None:
+    filled = Image.fromarray((np.asarray(mask) > 0).astype(np.float32)).resize(size, Image.Resampling.BOX)
+    mask = (np.asarray(filled) > 0).astype(np.uint8) * np.uint8(255)
+  return item._replace(image=item.image.resize(size, Image.Resampling.BICUBIC), mask=mask)
 
 
 def marked(item: Shown) -> np.ndarray:

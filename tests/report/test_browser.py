@@ -121,7 +121,7 @@ def test_a_picture_is_enlarged_and_left_by_keyboard(opened):
   opened.keyboard.press('Escape')
   assert not dialog.is_visible()
   # What closes it hears of it a moment later.
-  opened.wait_for_function('document.activeElement.closest("li")?.dataset.number === "4"')
+  sync_api.expect(opened.locator('li[data-number="4"] .card')).to_be_focused()
 
 
 def test_nothing_is_wider_than_the_screen_and_no_name_is_markup(opened):

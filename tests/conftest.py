@@ -1,5 +1,6 @@
 """Every test sees eight CPU devices, strict rank promotion and parsed absl flags."""
 
+import types
 from pathlib import Path
 
 import jax
@@ -7,6 +8,10 @@ import pytest
 from absl import flags
 
 from zsad_jax import runtime
+
+
+def pytest_addoption(parser):
+  parser.addoption('--every-row', action='store_true', help='tests/test_typed.py: whole tables, and all of them')
 
 
 def pytest_configure(config):
@@ -17,6 +22,18 @@ def pytest_configure(config):
   # Most of the time goes into compiling the same small programs in every worker and every run.
   runtime.compilation_cache(Path(__file__).parents[1] / '.pytest_cache' / 'compiled')
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.05)
+
+
+def pytest_collection_modifyitems(items):
+  for item in items:
+    if 'torch' in item.fixturenames or isinstance(getattr(item.module, 'torch', None), types.ModuleType):
+      item.add_marker('parity')
+
+
+@pytest.fixture
+def torch():
+  """PyTorch, which the tests that are held against it skip without."""
+  return pytest.importorskip('torch')
 
 
 @pytest.fixture

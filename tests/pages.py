@@ -106,6 +106,16 @@ def launches(page):
   return [text.split() for text in found]
 
 
+def scripts(page):
+  """The commands of a page's prose that run a script of benchmarks."""
+  return [span for span in spans(prose(page)) if span.startswith('python benchmarks/')]
+
+
+def named_blocks(page):
+  """{path: code} of the Python blocks whose paragraph before ends in a path and a colon: `path`:"""
+  return dict(re.findall(r'`([\w./]+)`[^`\n]*:\n\n *```(?:python|text|csv)\n(.*?)```', page.read_text(), re.S))
+
+
 def joined(text):
   """The lines of a text, those that end in a backslash with what follows."""
   return re.sub(r'\\\n\s*', '', text).splitlines()

@@ -30,7 +30,7 @@ of_page = pytest.mark.parametrize('page', PAGES, ids=pages.name)
 
 @of_page
 def test_commands_are_ones_that_the_program_takes(page):
-  made = named_blocks(page)
+  made = pages.named_blocks(page)
   for line in pages.commands(page):
     if not any(path in line for path in made):  # those are run by the tests of their pages
       pages.check_command(line)
@@ -60,7 +60,7 @@ def slug(title):
 
 @of_page
 def test_paths_and_functions_that_are_named_exist(page):
-  made = set(named_blocks(page))
+  made = set(pages.named_blocks(page))
   for span in pages.spans(pages.prose(page)):
     path, colon, _ = span.partition(':')
     if path in made or re.search(r'\b[A-Z]{2,}\b(?!\.(md|bib|txt))|[*<{\s]', path):
@@ -152,11 +152,6 @@ def test_every_table_of_a_paper_is_listed():
     assert f'`{pages.name(path)}`' in page
 
 
-def named_blocks(page):
-  """{path: code} of the Python blocks whose paragraph before ends in a path and a colon: `path`:"""
-  return dict(re.findall(r'`([\w./]+)`[^`\n]*:\n\n *```(?:python|text|csv)\n(.*?)```', page.read_text(), re.S))
-
-
 def write(folder, files):
   for path, code in files.items():
     (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -194,7 +189,7 @@ def module_of(path):
 
 def test_a_method_added_as_the_page_says_runs(tmp_path, grown, capsys):
   page = ROOT / 'docs' / 'adding-a-method.md'
-  write(tmp_path, named_blocks(page))
+  write(tmp_path, pages.named_blocks(page))
   grown(methods, configs)
   assert 'top_patches' in methods.names()
   contract = module_of(ROOT / 'tests' / 'methods' / 'test_contract.py')
@@ -260,7 +255,7 @@ def test_images_added_as_the_page_says_are_read(tmp_path):
   assert photos.categories == ('photos',) and list(photos.labels) == [1, 1, 0, 0]
   assert parts.categories == ('bolt', 'nut') and list(parts.labels) == [0, 1, 1, 0]
   assert all(photos[i]['mask'].any() == bool(label) for i, label in enumerate(photos.labels))
-  write(tmp_path, {'listed.csv': named_blocks(page)['listed.csv']})
+  write(tmp_path, {'listed.csv': pages.named_blocks(page)['listed.csv']})
   for row in csv.DictReader((tmp_path / 'listed.csv').open()):
     for path in filter(None, (row['image'], row['mask'])):
       drawn(tmp_path, path)
@@ -273,7 +268,7 @@ def test_a_builder_added_as_the_page_says_is_found_verified_and_read(tmp_path, g
   entry, = (body for _, body in pages.blocks(page) if body.startswith("'example_nuts'"))
   for name, made in eval(f'{{{entry}}}', {'Entry': catalog.Entry, 'Category': catalog.Category}).items():
     monkeypatch.setitem(catalog.CATALOG, name, made)
-  write(tmp_path, {path: code for path, code in named_blocks(page).items() if path.startswith('zsad_jax')})
+  write(tmp_path, {path: code for path, code in pages.named_blocks(page).items() if path.startswith('zsad_jax')})
   grown(data)
   with registered.skip_registration():  # of tfds, which forgets nothing
     builder = importlib.import_module('zsad_jax.data.example_nuts.example_nuts_dataset_builder').Builder

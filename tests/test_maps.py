@@ -107,16 +107,14 @@ def test_upsample_is_jax_linear_without_antialias_up_and_down(grid, size):
 
 
 @pytest.mark.parametrize('grid,size', [(37, 518), (6, 48), (20, 7)])
-def test_upsample_is_torch_bilinear(grid, size):
-  torch = pytest.importorskip('torch')
+def test_upsample_is_torch_bilinear(grid, size, torch):
   x = np.random.default_rng(2).standard_normal((2, grid, grid)).astype(np.float32)
   theirs = torch.nn.functional.interpolate(torch.tensor(x)[:, None], (size, size), mode='bilinear')[:, 0]
   np.testing.assert_allclose(maps.upsample(jnp.asarray(x), size), theirs.numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize('grid,size', [(37, 518), (15, 240), (8, 64), (1, 5), (5, 1), (6, 6), (20, 7)])
-def test_upsample_with_aligned_corners_is_torchs(grid, size):
-  torch = pytest.importorskip('torch')
+def test_upsample_with_aligned_corners_is_torchs(grid, size, torch):
   x = np.random.default_rng(2).standard_normal((2, grid, grid)).astype(np.float32)
   theirs = torch.nn.functional.interpolate(
     torch.tensor(x)[:, None], (size, size), mode='bilinear', align_corners=True)[:, 0]

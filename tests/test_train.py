@@ -135,8 +135,7 @@ def test_sgds_decay_goes_through_the_momentum():
 @pytest.mark.parametrize('optim, torch_class, options', [
   (SGD, 'SGD', {'momentum': .9, 'weight_decay': 5e-4}),
   (ADAMW, 'AdamW', {'betas': (.9, .999), 'weight_decay': 1e-4})], ids=['sgd', 'adamw'])
-def test_optimizers_are_torchs(optim, torch_class, options):
-  torch = pytest.importorskip('torch')
+def test_optimizers_are_torchs(optim, torch_class, options, torch):
   grads = np.random.default_rng(3).normal(size=(6, 4)).astype(np.float32)
   theirs = torch.nn.Parameter(torch.full((4,), .7))
   optimizer = getattr(torch.optim, torch_class)([theirs], lr=optim['lr'], **options)
@@ -160,8 +159,7 @@ def test_coops_schedule_is_1e5_then_a_cosine_of_all_epochs():
   assert float(rate(jnp.int32(16))) == 0  # and it does not rise again
 
 
-def test_cosine_is_torchs_behind_a_constant_warm_up():
-  torch = pytest.importorskip('torch')
+def test_cosine_is_torchs_behind_a_constant_warm_up(torch):
   optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=.002)
   successor = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 9)
   rates = [1e-5, 1e-5]  # as a wrapper that starts the successor after two epochs

@@ -169,8 +169,7 @@ def test_parity_would_notice_adams_usual_b1(clip, encoded):
     assert_prompts_close(after, {name: golden[f'after_{name}'] for name in after})
 
 
-def test_goldens_are_what_the_transcription_says_today():
-  pytest.importorskip('torch')
+def test_goldens_are_what_the_transcription_says_today(torch):
   golden = np.load(GOLDEN / 'anomalyclip_released.npz')
   again = official.run(*official.VARIANTS['released'], steps=1)
   for name in ('cls', 'taps', 'text', 'score', 'map', 'grad_deep'):
@@ -179,8 +178,7 @@ def test_goldens_are_what_the_transcription_says_today():
 
 @pytest.mark.parametrize('changes,reading', [
   (dict(t1_dpam=False), dict(first_block=None)), (dict(dpam__ffn=True), dict(ffn=True))], ids=['t1_off', 'ffn'])
-def test_other_image_paths_equal_the_released_ones(clip, encoded, changes, reading):
-  torch = pytest.importorskip('torch')
+def test_other_image_paths_equal_the_released_ones(clip, encoded, changes, reading, torch):
   reference = official.Official(official.weights())
   images, masks, labels = official.batch()
   layers, weight = (4, 8), 1.0

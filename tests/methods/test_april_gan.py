@@ -332,8 +332,7 @@ def transcribed(torch, arrays, features, bank, batch, memory):
   return float(total.detach()), gradients, score.numpy(), fused.numpy()
 
 
-def test_parity_with_a_transcription(shell):
-  torch = pytest.importorskip('torch')
+def test_parity_with_a_transcription(shell, torch):
   cfg = configured(fewshot__shots=1)
   features, batch = drawn(cfg)
   rng = np.random.default_rng(2)

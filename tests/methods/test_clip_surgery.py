@@ -128,8 +128,7 @@ def test_trap_11_names_keep_their_underscore():
   assert ids[0, 1:4].tolist() == [4044, 318, 6491]
 
 
-def test_parity_with_a_transcription(clip):
-  torch = pytest.importorskip('torch')
+def test_parity_with_a_transcription(clip, torch):
   cfg = configured(map__sigma=0.0)
   features, bank, category = drawn()
   out = run(clip, cfg, features, bank, category)

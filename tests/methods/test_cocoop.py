@@ -114,8 +114,7 @@ def test_first_gradient_is_the_recorded_one(clip, golden):
   assert_trees(gradient, theirs, theirs, 3e-5)
 
 
-def test_goldens_are_what_the_transcription_says_today(golden):
-  pytest.importorskip('torch')
+def test_goldens_are_what_the_transcription_says_today(golden, torch):
   again = reference.run('cocoop', epochs=1)
   for name in ('cls', 'tokens', 'score', 'map', 'grad_ctx', 'grad_meta_net.linear1.weight'):
     np.testing.assert_allclose(again[name], golden[name], atol=1e-4 * np.abs(golden[name]).max(), err_msg=name)

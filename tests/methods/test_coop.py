@@ -132,8 +132,7 @@ def test_image_tower_reads_plain_clip(clip, golden):
   np.testing.assert_allclose(features.taps[TAP], golden['tokens'], atol=1e-4)
 
 
-def test_goldens_are_what_the_transcription_says_today(golden):
-  pytest.importorskip('torch')
+def test_goldens_are_what_the_transcription_says_today(golden, torch):
   again = reference.run('coop', epochs=1)
   for name in ('cls', 'tokens', 'score', 'map', 'grad_ctx'):
     np.testing.assert_allclose(again[name], golden[name], atol=1e-4 * np.abs(golden[name]).max(), err_msg=name)

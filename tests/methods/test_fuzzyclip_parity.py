@@ -112,9 +112,8 @@ def few(monkeypatch):
   monkeypatch.setitem(method.ENSEMBLES, 'april', ((('{}', 'good {}'), ('damaged {}',)), ('a photo of {}.', '{}.')))
 
 
-def test_rpl(clip, few):
+def test_rpl(clip, few, torch):
   """The texts it is held near, both terms and every gradient; start and end are where insertion leaves them."""
-  torch = pytest.importorskip('torch')
   cfg, other = configured(), Transcribed()
   learnable = {'rpl0': method.init(jax.random.key(0), clip, cfg)['rpl0']}
   frozen = jax.jit(functools.partial(method.fixed, categories=NAMES, clip=clip, cfg=cfg))(clip.params)
@@ -136,9 +135,8 @@ def test_rpl(clip, few):
     np.testing.assert_allclose(ours, theirs, atol=2e-4 * float(theirs.abs().max()))
 
 
-def test_maps(clip, few):
+def test_maps(clip, few, torch):
   """Groups' texts with the names under test, what they weigh, and the sum over blocks and groups."""
-  torch = pytest.importorskip('torch')
   cfg, other = configured(), Transcribed()
   learnable = method.init(jax.random.key(0), clip, cfg)
   bank = jax.jit(functools.partial(method.bank, categories=TARGETS, clip=clip, cfg=cfg))(learnable, clip.params)

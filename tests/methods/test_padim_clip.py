@@ -55,8 +55,7 @@ def test_reads_three_blocks_raw_and_says_what_it_is():
 
 
 @pytest.mark.parametrize('shots', [1, 3, 150])
-def test_parity_with_a_covariance_that_is_built_and_inverted(shots):
-  torch = pytest.importorskip('torch')
+def test_parity_with_a_covariance_that_is_built_and_inverted(shots, torch):
   cfg = configured(map__sigma=0.0)
   features, references, category = drawn(cfg, 3), drawn(cfg, 2, shots, seed=1, scale=2.0), (1, 0, 1)
   out = run(cfg, features, references, category)

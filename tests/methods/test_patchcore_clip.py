@@ -50,8 +50,7 @@ def test_reads_two_middle_blocks_raw_and_says_what_it_is():
 
 
 @pytest.mark.parametrize('reweight', [False, True])
-def test_parity_with_a_transcription(reweight):
-  torch = pytest.importorskip('torch')
+def test_parity_with_a_transcription(reweight, torch):
   cfg = configured(map__sigma=0.0, patchcore__reweight=reweight, patchcore__neighbours=4)
   features, references, category = drawn(cfg, 3), drawn(cfg, 2, 2, seed=1), (1, 0, 1)
   out = run(cfg, features, references, category)

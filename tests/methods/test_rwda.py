@@ -131,12 +131,11 @@ def torch_network(torch, learnable, cfg):
 
 
 @pytest.mark.parametrize('order', [('norm', 'relu', 'dropout'), ('relu', 'dropout', 'norm')])
-def test_trains_and_scores_as_torch_does(order):
+def test_trains_and_scores_as_torch_does(order, torch):
   """Three steps of AdamW and running statistics, eps and momentum torch's own; the last batch is half padding.
 
   A bias before a norm has no gradient but rounding, of which Adam's eps of 1e-8 would make whole steps.
   """
-  torch = pytest.importorskip('torch')
   cfg = small(fnn__dropout=0.0, fnn__order=order, optim__eps=1e-4)
   learnable = network(cfg)
   theirs = torch_network(torch, learnable, cfg)

@@ -87,8 +87,7 @@ def test_trap_1_without_the_alias_it_is_the_papers(clip, golden):
   np.testing.assert_array_equal(golden['probability_paper'], golden['probability'])  # the last tap is the same
 
 
-def test_the_transcription_still_gives_what_was_recorded(golden):
-  pytest.importorskip('torch')
+def test_the_transcription_still_gives_what_was_recorded(golden, torch):
   found = record_sdp.record()
   assert found.keys() == golden.keys()
   for name, value in found.items():

@@ -47,8 +47,7 @@ def test_reads_the_class_token_and_three_blocks_and_says_what_it_is():
 
 
 @pytest.mark.parametrize('neighbours', [50, 2])
-def test_parity_with_a_transcription(neighbours):
-  torch = pytest.importorskip('torch')
+def test_parity_with_a_transcription(neighbours, torch):
   cfg = configured(map__sigma=0.0, spade__neighbours=neighbours)
   features, references, category = drawn(cfg, 3), drawn(cfg, 2, 4, seed=1), (1, 0, 1)
   out = run(cfg, features, references, category)

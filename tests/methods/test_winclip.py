@@ -310,9 +310,8 @@ class Words:
 
 
 @pytest.fixture
-def torch():
+def torch(torch):
   """PyTorch with one thread: a loop over small windows spends its time waiting for more."""
-  torch = pytest.importorskip('torch')
   threads = torch.get_num_threads()
   torch.set_num_threads(1)
   yield torch

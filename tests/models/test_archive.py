@@ -93,8 +93,7 @@ def test_a_flipped_bit_in_a_tensor_is_found(tmp_path):
     archive.read(path)
 
 
-def test_reads_what_torch_writes(tmp_path):
-  torch = pytest.importorskip('torch')
+def test_reads_what_torch_writes(tmp_path, torch):
   base = torch.arange(24.).reshape(2, 3, 4)
   state = {
       'plain': base, 'view': base.transpose(0, 2)[1:], 'half': base.half(), 'bf16': base.bfloat16(),
@@ -114,8 +113,7 @@ def test_reads_what_torch_writes(tmp_path):
   assert read['nested'][:3] == [1, 'x', None]
 
 
-def test_reads_a_module_state_and_a_torchscript_archive_alike(tmp_path):
-  torch = pytest.importorskip('torch')
+def test_reads_a_module_state_and_a_torchscript_archive_alike(tmp_path, torch):
   module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4)).half()
   module.register_buffer('vocab_size', torch.tensor(7))
   torch.save(module.state_dict(), tmp_path / 'state.pt')
@@ -129,8 +127,7 @@ def test_reads_a_module_state_and_a_torchscript_archive_alike(tmp_path):
     np.testing.assert_array_equal(script[name], value.numpy())
 
 
-def test_reads_a_training_checkpoint(tmp_path):
-  torch = pytest.importorskip('torch')
+def test_reads_a_training_checkpoint(tmp_path, torch):
   import argparse
   module = torch.nn.Linear(3, 4)
   optimizer = torch.optim.Adam(module.parameters())

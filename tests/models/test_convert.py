@@ -22,7 +22,7 @@ def params():
 
 
 def tensors(params, naming='open_clip'):
-  torch = pytest.importorskip('torch')
+  import torch
   return {k: torch.tensor(v).half() for k, v in weights.unport(params, naming).items()}
 
 
@@ -35,9 +35,8 @@ def same(a, b):
 
 
 @pytest.mark.parametrize('naming', ['open_clip', 'custom_text', 'huggingface'])
-def test_state_dicts(tmp_path, params, naming):
+def test_state_dicts(tmp_path, params, naming, torch):
   state = tensors(params, naming)
-  import torch
   torch.save(state, tmp_path / 'a.pt')
   done = convert.convert(tmp_path / 'a.pt', tmp_path / 'a.safetensors')
   assert naming in done.kind
@@ -50,18 +49,16 @@ def test_state_dicts(tmp_path, params, naming):
   assert about == {'source': 'a.pt', 'source_sha256': files.sha256(tmp_path / 'a.pt')}
 
 
-def test_training_checkpoint_of_open_clip(tmp_path, params):
+def test_training_checkpoint_of_open_clip(tmp_path, params, torch):
   state = {f'module.{k}': v for k, v in tensors(params).items()}
-  import torch
   torch.save({'epoch': 32, 'name': 'run', 'state_dict': state, 'optimizer': {'param_groups': [{'lr': 1e-3}]}},
              tmp_path / 'epoch_32.pt')
   convert.convert(tmp_path / 'epoch_32.pt', tmp_path / 'a.safetensors')
   assert same(ported(tmp_path / 'a.safetensors'), params)
 
 
-def test_trained_affine_layers(tmp_path):
+def test_trained_affine_layers(tmp_path, torch):
   """As APRIL-GAN and CLIP-AD save them: torch.save({'trainable_linearlayer': ModuleList of Linear .state_dict()})."""
-  torch = pytest.importorskip('torch')
   layers = torch.nn.Module()
   layers.fc = torch.nn.ModuleList(torch.nn.Linear(6, 4) for _ in range(2))
   torch.save({'trainable_linearlayer': layers.state_dict()}, tmp_path / 'epoch_5.pth')
@@ -73,9 +70,8 @@ def test_trained_affine_layers(tmp_path):
   assert files.read_metadata(tmp_path / 'a.safetensors')['kind'] == 'affine_layers'
 
 
-def test_a_torchscript_archive_as_openai_publishes_them(tmp_path, params):
+def test_a_torchscript_archive_as_openai_publishes_them(tmp_path, params, torch):
   state = tensors(params)
-  import torch
 
   def module(prefix):
     result = torch.nn.Module()
@@ -99,9 +95,8 @@ def test_a_torchscript_archive_as_openai_publishes_them(tmp_path, params):
   assert same(ported(tmp_path / 'a.safetensors'), params)
 
 
-def test_published_digests_name_the_weights(tmp_path, params, monkeypatch):
+def test_published_digests_name_the_weights(tmp_path, params, monkeypatch, torch):
   state = tensors(params)
-  import torch
   torch.save(state, tmp_path / 'mini.pt')
   entry = published.Weights('someone/mini', 'mini.pt', files.sha256(tmp_path / 'mini.pt')[:8], 'gelu')
   monkeypatch.setitem(published.PUBLISHED, 'mini', {'e32': entry})
@@ -115,8 +110,7 @@ def test_published_digests_name_the_weights(tmp_path, params, monkeypatch):
   assert not (tmp_path / 'b.safetensors').exists()
 
 
-def test_anomalyclip_prompts(tmp_path):
-  torch = pytest.importorskip('torch')
+def test_anomalyclip_prompts(tmp_path, torch):
   learner = {
       'ctx_pos': torch.randn(1, 1, 12, 16), 'ctx_neg': torch.randn(1, 1, 12, 16),
       'compound_prompts_text.0': torch.randn(4, 16), 'compound_prompts_text.7': torch.randn(4, 16),
@@ -133,8 +127,7 @@ def test_anomalyclip_prompts(tmp_path):
   assert files.read_metadata(tmp_path / 'prompts.safetensors')['kind'] == 'anomalyclip_prompts'
 
 
-def test_whole_modules_and_other_things_are_refused(tmp_path):
-  torch = pytest.importorskip('torch')
+def test_whole_modules_and_other_things_are_refused(tmp_path, torch):
   torch.save(torch.nn.Linear(2, 2), tmp_path / 'module.pt')
   with pytest.raises(ValueError, match=r'holds a pickled torch.nn.modules.linear.Linear, not .* save its state_dict'):
     convert.convert(tmp_path / 'module.pt', tmp_path / 'a.safetensors')
@@ -152,9 +145,8 @@ def test_whole_modules_and_other_things_are_refused(tmp_path):
   assert not (tmp_path / 'a.safetensors').exists()
 
 
-def test_the_command(tmp_path, params):
+def test_the_command(tmp_path, params, torch):
   state = tensors(params)
-  import torch
   torch.save(state, tmp_path / 'a.pt')
   command = [sys.executable, '-m', 'zsad_jax.models.convert']
   done = subprocess.run([*command, tmp_path / 'a.pt', tmp_path / 'a.safetensors'], capture_output=True, text=True,

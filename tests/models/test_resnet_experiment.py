@@ -48,8 +48,7 @@ def config(module, folder, tmp, **changes):
   return mlc.FrozenConfigDict(c)
 
 
-def test_loaded_by_path_it_is_the_transcription(folder):
-  torch = pytest.importorskip('torch')
+def test_loaded_by_path_it_is_the_transcription(folder, torch):
   ours = clip_lib.load(folder, offline=True)
   assert ours.arch.vision.stages == DIMS.stages and ours.grid == 2 and len(ours.fingerprint) == 64
   arrays = record_resnet.weights(DIMS, np.random.RandomState(0))

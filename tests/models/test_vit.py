@@ -249,8 +249,7 @@ def test_positions_come_from_the_pretrained_table_every_time(small):
 @pytest.mark.parametrize('method, torch_mode', [
     ('bilinear', {'mode': 'bilinear'}), ('bicubic', {'mode': 'bicubic'}),
     ('bicubic_antialias', {'mode': 'bicubic', 'antialias': True})])
-def test_positions_against_torch(side, grid, method, torch_mode):
-  torch = pytest.importorskip('torch')
+def test_positions_against_torch(side, grid, method, torch_mode, torch):
   table = np.random.default_rng(0).standard_normal((1 + side * side, 3)).astype(np.float32)
   patches = torch.from_numpy(table[1:].reshape(1, side, side, 3)).permute(0, 3, 1, 2)
   want = torch.nn.functional.interpolate(patches, (grid, grid), align_corners=False, **torch_mode)

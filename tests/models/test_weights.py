@@ -54,8 +54,7 @@ def test_names_and_shapes_are_open_clips():
 
 
 @pytest.mark.parametrize('name', ['vit_b32', 'vit_b16', 'vit_l14', 'vit_l14_336'])
-def test_names_and_shapes_are_hugging_faces(name):
-  torch = pytest.importorskip('torch')
+def test_names_and_shapes_are_hugging_faces(name, torch):
   import transformers
   arch = clip.ARCHS[name]
   vision, text = arch.vision, arch.text
@@ -86,8 +85,7 @@ def test_packed_projection_splits_as_torch_splits_it(params, template):
   np.testing.assert_array_equal(separate['text_projection.weight'], arrays['text_projection'].T)
 
 
-def test_one_attention_block_computes_what_torch_computes(params):
-  torch = pytest.importorskip('torch')
+def test_one_attention_block_computes_what_torch_computes(params, torch):
   arrays = {k.removeprefix('transformer.resblocks.2.attn.'): torch.tensor(v)
             for k, v in weights.unport(params).items() if k.startswith('transformer.resblocks.2.attn.')}
   module = torch.nn.MultiheadAttention(18, 3, batch_first=True)

@@ -133,9 +133,8 @@ def test_memory_is_bounded(small, monkeypatch):
 
 
 @pytest.fixture
-def torch():
+def torch(torch):
   """PyTorch with one thread: a loop over small windows spends its time waiting for more."""
-  torch = pytest.importorskip('torch')
   threads = torch.get_num_threads()
   torch.set_num_threads(1)
   yield torch

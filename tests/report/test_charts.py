@@ -36,11 +36,14 @@ def test_histograms_are_shares_of_their_own_class():
 
 
 @pytest.mark.parametrize('steps', [
-  charts.of_scores([.5, .5], [0, 1]), charts.of_scores([1e-9, 1e9], [1, 1]), charts.of_scores([-3.], [0])])
+  charts.of_scores([.5, .5], [0, 1]), charts.of_scores([1e-9, 1e9], [1, 1]), charts.of_scores([-3.], [0]),
+  charts.of_scores(np.nextafter(np.float32(.5), np.float32([0, 1])), [0, 1]), charts.of_scores([0, 0], [0, 1]),
+  charts.of_scores([1e30, np.nextafter(1e30, 2e30)], [0, 1])])
 def test_odd_scores_still_draw(steps):
   svg = charts.histogram('scores', steps, x_label='score', threshold=1e12)
   ElementTree.fromstring(svg)
   assert 'nan' not in svg and 'class="threshold"' not in svg
+  assert np.all(np.diff(steps.edges) > 0) and steps.normal.sum() + steps.anomalous.sum() in (1, 2)
 
 
 def test_a_category_has_what_is_defined_for_it():

@@ -88,8 +88,11 @@ def of_category(row: Mapping, scores, labels, curves=None, pixels=None, *, score
 
 def of_scores(scores, labels, bins: int = 24) -> Steps:
   """The Steps of a category's image scores [n] with labels [n]."""
-  scores, labels = np.asarray(scores), np.asarray(labels)
-  edges = np.histogram_bin_edges(scores, bins)
+  scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
+  low, high, largest = scores.min(), scores.max(), np.abs(scores).max()
+  if high - low <= 1e-9 * largest:  # all one score, but for rounding: too narrow for bins
+    low, high = low - max(.5, 1e-9 * largest), high + max(.5, 1e-9 * largest)
+  edges = np.linspace(low, high, bins + 1)
   return Steps(edges, *(np.histogram(scores[labels == label], edges)[0] for label in (0, 1)))
 
 

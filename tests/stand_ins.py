@@ -1,0 +1,172 @@
+"""Small stand-ins for what the pages name and no test can have: published CLIPs and data sets, photographs, hours.
+
+A published CLIP is one of random weights with as many blocks, patches of the same size and narrow tokens, under its own
+name where downloads are kept. A published data set is two of its categories, drawn, in its archive's layout. The sets
+that the program draws have three categories of a few images. So all of the program runs, and soon.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image
+
+from zsad_jax import runtime
+from zsad_jax.data import catalog
+from zsad_jax.data.synthetic import builder
+from zsad_jax.models import archs, files, published, weights
+
+ROOT = Path(__file__).parents[1]
+TRAIN, NORMAL, ANOMALOUS = 4, 2, 2  # images of a category
+SETS = {'mvtec_ad': ('bottle', 'wood'), 'visa': ('candle', 'pcb1')}
+SPOT = np.zeros((48, 48), bool)
+SPOT[10:24, 16:36] = True
+
+
+def checkout(patch, folder):
+  """Makes `folder` the current one: a checkout to type commands in, with DATA, PHOTOS and all that pages speak of."""
+  for name in ('configs', 'benchmarks', 'checkpoints', 'tests', 'zsad_jax', 'launch.py'):
+    (folder / name).symlink_to(ROOT / name)
+  (folder / 'data').symlink_to('DATA')  # data.root's default
+  one_device(patch)
+  clips(patch, folder / 'downloads')
+  data_sets(patch, folder / 'DATA' / 'downloads' / 'manual')
+  drawings(patch)
+  for name in ('screw', 'bolt', 'nut'):
+    mvtec(folder / 'PATH' / name)
+  for number in range(3):
+    picture(folder / 'PHOTOS' / f'{number}.png', number == 1)
+  picture(folder / 'part.png')
+  text = archs.ARCHS['vit_l14_336'].text.width
+  files.write_safetensors(folder / 'prompts.safetensors', official_prompts(text))
+  patch.chdir(folder)
+
+
+def one_device(patch):
+  """Leaves one of the tests' devices, as most machines have: several are compiled for anew, and gain nothing here."""
+  place = runtime.place
+  patch.setattr(runtime, 'place', lambda devices=None, **how: place((devices or jax.devices())[:1], **how))
+
+
+def clips(patch, folder):
+  """Makes `folder` the place of downloads, and every published CLIP in it a narrow one."""
+  patch.setenv('ZSAD_CACHE', str(folder))
+  for name, arch in list(archs.ARCHS.items()):
+    if name != 'tiny':
+      patch.setitem(archs.ARCHS, name, narrow(arch))
+  for seed, name in enumerate(name for name in published.names() if ':' in name):
+    params = jax.tree_util.tree_map_with_path(
+      functools.partial(_random, np.random.default_rng(seed)), archs.template(published.find(name)[2]))
+    path = folder / name.replace(':', '.') / 'model.safetensors'
+    path.parent.mkdir(parents=True)
+    files.write_safetensors(path, weights.unport(params))
+
+
+def narrow(arch):
+  """An architecture whose tokens are 32 numbers, not hundreds."""
+  vision = (archs.resnet_vision(arch.vision.image_size, 8, arch.vision.stages, 32) if arch.vision.kind == 'resnet'
+            else dataclasses.replace(arch.vision, width=32, heads=2))
+  return dataclasses.replace(arch, embed_dim=32, vision=vision, text=dataclasses.replace(arch.text, width=32, heads=2))
+
+
+def _random(rng, path, leaf):
+  values = rng.normal(0, .1, leaf.shape).astype(leaf.dtype)
+  return abs(values) if path[-1].key == 'var' else values
+
+
+def official_prompts(width):
+  """Arrays of a released checkpoint of AnomalyCLIP, {name: array}, for a text tower of this width."""
+  rng = np.random.default_rng(0)
+  shapes = {'ctx_pos': (1, 1, 12, width), 'ctx_neg': (1, 1, 12, width)}
+  shapes |= {f'compound_prompts_text.{block}': (4, width) for block in range(8)}
+  return {name: rng.normal(0, .02, shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def drawings(patch):
+  """Leaves three categories in the sets that the program draws, and as many images as thresholds are fitted to."""
+  every = builder.DrawnBuilder.categories.__func__
+  few = lambda cls: dict(list(every(cls).items())[:3])
+  patch.setattr(builder.DrawnBuilder, 'categories', classmethod(few))
+  for name, count in (('TRAIN', TRAIN), ('NORMAL', 16), ('EACH_DEFECT', 1)):
+    patch.setattr(builder, name, count)
+
+
+def data_sets(patch, folder):
+  """Fills `folder`, where archives are unpacked, and leaves of the catalogue what is there."""
+  for name, kept in SETS.items():
+    categories = catalog.CATALOG[name].categories
+    for category, record in list(categories.items()):
+      if category in kept:
+        patch.setitem(categories, category, record._replace(train=TRAIN, normal=NORMAL, anomalous=ANOMALOUS))
+      else:
+        patch.delitem(categories, category)
+  for category in SETS['mvtec_ad']:
+    mvtec(folder / 'mvtec_ad' / category)
+  visa(folder / 'visa', SETS['visa'])
+  isic(folder / 'isic2016')
+  sewer_ml(folder / 'sewer_ml')
+
+
+def mvtec(folder):
+  """A category in MVTec AD's layout."""
+  for split, count in (('train', TRAIN), ('test', NORMAL)):
+    for i in range(count):
+      picture(folder / split / 'good' / f'{i:03}.png')
+  for i in range(ANOMALOUS):
+    picture(folder / 'test' / 'spot' / f'{i:03}.png', True)
+    mask(folder / 'ground_truth' / 'spot' / f'{i:03}_mask.png')
+
+
+def visa(folder, categories):
+  """VisA's layout, with its table of splits."""
+  rows = []
+  for category in categories:
+    of = f'{category}/Data'
+    normal = [f'{of}/Images/Normal/{i:04}.JPG' for i in range(TRAIN + NORMAL)]
+    rows += [(category, 'train' if i < TRAIN else 'test', 'normal', path, '') for i, path in enumerate(normal)]
+    rows += [(category, 'test', 'anomaly', f'{of}/Images/Anomaly/{i:03}.JPG', f'{of}/Masks/Anomaly/{i:03}.png')
+             for i in range(ANOMALOUS)]
+  for _, _, label, image, truth in rows:
+    picture(folder / image, label == 'anomaly')
+    if truth:
+      mask(folder / truth)
+  table(folder / 'split_csv' / '1cls.csv', ('object', 'split', 'label', 'image', 'mask'), rows)
+
+
+def isic(folder):
+  """ISIC 2016's layout."""
+  for i in range(ANOMALOUS):
+    picture(folder / 'ISBI2016_ISIC_Part1_Test_Data' / f'ISIC_{i}.jpg', True)
+    mask(folder / 'ISBI2016_ISIC_Part1_Test_GroundTruth' / f'ISIC_{i}_Segmentation.png')
+
+
+def sewer_ml(folder):
+  """Sewer-ML's layout, with its table of labels."""
+  rows = [(f'{i:08}.png', i % 2) for i in range(NORMAL + ANOMALOUS)]
+  for name, defect in rows:
+    picture(folder / 'val' / name, defect)
+  table(folder / 'SewerML_Val.csv', ('Filename', 'Defect'), rows)
+
+
+def table(path, header, rows):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(''.join(','.join(map(str, row)) + '\n' for row in (header, *rows)))
+
+
+def picture(path, anomalous=False):
+  """Noise that no other path has, with a white spot where it is anomalous."""
+  pixels = np.random.default_rng(list(str(path).encode())).integers(0, 160, (*SPOT.shape, 3), np.uint8)
+  if anomalous:
+    pixels[SPOT] = 255
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(pixels).save(path)
+
+
+def mask(path):
+  """Where the white spot is."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(SPOT * np.uint8(255)).save(path)
+
+

@@ -1,0 +1,41 @@
+"""Every command of the pages is run as typed, in the order of its page, on stand-ins for what cannot be had here.
+
+Smaller are images, epochs, numbers of sentences and timings, and a table has its first rows (tests/typed.py);
+`--every-row` keeps all rows, and runs every table of configs/tables.
+"""
+
+import pages
+import pytest
+import stand_ins
+import typed
+
+import launch
+
+# Who runs the others.
+ELSEWHERE = {
+  'README.md': ('python3 -m venv', '. .venv/bin/activate', 'pip install', 'python -m pytest'),  # .ci/run, as they stand
+  'docs/adding-a-method.md': ('python ',), 'docs/adding-data.md': ('python ',),  # tests/test_docs.py, with their files
+  'docs/cluster.md': ('python launch.py --config=configs/anomalyclip.py:demo',),  # tests/test_processes.py
+}
+# How many commands of prose and of batch scripts want a scheduler or days; tests/test_docs.py holds their words.
+NOT_HERE = {'docs/adding-a-method.md': 1, 'docs/cluster.md': 3, 'checkpoints/tiny/README.md': 1}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def checkout(tmp_path_factory):
+  """The current folder is a checkout with stand-ins in it."""
+  with pytest.MonkeyPatch.context() as patch:
+    stand_ins.checkout(patch, tmp_path_factory.mktemp('checkout'))
+    patch.setattr(launch.runtime, 'compilation_cache', lambda folder: None)  # the tests have theirs
+    yield
+
+
+@pytest.mark.parametrize('page', pages.PAGES, ids=pages.name)
+def test_every_command_runs(page, request):
+  launches = [' '.join(['python launch.py', *words]) for words in pages.launches(page)]
+  if pages.name(page) in NOT_HERE:
+    assert len(launches) == NOT_HERE[pages.name(page)]
+    launches = []
+  typed_here = [line for line in pages.commands(page) if not line.startswith(ELSEWHERE.get(pages.name(page), ()))]
+  for line in typed_here + launches + pages.scripts(page):
+    typed.run(line, 1000 if request.config.getoption('every_row') else typed.ROWS)

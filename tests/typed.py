@@ -1,0 +1,92 @@
+"""Runs the commands of the pages: launch.py and the scripts of benchmarks in this process, with smaller numbers."""
+
+import runpy
+import shlex
+import sys
+from pathlib import Path
+from unittest import mock
+
+import grain  # noqa: F401 (defines flags, which flagsaver would take for the command's own and drop)
+from absl import flags
+from absl.testing import flagsaver
+
+import launch
+
+SIZES = {518: 70, 240: 80}  # pixels a side: five patches
+ROWS = 2  # of a table
+KEYS = {'train.epochs': 2, 'examples.pairs': 64, 'seeds': 2, 'bench.images': 2, 'bench.repeats': 1}
+LEFT = {'run': 'results/**/metrics.json', 'evaluate': 'results/**/metrics.json', 'report': 'report.md',
+        'predict': 'predictions/predictions.csv', 'bench': 'bench.json', 'export': 'export/export.json'}
+SCRIPTS = {  # what makes them short; the last of two equal flags counts
+  'data': '--images=8 --long=16 --every=8 --repeats=1 --size=64x48',
+  'encoder': '--arch=vit_b16_plus_240 --size=80 --runs=1',
+  'memory': '--images=16 --size=64 --categories=2',
+  'metrics': '--maps=8 --size=48 --runs=1',
+  'predict': '--images=4 --long=0',
+  'rwda': '--texts=8 --pairs=64 --seeds=2 --runs=1',
+  'scaling': '--images=2 --batch=2 --steps=1 --size=56',
+  'sdp': '--images=4 --batch=2 --epochs=1 --runs=1 --size=80',
+  'store': '--images=2 --repeats=1',
+  'systems': '--seeds=1 --rows=clip,anomalyclip',
+  'thresholds': '--methods=clip',
+  'training': '--images=2 --batch=2 --epochs=1 --steps=1 --size=70',
+  'winclip': '--runs=1 --masked=2 --looped=2',
+}
+
+
+def run(line: str, rows: int = ROWS) -> None:
+  """Runs `python launch.py ...` or `python benchmarks/....py ...` in the current folder; raises where it fails.
+
+  Args:
+    line: as typed.
+    rows: how many of a table are kept.
+  """
+  program, script, *words = shlex.split(line)
+  assert program == 'python', line
+  try:
+    if script == 'launch.py':
+      _launch([script, *words], rows)
+    else:
+      small = SCRIPTS[Path(script).stem].split()
+      with mock.patch.object(sys, 'argv', [script, *words, *small]), mock.patch.object(sys, 'path', [*sys.path]):
+        runpy.run_path(script, run_name='__main__')
+  except SystemExit as end:
+    assert not end.code, f'{line}\nended with {end.code}'
+
+
+def _launch(argv, rows):
+  with flagsaver.flagsaver(), mock.patch.object(sys, 'argv', argv):  # config flags look for their keys there
+    flags.FLAGS.unparse_flags()
+    flags.FLAGS.set_gnu_getopt(True)
+    try:
+      rest = flags.FLAGS(argv)
+    finally:
+      flags.FLAGS.set_gnu_getopt(False)
+    config = launch.CONFIG.value
+    if config is not None:
+      _smaller(config, rows)
+    try:
+      launch.main(rest)
+    finally:
+      found = launch.MODE.value, Path(launch.WORKDIR.value or '.')
+      flags.FLAGS.mark_as_parsed()
+  mode, workdir = found
+  left = 'table.md' if config is not None and 'table' in config else LEFT.get(mode)
+  assert left is None or any(workdir.glob(left)), f'{" ".join(argv)} left no {workdir / left}'
+
+
+def _smaller(config, rows):
+  if config.get('clip') != 'tiny':
+    config.image_size = SIZES.get(config.image_size, config.image_size)
+  flat = config.to_dict()
+  for key, value in KEYS.items():
+    *path, last = key.split('.')
+    node = flat
+    for part in path:
+      node = node.get(part, {})
+    if node.get(last, 0) > value:
+      config.update_from_flattened_dict({key: value})
+  if 'table' in config:
+    with config.unlocked():
+      for name in sorted(config.table.rows)[rows:]:
+        del config.table.rows[name]

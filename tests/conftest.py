@@ -11,7 +11,7 @@ from zsad_jax import runtime
 
 
 def pytest_addoption(parser):
-  parser.addoption('--every-row', action='store_true', help='tests/test_typed.py: whole tables, and all of them')
+  parser.addoption('--every-row', action='store_true', help='')
 
 
 def pytest_configure(config):
@@ -24,7 +24,9 @@ def pytest_configure(config):
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.05)
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+  if not config.getoption('every_command'):
+    items[:] = [item for item in items if 'every_command' not in item.keywords]
   for item in items:
     if 'torch' in item.fixturenames or isinstance(getattr(item.module, 'torch', None), types.ModuleType):
       item.add_marker('parity')

@@ -19,6 +19,7 @@ from zsad_jax import methods
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / 'docs').rglob('*.md'))
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'checkpoints').rglob('README.md')), *DOCS]
+WITH_COMMANDS = [ROOT / 'launch.py', *sorted([*(ROOT / 'configs').rglob('*.py'), *(ROOT / 'benchmarks').glob('*.py')])]
 FOLDERS = ('.ci', 'benchmarks', 'checkpoints', 'configs', 'docs', 'tests', 'zsad_jax')
 OTHER_COMMANDS = ('python3 -m venv', '. .venv/bin/activate', 'git clone', 'cd ', 'mkdir ', 'sha256sum ')
 _FENCE = re.compile(r'^( *)```(\w*)\n(.*?)^\1```$', re.M | re.S)
@@ -109,6 +110,12 @@ def launches(page):
 def scripts(page):
   """The commands of a page's prose that run a script of benchmarks."""
   return [span for span in spans(prose(page)) if span.startswith('python benchmarks/')]
+
+
+def docstring_commands(path):
+  """The commands of a module's docstring."""
+  docstring = importlib.import_module('.'.join(path.relative_to(ROOT).with_suffix('').parts)).__doc__ or ''
+  return [line.strip() for line in joined(docstring) if re.match(r' +(nice .*)?python ', line)]
 
 
 def named_blocks(page):

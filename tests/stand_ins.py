@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from zsad_jax import runtime
-from zsad_jax.data import catalog
+from zsad_jax.data import catalog, naming
 from zsad_jax.data.synthetic import builder
 from zsad_jax.models import archs, files, published, weights
 
@@ -107,6 +107,21 @@ def data_sets(patch, folder):
   visa(folder / 'visa', SETS['visa'])
   isic(folder / 'isic2016')
   sewer_ml(folder / 'sewer_ml')
+
+
+def other_sets(patch, folder):
+  """Makes every published set that `data_sets` does not write a folder in MVTec AD's layout, of one category."""
+  resolve = naming.resolve
+
+  def resolved(name):
+    base = name.partition('/')[0]
+    if base not in catalog.CATALOG or base in (*SETS, 'isic2016', 'sewer_ml'):
+      return resolve(name)
+    if not (folder / base).exists():
+      mvtec(folder / base / 'part')
+    return resolve(f'folder:{folder / base}')
+
+  patch.setattr(naming, 'resolve', resolved)
 
 
 def mvtec(folder):

@@ -15,7 +15,6 @@ from zsad_jax import methods
 
 README = (ROOT / 'README.md').read_text()
 EXAMPLE = ROOT / 'docs' / 'in-python.md'
-WITH_COMMANDS = [ROOT / 'launch.py', *sorted([*(ROOT / 'configs').rglob('*.py'), *(ROOT / 'benchmarks').glob('*.py')])]
 
 
 def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
@@ -28,12 +27,10 @@ def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
   assert 0 <= float(values['pixel AUPRO']) <= 1
 
 
-@pytest.mark.parametrize('path', WITH_COMMANDS, ids=pages.name)
+@pytest.mark.parametrize('path', pages.WITH_COMMANDS, ids=pages.name)
 def test_commands_of_docstrings_are_ones_that_the_program_takes(path):
-  docstring = importlib.import_module('.'.join(path.relative_to(ROOT).with_suffix('').parts)).__doc__ or ''
-  for line in pages.joined(docstring):
-    if re.match(r' +(nice .*)?python ', line):
-      pages.check_command(line.strip())
+  for line in pages.docstring_commands(path):
+    pages.check_command(line)
 
 
 def test_every_ablation_row_of_the_config_is_a_change_it_takes():

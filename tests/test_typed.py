@@ -1,7 +1,7 @@
 """Every command of the pages is run as typed, in the order of its page, on stand-ins for what cannot be had here.
 
 Smaller are images, epochs, numbers of sentences and timings, and a table has its first rows (tests/typed.py);
-`--every-row` keeps all rows, and runs every table of configs/tables.
+`--every-command` keeps all rows, and runs the commands of the docstrings of configs too, which takes hours.
 """
 
 import pages
@@ -30,6 +30,11 @@ def checkout(tmp_path_factory):
     yield
 
 
+def kept(request):
+  """How many rows of a table are run."""
+  return 1000 if request.config.getoption('every_command') else typed.ROWS
+
+
 @pytest.mark.parametrize('page', pages.PAGES, ids=pages.name)
 def test_every_command_runs(page, request):
   launches = [' '.join(['python launch.py', *words]) for words in pages.launches(page)]
@@ -38,4 +43,16 @@ def test_every_command_runs(page, request):
     launches = []
   typed_here = [line for line in pages.commands(page) if not line.startswith(ELSEWHERE.get(pages.name(page), ()))]
   for line in typed_here + launches + pages.scripts(page):
-    typed.run(line, 1000 if request.config.getoption('every_row') else typed.ROWS)
+    typed.run(line, kept(request))
+  for language, body in pages.blocks(page):
+    if language == 'python' and 'zsad_jax.load(' in body:
+      exec(compile(body, page.name, 'exec'), {})
+
+
+@pytest.mark.every_command
+@pytest.mark.parametrize('path', [path for path in pages.WITH_COMMANDS if path.parent.name != 'benchmarks'
+                                  and path.stem not in ('launch', 'pretrain_tiny')], ids=pages.name)
+def test_every_command_of_a_config_runs(path, request, tmp_path, monkeypatch):
+  stand_ins.other_sets(monkeypatch, tmp_path)
+  for line in pages.docstring_commands(path):
+    typed.run(line, kept(request))

@@ -1,7 +1,8 @@
-"""Runs the commands of the pages: launch.py and the scripts of benchmarks in this process, with smaller numbers."""
+"""Runs commands of the pages: launch.py and the scripts of benchmarks, in this process, with smaller numbers."""
 
 import runpy
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
@@ -23,6 +24,7 @@ SCRIPTS = {  # what makes them short; the last of two equal flags counts
   'memory': '--images=16 --size=64 --categories=2',
   'metrics': '--maps=8 --size=48 --runs=1',
   'predict': '--images=4 --long=0',
+  'recovery': '--kills=1 --phases=fit',
   'rwda': '--texts=8 --pairs=64 --seeds=2 --runs=1',
   'scaling': '--images=2 --batch=2 --steps=1 --size=56',
   'sdp': '--images=4 --batch=2 --epochs=1 --runs=1 --size=80',
@@ -46,6 +48,8 @@ def run(line: str, rows: int = ROWS) -> None:
   try:
     if script == 'launch.py':
       _launch([script, *words], rows)
+    elif script.endswith('recovery.py'):  # whose processes import it anew
+      subprocess.run([sys.executable, script, *words, *SCRIPTS['recovery'].split()], check=True)
     else:
       small = SCRIPTS[Path(script).stem].split()
       with mock.patch.object(sys, 'argv', [script, *words, *small]), mock.patch.object(sys, 'path', [*sys.path]):

@@ -11,7 +11,8 @@ from zsad_jax import runtime
 
 
 def pytest_addoption(parser):
-  parser.addoption('--every-row', action='store_true', help='')
+  parser.addoption('--every-command', action='store_true',
+                   help='tests/test_typed.py also runs the commands of the docstrings of configs, and whole tables')
 
 
 def pytest_configure(config):

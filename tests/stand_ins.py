@@ -21,6 +21,13 @@ from zsad_jax.models import archs, files, published, weights
 ROOT = Path(__file__).parents[1]
 TRAIN, NORMAL, ANOMALOUS = 4, 2, 2  # images of a category
 SETS = {'mvtec_ad': ('bottle', 'wood'), 'visa': ('candle', 'pcb1')}
+WIDTH = 32  # of the tokens of narrow towers
+RELEASED = {  # {file: {name: shape}} of AnomalyCLIP's prompts and SDP+'s layers, as their authors save them
+  'prompts': {'ctx_pos': (1, 1, 12, WIDTH), 'ctx_neg': (1, 1, 12, WIDTH),
+              **{f'compound_prompts_text.{block}': (4, WIDTH) for block in range(8)}},
+  'LAYERS': {f'fc.{tap}.{name}': shape for tap in range(4)
+             for name, shape in (('weight', (WIDTH, WIDTH)), ('bias', (WIDTH,)))},
+}
 SPOT = np.zeros((48, 48), bool)
 SPOT[10:24, 16:36] = True
 
@@ -39,8 +46,10 @@ def checkout(patch, folder):
   for number in range(3):
     picture(folder / 'PHOTOS' / f'{number}.png', number == 1)
   picture(folder / 'part.png')
-  text = archs.ARCHS['vit_l14_336'].text.width
-  files.write_safetensors(folder / 'prompts.safetensors', official_prompts(text))
+  for name, shapes in RELEASED.items():
+    rng = np.random.default_rng(0)
+    files.write_safetensors(folder / f'{name}.safetensors', {
+      key: rng.normal(0, .02, shape).astype(np.float32) for key, shape in shapes.items()})
   patch.chdir(folder)
 
 
@@ -65,23 +74,16 @@ def clips(patch, folder):
 
 
 def narrow(arch):
-  """An architecture whose tokens are 32 numbers, not hundreds."""
+  """An architecture whose tokens are WIDTH numbers, not hundreds."""
+  thin = dict(width=WIDTH, heads=2)
   vision = (archs.resnet_vision(arch.vision.image_size, 8, arch.vision.stages, 32) if arch.vision.kind == 'resnet'
-            else dataclasses.replace(arch.vision, width=32, heads=2))
-  return dataclasses.replace(arch, embed_dim=32, vision=vision, text=dataclasses.replace(arch.text, width=32, heads=2))
+            else dataclasses.replace(arch.vision, **thin))
+  return dataclasses.replace(arch, embed_dim=WIDTH, vision=vision, text=dataclasses.replace(arch.text, **thin))
 
 
 def _random(rng, path, leaf):
   values = rng.normal(0, .1, leaf.shape).astype(leaf.dtype)
   return abs(values) if path[-1].key == 'var' else values
-
-
-def official_prompts(width):
-  """Arrays of a released checkpoint of AnomalyCLIP, {name: array}, for a text tower of this width."""
-  rng = np.random.default_rng(0)
-  shapes = {'ctx_pos': (1, 1, 12, width), 'ctx_neg': (1, 1, 12, width)}
-  shapes |= {f'compound_prompts_text.{block}': (4, width) for block in range(8)}
-  return {name: rng.normal(0, .02, shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def drawings(patch):

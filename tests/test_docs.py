@@ -4,7 +4,11 @@ import csv
 import functools
 import importlib.util
 import json
+import os
 import re
+import shlex
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +16,8 @@ import ml_collections as mlc
 import numpy as np
 import pages
 import pytest
+import stand_ins
+import typed
 from drawn_folders import draw
 from etils import epath
 from pages import DOCS, PAGES, ROOT
@@ -19,6 +25,7 @@ from PIL import Image
 from tensorflow_datasets.core import registered
 
 import configs
+import launch
 from zsad_jax import data, experiment, inputs, methods, metrics
 from zsad_jax.data import catalog
 
@@ -187,7 +194,29 @@ def module_of(path):
   return module
 
 
-def test_a_method_added_as_the_page_says_runs(tmp_path, grown, capsys):
+def run_in(folder, lines, monkeypatch):
+  """Runs commands there; at least one."""
+  monkeypatch.chdir(folder)
+  monkeypatch.setattr(launch.runtime, 'compilation_cache', lambda folder: None)  # the tests have theirs
+  assert lines
+  for line in lines:
+    typed.run(line)
+
+
+def in_a_checkout(folder, page, line):
+  """Runs a command in a copy of the project that has the files of the page."""
+  for name in ('checkpoints', 'configs', 'tests', 'zsad_jax'):
+    shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns('__pycache__'))
+  for name in ('launch.py', 'pyproject.toml'):
+    shutil.copy(ROOT / name, folder)
+  write(folder, pages.named_blocks(page))
+  clean = {name: value for name, value in os.environ.items() if 'PYTEST' not in name}
+  done = subprocess.run([sys.executable, *shlex.split(line.removeprefix('python '))], cwd=folder, env=clean,
+                        capture_output=True, text=True, check=False)
+  assert done.returncode == 0 and re.search(r'\d+ passed', done.stdout), done.stdout + done.stderr
+
+
+def test_a_method_added_as_the_page_says_runs(tmp_path, grown, capsys, monkeypatch):
   page = ROOT / 'docs' / 'adding-a-method.md'
   write(tmp_path, pages.named_blocks(page))
   grown(methods, configs)
@@ -205,6 +234,10 @@ def test_a_method_added_as_the_page_says_runs(tmp_path, grown, capsys):
   experiment.run(mlc.FrozenConfigDict(c), tmp_path / 'work', 'run')
   assert 'Top patches, nothing-to-target' in capsys.readouterr().out
   check_results(tmp_path / 'work' / 'results' / 'top_patches' / 'nothing-to-target' / f'seed{c.seed}')
+  stand_ins.drawings(monkeypatch)
+  *launches, tests = pages.commands(page)
+  run_in(tmp_path, launches, monkeypatch)
+  in_a_checkout(tmp_path / 'checkout', page, tests)
 
 
 def check_results(folder):
@@ -245,7 +278,7 @@ def drawn(folder, path):
   image.save(folder / path)
 
 
-def test_images_added_as_the_page_says_are_read(tmp_path):
+def test_images_added_as_the_page_says_are_read(tmp_path, monkeypatch):
   page = ROOT / 'docs' / 'adding-data.md'
   plain, mvtec = (body.split() for language, body in pages.blocks(page)[:2] if language == 'text')
   for path in (*plain, *mvtec):
@@ -261,6 +294,8 @@ def test_images_added_as_the_page_says_are_read(tmp_path):
       drawn(tmp_path, path)
   listed = read(f'csv:{tmp_path / "listed.csv"}')
   assert listed.object_names == {'m6': 'hexagon nut', 'm8': 'wing nut'} and list(listed.labels) == [1, 0, 1, 0]
+  (tmp_path / 'configs').symlink_to(ROOT / 'configs')
+  run_in(tmp_path, [line for line in pages.commands(page) if 'photos' in line or 'listed' in line], monkeypatch)
 
 
 def test_a_builder_added_as_the_page_says_is_found_verified_and_read(tmp_path, grown, monkeypatch):
@@ -282,3 +317,7 @@ def test_a_builder_added_as_the_page_says_is_found_verified_and_read(tmp_path, g
   found = data.load('example_nuts', root=tmp_path / 'data')
   assert found.object_names == {'hexagon': 'hexagon nut', 'wing': 'wing nut'}
   assert [found[i]['mask'].any() for i in range(4)] == [bool(label) for label in found.labels] == [True, False] * 2
+  (tmp_path / 'checkout').mkdir()
+  stand_ins.checkout(monkeypatch, tmp_path / 'checkout')
+  (manual / 'example_nuts').rename(tmp_path / 'checkout' / 'DATA' / 'downloads' / 'manual' / 'example_nuts')
+  run_in(tmp_path / 'checkout', [line for line in pages.commands(page) if 'example_nuts' in line], monkeypatch)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import jax
 import ml_collections as mlc
 import numpy as np
+import pages
 import pytest
 from absl import app
 from absl.testing import flagsaver
@@ -23,6 +25,7 @@ from zsad_jax import checkpoint, experiment, journal, predict
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 240  # that a group of processes may take on a busy machine
+COMMANDS = pages.commands(ROOT / 'docs' / 'cluster.md')
 EPOCHS = 9
 CHANGES = {'image_size': 64, 'train.epochs': EPOCHS, 'train.batch': 5, 'features.batch': 4, 'eval.batch': 5,
            'eval.pictures': 0, 'prompt.depth': 2, 'prompt.n_ctx': 4}
@@ -53,6 +56,13 @@ def config(place, data_root=None):
   return mlc.FrozenConfigDict(cfg)
 
 
+def as_typed(**flags):
+  """The words behind `python` of the first command of docs/cluster.md, with other values of these flags."""
+  words = [(word[2:].partition('=')[0], word) for word in shlex.split(COMMANDS[0])[1:]]
+  assert flags.keys() <= {name for name, _ in words}
+  return [f'--{name}={flags[name]}' if name in flags else word for name, word in words]
+
+
 class Group:
   """Processes of one run, whose output is shown when something is not as it should be."""
 
@@ -65,11 +75,9 @@ class Group:
     for number in range(count):
       self._logs.append([place / f'{name}-{count}-{number}.{kind}' for kind in ('out', 'err')])
       with open(self._logs[-1][0], 'w') as out, open(self._logs[-1][1], 'w') as err:
-        self.processes.append(subprocess.Popen(
-          [sys.executable, 'launch.py', '--config=configs/anomalyclip.py:demo', *keys, *words,
-           f'--workdir={place / name}',
-           '--distributed', f'--coordinator=localhost:{port}', f'--num_processes={count}', f'--process_id={number}'],
-          cwd=ROOT, stdout=out, stderr=err))
+        typed = as_typed(workdir=place / name, coordinator=f'localhost:{port}', num_processes=count, process_id=number)
+        command = [sys.executable, *typed, *keys, *words]
+        self.processes.append(subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=err))
     self.checkpoints = place / name / 'checkpoints'
 
   def __enter__(self):
@@ -131,6 +139,7 @@ def losses(workdir):
 
 
 def test_two_processes_are_one(place):
+  assert [COMMANDS[0], COMMANDS[0].replace('--process_id=0', '--process_id=1')] == COMMANDS
   with Group(place, 'two', 2) as group:
     assert group.codes() == [0, 0], group.shown()
   assert '2 x cpu (cpu), 2 processes' in group.read(0)[0] and 'results: ' in group.read(0)[0]

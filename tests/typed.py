@@ -15,7 +15,8 @@ import launch
 
 SIZES = {518: 70, 240: 80}  # pixels a side: five patches
 ROWS = 2  # of a table
-KEYS = {'train.epochs': 2, 'examples.pairs': 64, 'seeds': 2, 'bench.images': 2, 'bench.repeats': 1}
+KEYS = {'train.epochs': 2, 'examples.pairs': 64, 'seeds': 2, 'bench.images': 2, 'bench.repeats': 1,
+        'padim.dims': 50}
 LEFT = {'run': 'results/**/metrics.json', 'evaluate': 'results/**/metrics.json', 'report': 'report.md',
         'predict': 'predictions/predictions.csv', 'bench': 'bench.json', 'export': 'export/export.json'}
 SCRIPTS = {  # what makes them short; the last of two equal flags counts

@@ -11,8 +11,8 @@ from zsad_jax import runtime
 
 
 def pytest_addoption(parser):
-  parser.addoption('--every-command', action='store_true',
-                   help='tests/test_typed.py also runs the commands of the docstrings of configs, and whole tables')
+  parser.addoption('--exhaustive', action='store_true',
+                   help='also what is marked so, in an hour or two; tests/test_typed.py then runs whole tables')
 
 
 def pytest_configure(config):
@@ -26,8 +26,8 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-  if not config.getoption('every_command'):
-    items[:] = [item for item in items if 'every_command' not in item.keywords]
+  if not config.getoption('exhaustive'):
+    items[:] = [item for item in items if 'exhaustive' not in item.keywords]
   for item in items:
     if 'torch' in item.fixturenames or isinstance(getattr(item.module, 'torch', None), types.ModuleType):
       item.add_marker('parity')

@@ -99,11 +99,11 @@ def data_sets(patch, folder):
   """Fills `folder`, where archives are unpacked, and leaves of the catalogue what is there."""
   for name, kept in SETS.items():
     categories = catalog.CATALOG[name].categories
-    for category, record in list(categories.items()):
-      if category in kept:
-        patch.setitem(categories, category, record._replace(train=TRAIN, normal=NORMAL, anomalous=ANOMALOUS))
-      else:
-        patch.delitem(categories, category)
+    records = {category: categories[category] for category in kept}
+    for category in reversed(list(categories)):  # so that undoing, which begins with the last, leaves their order
+      patch.delitem(categories, category)
+    for category, record in records.items():
+      patch.setitem(categories, category, record._replace(train=TRAIN, normal=NORMAL, anomalous=ANOMALOUS))
   for category in SETS['mvtec_ad']:
     mvtec(folder / 'mvtec_ad' / category)
   visa(folder / 'visa', SETS['visa'])

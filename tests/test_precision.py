@@ -18,6 +18,7 @@ SIZE, NAMES = 64, ('metal nut', 'wood')
 # Stated tolerance: the mean difference, over the standard deviation among pixels of maps and among images of scores.
 TOLERANCE = {'map': 0.05, 'score': 0.1, 'distance': 0.1}
 IMAGES = np.random.default_rng(0).normal(size=(4, SIZE // 8, SIZE // 8, 3)).astype(np.float32).repeat(8, 1).repeat(8, 2)
+OF_THEIR_OWN = ('anomalyclip', 'april_gan', 'cocoop', 'sdp', 'winclip')  # what they read of the towers, others do too
 
 
 @pytest.fixture(scope='module')
@@ -55,7 +56,8 @@ def outputs(clip, learnable, cfg, method):
   return {k: np.asarray(v) for k, v in predict(learnable, clip.params, bank, memory, features, batch).items()}
 
 
-@pytest.mark.parametrize('name', methods.names())
+@pytest.mark.parametrize('name', [
+  name if name in OF_THEIR_OWN else pytest.param(name, marks=pytest.mark.exhaustive) for name in methods.names()])
 def test_every_method_scores_alike_in_bfloat16(clips, name, monkeypatch):
   whole_ensemble = prompts.compose
   monkeypatch.setattr(prompts, 'compose', lambda *args, **how: whole_ensemble(*args, **how)[:4])  # hundreds of texts

@@ -12,23 +12,12 @@ import numpy as np
 import pytest
 
 from configs import pretrain_tiny
-from zsad_jax import pretrain, runtime
+from zsad_jax import pretrain
 from zsad_jax.data import synthetic
 from zsad_jax.data.synthetic import pretraining
 from zsad_jax.models import clip as clip_lib
 
 TINY = Path(__file__).parents[1] / 'checkpoints' / 'tiny'
-
-
-@pytest.fixture(scope='module', autouse=True)
-def compiled(tmp_path_factory):
-  """Programs compiled once for all the runs below."""
-  before = {name: getattr(jax.config, name) for name in (
-      'jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs')}
-  runtime.compilation_cache(tmp_path_factory.mktemp('compiled'))
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
 
 
 @pytest.fixture(scope='module')

@@ -1,7 +1,7 @@
 """Every command of the pages is run as typed, in the order of its page, on stand-ins for what cannot be had here.
 
 Smaller are images, epochs, numbers of sentences and timings, and a table has its first rows (tests/typed.py);
-`--every-command` keeps all rows, and runs the commands of the docstrings of configs too, which takes hours.
+`--exhaustive` keeps all rows, and runs the commands of the docstrings of configs too, which takes hours.
 """
 
 import pages
@@ -32,7 +32,7 @@ def checkout(tmp_path_factory):
 
 def kept(request):
   """How many rows of a table are run."""
-  return 1000 if request.config.getoption('every_command') else typed.ROWS
+  return 1000 if request.config.getoption('exhaustive') else typed.ROWS
 
 
 @pytest.mark.parametrize('page', pages.PAGES, ids=pages.name)
@@ -49,7 +49,7 @@ def test_every_command_runs(page, request):
       exec(compile(body, page.name, 'exec'), {})
 
 
-@pytest.mark.every_command
+@pytest.mark.exhaustive
 @pytest.mark.parametrize('path', [path for path in pages.WITH_COMMANDS if path.parent.name != 'benchmarks'
                                   and path.stem not in ('launch', 'pretrain_tiny')], ids=pages.name)
 def test_every_command_of_a_config_runs(path, request, tmp_path, monkeypatch):

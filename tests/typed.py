@@ -1,5 +1,7 @@
 """Runs commands of the pages: launch.py and the scripts of benchmarks, in this process, with smaller numbers."""
 
+import contextlib
+import functools
 import runpy
 import shlex
 import subprocess
@@ -8,15 +10,16 @@ from pathlib import Path
 from unittest import mock
 
 import grain  # noqa: F401 (defines flags, which flagsaver would take for the command's own and drop)
+import pages
 from absl import flags
 from absl.testing import flagsaver
 
 import launch
 
 SIZES = {518: 70, 240: 80}  # pixels a side: five patches
-ROWS = 2  # of a table
-KEYS = {'train.epochs': 2, 'examples.pairs': 64, 'seeds': 2, 'bench.images': 2, 'bench.repeats': 1,
-        'padim.dims': 50}
+ROWS, EPOCHS = 1, 2  # of a table; of training where the CLIP is a stand-in
+KEYS = {'examples.pairs': 64, 'seeds': 2, 'bench.images': 2, 'bench.repeats': 1,
+        'eval.pictures': 2, 'padim.dims': 50}
 LEFT = {'run': 'results/**/metrics.json', 'evaluate': 'results/**/metrics.json', 'report': 'report.md',
         'predict': 'predictions/predictions.csv', 'bench': 'bench.json', 'export': 'export/export.json'}
 SCRIPTS = {  # what makes them short; the last of two equal flags counts
@@ -60,37 +63,35 @@ def run(line: str, rows: int = ROWS) -> None:
 
 
 def _launch(argv, rows):
-  with flagsaver.flagsaver(), mock.patch.object(sys, 'argv', argv):  # config flags look for their keys there
-    flags.FLAGS.unparse_flags()
-    flags.FLAGS.set_gnu_getopt(True)
-    try:
-      rest = flags.FLAGS(argv)
-    finally:
-      flags.FLAGS.set_gnu_getopt(False)
-    config = launch.CONFIG.value
+  with parsed(argv) as rest:
+    config, mode, workdir = launch.CONFIG.value, launch.MODE.value, Path(launch.WORKDIR.value or '.')
     if config is not None:
       _smaller(config, rows)
-    try:
-      launch.main(rest)
-    finally:
-      found = launch.MODE.value, Path(launch.WORKDIR.value or '.')
-      flags.FLAGS.mark_as_parsed()
-  mode, workdir = found
+    launch.main(rest)
   left = 'table.md' if config is not None and 'table' in config else LEFT.get(mode)
   assert left is None or any(workdir.glob(left)), f'{" ".join(argv)} left no {workdir / left}'
+
+
+@contextlib.contextmanager
+def parsed(argv):
+  """Gives launch.py's flags the values of a command, as it does itself, and yields the other words."""
+  with flagsaver.flagsaver(), mock.patch.object(sys, 'argv', argv):  # config flags look for their keys there
+    flags.FLAGS.set_gnu_getopt(True)
+    try:
+      rest = launch._parse(argv)
+    finally:
+      flags.FLAGS.set_gnu_getopt(False)
+    yield rest
 
 
 def _smaller(config, rows):
   if config.get('clip') != 'tiny':
     config.image_size = SIZES.get(config.image_size, config.image_size)
-  flat = config.to_dict()
-  for key, value in KEYS.items():
-    *path, last = key.split('.')
-    node = flat
-    for part in path:
-      node = node.get(part, {})
-    if node.get(last, 0) > value:
-      config.update_from_flattened_dict({key: value})
+    if 'epochs' in config.get('train', {}):
+      config.train.epochs = min(config.train.epochs, EPOCHS)
+  for key, most in KEYS.items():
+    if pages.has(config, key) and functools.reduce(getattr, key.split('.'), config) > most:
+      config.update_from_flattened_dict({key: most})
   if 'table' in config:
     with config.unlocked():
       for name in sorted(config.table.rows)[rows:]:

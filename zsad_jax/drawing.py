@@ -2,6 +2,7 @@
 
 import io
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -95,5 +96,6 @@ def read_map(path) -> np.ndarray:
 def png(image: Image.Image, about: dict):
   out, text = io.BytesIO(), PngImagePlugin.PngInfo()
   text.add_text('zsad_jax', json.dumps(about))
-  image.save(out, format='PNG', compress_level=1, pnginfo=text)  # level 6 takes several times as long
+  # Runs alone: of noisy pictures and smooth maps any other search finds no more, and takes up to several times as long.
+  image.save(out, format='PNG', compress_level=1, compress_type=zlib.Z_RLE, pnginfo=text)
   return out.getbuffer()

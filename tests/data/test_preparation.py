@@ -213,6 +213,14 @@ def test_who_comes_second_waits_for_the_first_and_reads_its_copy(layout, tmp_pat
   assert data.load(f'folder:{layout}', root=tmp_path).fingerprint == said.strip()
 
 
+def test_a_copy_that_is_finished_just_before_it_is_asked_for_is_read(layout, tmp_path):
+  name = f'folder:{layout}'
+  late = loading.locate(name, root=tmp_path)  # made before there is a copy
+  assert preparation.ensure(loading.locate(name, root=tmp_path))
+  assert not preparation.ensure(late)
+  assert len(data.Dataset(late, 'test')) == len(data.load(name, root=tmp_path)) == 9
+
+
 def test_without_locks_another_process_may_be_faster(layout, tmp_path, monkeypatch, caplog):
   def refuse(*_):
     raise OSError(37, 'No locks available')

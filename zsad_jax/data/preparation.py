@@ -45,10 +45,11 @@ def ensure(builder: tfds.core.DatasetBuilder) -> bool:
   """
   where = Path(builder.data_dir)
   if where.exists():
+    _read(builder)
     return False
   with _alone(where.parent) as alone:
     if where.exists():
-      builder.info.read_from_directory(where)
+      _read(builder)
       return False
     if alone:
       _remove_temporary(where.parent)
@@ -62,10 +63,16 @@ def ensure(builder: tfds.core.DatasetBuilder) -> bool:
     except OSError:
       if alone or not where.exists():
         raise
-      builder.info.read_from_directory(where)          # without locks another process may have been faster
+      _read(builder)                                   # without locks another process may have been faster
     if alone and begun(where):
       shutil.rmtree(_shelf(where))
   return True
+
+
+def _read(builder) -> None:
+  """Tells a builder what its copy holds, where another process finished that after the builder was made."""
+  if not builder.info.initialized:
+    builder.info.read_from_directory(builder.data_dir)
 
 
 def begun(where: Path) -> bool:

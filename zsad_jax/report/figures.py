@@ -1,5 +1,6 @@
 """Colour scales, overlays and sheets: image, true mask and anomaly map side by side."""
 
+import functools
 import io
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -98,11 +99,18 @@ def run_scale(maps: Sequence[np.ndarray], threshold: float | None = None, name: 
 def overlay(image: Image.Image, anomaly_map: np.ndarray, scale: Scale, *, opacity=0.7):
   """The image [h, w, 3] uint8 with the map [R, R] over it at its own size, more opaque where it is higher."""
   heat = Image.fromarray(np.asarray(anomaly_map, np.float32)).resize(image.size, Image.Resampling.BILINEAR)
-  steps = matplotlib.colormaps[COLOURS].N
-  alpha = opacity * (0.3 + 0.7 * np.linspace(0, 1, steps, dtype=np.float32)[:, None])
-  tints = np.float32(matplotlib.colormaps[COLOURS](np.arange(steps))[:, :3] * 255) * alpha
-  level = np.minimum(scale(np.asarray(heat)) * steps, steps - 1).astype(np.intp)
-  return (np.asarray(image, np.float32) * (1 - alpha)[level] + tints[level]).round().astype(np.uint8)
+  tints = _tints()
+  level = np.minimum(scale(np.asarray(heat)) * len(tints), len(tints) - 1).astype(np.uint8)
+  tinted = Image.fromarray(level)
+  tinted.putpalette(tints.tobytes())
+  opaque = np.round(255 * opacity * (0.3 + 0.7 * np.linspace(0, 1, len(tints)))).astype(np.uint8)
+  return np.asarray(Image.composite(tinted.convert('RGB'), image.convert('RGB'), Image.fromarray(opaque[level])))
+
+
+@functools.cache
+def _tints():
+  """The colours [256, 3] uint8 of the colour bar."""
+  return matplotlib.colormaps[COLOURS](np.arange(256), bytes=True)[:, :3]
 
 
 def outline(mask: np.ndarray) -> np.ndarray:

@@ -32,15 +32,21 @@ SPOT = np.zeros((48, 48), bool)
 SPOT[10:24, 16:36] = True
 
 
-def checkout(patch, folder):
-  """Makes `folder` the current one: a checkout to type commands in, with DATA, PHOTOS and all that pages speak of."""
+def checkout(patch, folder, drawn=3):
+  """Makes `folder` the current one: a checkout to type commands in, with DATA, PHOTOS and all that pages speak of.
+
+  Args:
+    patch: undoes it.
+    folder: an empty one.
+    drawn: how many categories the sets have that the program draws.
+  """
   for name in ('configs', 'benchmarks', 'checkpoints', 'tests', 'zsad_jax', 'launch.py'):
     (folder / name).symlink_to(ROOT / name)
   (folder / 'data').symlink_to('DATA')  # data.root's default
   one_device(patch)
   clips(patch, folder / 'downloads')
   data_sets(patch, folder / 'DATA' / 'downloads' / 'manual')
-  drawings(patch)
+  drawings(patch, drawn)
   for name in ('screw', 'bolt', 'nut'):
     mvtec(folder / 'PATH' / name)
   for number in range(3):
@@ -86,10 +92,10 @@ def _random(rng, path, leaf):
   return abs(values) if path[-1].key == 'var' else values
 
 
-def drawings(patch):
-  """Leaves three categories in the sets that the program draws, and as many images as thresholds are fitted to."""
+def drawings(patch, categories=3):
+  """Leaves so many categories in the sets that the program draws, and images enough to fit thresholds to."""
   every = builder.DrawnBuilder.categories.__func__
-  few = lambda cls: dict(list(every(cls).items())[:3])
+  few = lambda cls: dict(list(every(cls).items())[:categories])
   patch.setattr(builder.DrawnBuilder, 'categories', classmethod(few))
   for name, count in (('TRAIN', TRAIN), ('NORMAL', 16), ('EACH_DEFECT', 1)):
     patch.setattr(builder, name, count)

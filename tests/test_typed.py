@@ -22,10 +22,11 @@ NOT_HERE = {'docs/adding-a-method.md': 1, 'docs/cluster.md': 3, 'checkpoints/tin
 
 
 @pytest.fixture(scope='module', autouse=True)
-def checkout(tmp_path_factory):
+def checkout(tmp_path_factory, request):
   """The current folder is a checkout with stand-ins in it."""
   with pytest.MonkeyPatch.context() as patch:
-    stand_ins.checkout(patch, tmp_path_factory.mktemp('checkout'))
+    folder, whole = tmp_path_factory.mktemp('checkout'), request.config.getoption('exhaustive')
+    stand_ins.checkout(patch, folder, *([100] if whole else []))
     patch.setattr(launch.runtime, 'compilation_cache', lambda folder: None)  # the tests have theirs
     yield
 

@@ -32,21 +32,21 @@ SPOT = np.zeros((48, 48), bool)
 SPOT[10:24, 16:36] = True
 
 
-def checkout(patch, folder, drawn=3):
+def checkout(patch, folder, whole=False):
   """Makes `folder` the current one: a checkout to type commands in, with DATA, PHOTOS and all that pages speak of.
 
   Args:
     patch: undoes it.
     folder: an empty one.
-    drawn: how many categories the sets have that the program draws.
+    whole: with all categories of the data sets, not with two or three.
   """
   for name in ('configs', 'benchmarks', 'checkpoints', 'tests', 'zsad_jax', 'launch.py'):
     (folder / name).symlink_to(ROOT / name)
   (folder / 'data').symlink_to('DATA')  # data.root's default
   one_device(patch)
   clips(patch, folder / 'downloads')
-  data_sets(patch, folder / 'DATA' / 'downloads' / 'manual')
-  drawings(patch, drawn)
+  data_sets(patch, folder / 'DATA' / 'downloads' / 'manual', whole)
+  drawings(patch, 100 if whole else 3)
   for name in ('screw', 'bolt', 'nut'):
     mvtec(folder / 'PATH' / name)
   for number in range(3):
@@ -101,18 +101,19 @@ def drawings(patch, categories=3):
     patch.setattr(builder, name, count)
 
 
-def data_sets(patch, folder):
+def data_sets(patch, folder, whole=False):
   """Fills `folder`, where archives are unpacked, and leaves of the catalogue what is there."""
   for name, kept in SETS.items():
     categories = catalog.CATALOG[name].categories
+    kept = list(categories) if whole else kept
     records = {category: categories[category] for category in kept}
     for category in reversed(list(categories)):  # so that undoing, which begins with the last, leaves their order
       patch.delitem(categories, category)
     for category, record in records.items():
       patch.setitem(categories, category, record._replace(train=TRAIN, normal=NORMAL, anomalous=ANOMALOUS))
-  for category in SETS['mvtec_ad']:
+  for category in catalog.CATALOG['mvtec_ad'].categories:
     mvtec(folder / 'mvtec_ad' / category)
-  visa(folder / 'visa', SETS['visa'])
+  visa(folder / 'visa', catalog.CATALOG['visa'].categories)
   isic(folder / 'isic2016')
   sewer_ml(folder / 'sewer_ml')
 

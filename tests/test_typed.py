@@ -25,8 +25,7 @@ NOT_HERE = {'docs/adding-a-method.md': 1, 'docs/cluster.md': 3, 'checkpoints/tin
 def checkout(tmp_path_factory, request):
   """The current folder is a checkout with stand-ins in it."""
   with pytest.MonkeyPatch.context() as patch:
-    folder, whole = tmp_path_factory.mktemp('checkout'), request.config.getoption('exhaustive')
-    stand_ins.checkout(patch, folder, *([100] if whole else []))
+    stand_ins.checkout(patch, tmp_path_factory.mktemp('checkout'), whole=request.config.getoption('exhaustive'))
     patch.setattr(launch.runtime, 'compilation_cache', lambda folder: None)  # the tests have theirs
     yield
 

@@ -16,7 +16,7 @@ COLOURS = 'turbo'
 COLD, WARM = ((1, 0), (60, 0.15), (95, 0.35)), ((50, 0.75), (98, 1))
 PERCENTILE = 98  # of all pixels, in place of a threshold that is not known
 TRUTH = {1: 'anomalous', 0: 'normal', None: 'not known'}
-CELL, GAP, LINE, TITLE, BAR, DPI = 210, 10, 24, 44, 76, 100  # of sheets, in pixels
+CELL, GAP, LINE, TITLE, BAR, DPI = 210, 10, 24, 44, 88, 100  # of sheets, in pixels
 TALLEST = 1.5  # height of a cell of a sheet, in widths; taller pictures are fitted into it
 OUTLINE = (255, 0, 255)  # rare in photographs of parts, leaves and tissue
 
@@ -151,7 +151,7 @@ def sheet(title: str, shown: Sequence[Shown], scale: Scale, middle: str, *, colu
   axis = figure.add_axes((0.2, (BAR - LINE) / size[1], 0.6, 12 / size[1]))
   bar = figure.colorbar(matplotlib.cm.ScalarMappable(cmap=COLOURS), cax=axis, orientation='horizontal')
   bar.set_ticks(scale.levels, labels=[f'{value:.3g}' for value in scale.values], fontsize=8)
-  bar.set_label(f'anomaly map: one scale for the whole run, with {middle} in the middle')
+  bar.set_label(f'anomaly map: one scale for the whole run,\nwith {middle} in the middle', fontsize=9)
   canvas = backend_agg.FigureCanvasAgg(figure)
   canvas.draw()
   drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert('RGB')

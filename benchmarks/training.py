@@ -45,7 +45,8 @@ def main():
   parser.add_argument('--steps', type=int, default=5, help='training steps timed')
   args = parser.parse_args()
 
-  params = jax.tree.map(np.asarray, clip_lib.init_params(args.clip, jax.random.key(0)))
+  drawn = jax.jit(lambda rng: clip_lib.init_params(args.clip, rng))(jax.random.key(0, impl='rbg'))  # soon compiled
+  params = jax.tree.map(np.asarray, drawn)
   clip = clip_lib.build(args.clip, params, image_size=args.size, tokenizer=tokenizer.load(None))
   cfg = config.get_config()
   last = clip.arch.vision.layers

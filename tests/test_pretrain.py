@@ -68,6 +68,7 @@ def test_steps_lower_the_loss_on_a_fixed_batch(cfg, parts):
   assert step._cache_size() == 1
 
 
+@pytest.mark.exhaustive
 def test_steps_of_the_image_towers_matrices_are_orthogonal(cfg, parts):
   params, tx = parts[1], pretrain.optimizer(cfg)
   grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), params)

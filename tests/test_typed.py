@@ -1,9 +1,11 @@
 """Every command of the pages is run as typed, in the order of its page, on stand-ins for what cannot be had here.
 
 Smaller are images, epochs, numbers of sentences and timings, and a table has its first rows (tests/typed.py);
-`--exhaustive` keeps all rows, and runs the commands of the docstrings of configs too, which takes hours.
+`--exhaustive` keeps all rows, and runs the scripts of typed.SLOW and the commands of the docstrings of configs too,
+which takes hours.
 """
 
+import jax
 import pages
 import pytest
 import stand_ins
@@ -27,7 +29,9 @@ def checkout(tmp_path_factory, request):
   with pytest.MonkeyPatch.context() as patch:
     stand_ins.checkout(patch, tmp_path_factory.mktemp('checkout'), whole=request.config.getoption('exhaustive'))
     patch.setattr(launch.runtime, 'compilation_cache', lambda folder: None)  # the tests have theirs
+    jax.config.update('jax_disable_most_optimizations', True)  # compiling is what takes long
     yield
+    jax.config.update('jax_disable_most_optimizations', False)
 
 
 def kept(request):
@@ -35,18 +39,33 @@ def kept(request):
   return 1000 if request.config.getoption('exhaustive') else typed.ROWS
 
 
+def in_prose(page):
+  """The commands of a page outside its blocks of bash, in this order: of launch.py, of benchmarks."""
+  launches = [] if pages.name(page) in NOT_HERE else [
+    ' '.join(['python launch.py', *words]) for words in pages.launches(page)]
+  return launches + pages.scripts(page)
+
+
+def slow(line):
+  return any(name in line for name in typed.SLOW)
+
+
 @pytest.mark.parametrize('page', pages.PAGES, ids=pages.name)
 def test_every_command_runs(page, request):
-  launches = [' '.join(['python launch.py', *words]) for words in pages.launches(page)]
-  if pages.name(page) in NOT_HERE:
-    assert len(launches) == NOT_HERE[pages.name(page)]
-    launches = []
+  assert len(pages.launches(page)) == NOT_HERE.get(pages.name(page), len(pages.launches(page)))
   typed_here = [line for line in pages.commands(page) if not line.startswith(ELSEWHERE.get(pages.name(page), ()))]
-  for line in typed_here + launches + pages.scripts(page):
-    typed.run(line, kept(request))
+  for line in typed_here + in_prose(page):
+    if not slow(line):
+      typed.run(line, kept(request))
   for language, body in pages.blocks(page):
-    if language == 'python' and 'zsad_jax.load(' in body:
+    if language == 'python' and ('zsad_jax.load(' in body or page.name == 'in-python.md'):
       exec(compile(body, page.name, 'exec'), {})
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize('line', [line for page in pages.PAGES for line in in_prose(page) if slow(line)])
+def test_every_slow_command_runs(line):
+  typed.run(line)
 
 
 @pytest.mark.exhaustive

@@ -11,7 +11,7 @@ from unittest import mock
 
 import grain  # noqa: F401 (defines flags, which flagsaver would take for the command's own and drop)
 import pages
-from absl import flags
+from absl import flags, logging
 from absl.testing import flagsaver
 
 import launch
@@ -40,6 +40,9 @@ SCRIPTS = {  # what makes them short; the last of two equal flags counts
 }
 
 
+SLOW = ('recovery', 'scaling')  # scripts that start process after process
+
+
 def run(line: str, rows: int = ROWS) -> None:
   """Runs `python launch.py ...` or `python benchmarks/....py ...` in the current folder; raises where it fails.
 
@@ -55,9 +58,12 @@ def run(line: str, rows: int = ROWS) -> None:
     elif script.endswith('recovery.py'):  # whose processes import it anew
       subprocess.run([sys.executable, script, *words, *SCRIPTS['recovery'].split()], check=True)
     else:
-      small = SCRIPTS[Path(script).stem].split()
-      with mock.patch.object(sys, 'argv', [script, *words, *small]), mock.patch.object(sys, 'path', [*sys.path]):
-        runpy.run_path(script, run_name='__main__')
+      argv, verbosity = [script, *words, *SCRIPTS[Path(script).stem].split()], logging.get_verbosity()
+      try:
+        with mock.patch.object(sys, 'argv', argv), mock.patch.object(sys, 'path', [*sys.path]):
+          runpy.run_path(script, run_name='__main__')
+      finally:
+        logging.set_verbosity(verbosity)
   except SystemExit as end:
     assert not end.code, f'{line}\nended with {end.code}'
 
@@ -89,6 +95,7 @@ def _smaller(config, rows):
     config.image_size = SIZES.get(config.image_size, config.image_size)
     if 'epochs' in config.get('train', {}):
       config.train.epochs = min(config.train.epochs, EPOCHS)
+    config.eval.pictures = 0  # the demos have some
   for key, most in KEYS.items():
     if pages.has(config, key) and functools.reduce(getattr, key.split('.'), config) > most:
       config.update_from_flattened_dict({key: most})

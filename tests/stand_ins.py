@@ -7,10 +7,12 @@ that the program draws have three categories of a few images. So all of the prog
 
 import dataclasses
 import functools
+import zlib
 from pathlib import Path
 
 import jax
 import numpy as np
+from drawn_folders import draw
 from PIL import Image
 
 from zsad_jax import runtime
@@ -19,7 +21,7 @@ from zsad_jax.data.synthetic import builder
 from zsad_jax.models import archs, files, published, weights
 
 ROOT = Path(__file__).parents[1]
-TRAIN, NORMAL, ANOMALOUS = 4, 2, 2  # images of a category
+TRAIN, NORMAL = 4, 2  # images of a category; as many are anomalous in a test split as are normal
 SETS = {'mvtec_ad': ('bottle', 'wood'), 'visa': ('candle', 'pcb1')}
 WIDTH = 32  # of the tokens of narrow towers
 RELEASED = {  # {file: {name: shape}} of AnomalyCLIP's prompts and SDP+'s layers, as their authors save them
@@ -47,8 +49,7 @@ def checkout(patch, folder, whole=False):
   clips(patch, folder / 'downloads')
   data_sets(patch, folder / 'DATA' / 'downloads' / 'manual', whole)
   drawings(patch, 100 if whole else 3)
-  for name in ('screw', 'bolt', 'nut'):
-    mvtec(folder / 'PATH' / name)
+  mvtec(folder / 'PATH', ('screw', 'bolt', 'nut'))
   for number in range(3):
     picture(folder / 'PHOTOS' / f'{number}.png', number == 1)
   picture(folder / 'part.png')
@@ -110,9 +111,8 @@ def data_sets(patch, folder, whole=False):
     for category in reversed(list(categories)):  # so that undoing, which begins with the last, leaves their order
       patch.delitem(categories, category)
     for category, record in records.items():
-      patch.setitem(categories, category, record._replace(train=TRAIN, normal=NORMAL, anomalous=ANOMALOUS))
-  for category in catalog.CATALOG['mvtec_ad'].categories:
-    mvtec(folder / 'mvtec_ad' / category)
+      patch.setitem(categories, category, record._replace(train=TRAIN, normal=NORMAL, anomalous=NORMAL))
+  mvtec(folder / 'mvtec_ad', catalog.CATALOG['mvtec_ad'].categories)
   visa(folder / 'visa', catalog.CATALOG['visa'].categories)
   isic(folder / 'isic2016')
   sewer_ml(folder / 'sewer_ml')
@@ -127,20 +127,16 @@ def other_sets(patch, folder):
     if base not in catalog.CATALOG or base in (*SETS, 'isic2016', 'sewer_ml'):
       return resolve(name)
     if not (folder / base).exists():
-      mvtec(folder / base / 'part')
+      mvtec(folder / base, ('part',))
     return resolve(f'folder:{folder / base}')
 
   patch.setattr(naming, 'resolve', resolved)
 
 
-def mvtec(folder):
-  """A category in MVTec AD's layout."""
-  for split, count in (('train', TRAIN), ('test', NORMAL)):
-    for i in range(count):
-      picture(folder / split / 'good' / f'{i:03}.png')
-  for i in range(ANOMALOUS):
-    picture(folder / 'test' / 'spot' / f'{i:03}.png', True)
-    mask(folder / 'ground_truth' / 'spot' / f'{i:03}_mask.png')
+def mvtec(folder, categories):
+  """Categories in MVTec AD's layout, whose pictures no other folder of another name has."""
+  draw(folder, dict.fromkeys(categories, (60, 60, 60)), images=NORMAL, size=len(SPOT), train=TRAIN,
+       seed=zlib.crc32(folder.name.encode()))
 
 
 def visa(folder, categories):
@@ -151,7 +147,7 @@ def visa(folder, categories):
     normal = [f'{of}/Images/Normal/{i:04}.JPG' for i in range(TRAIN + NORMAL)]
     rows += [(category, 'train' if i < TRAIN else 'test', 'normal', path, '') for i, path in enumerate(normal)]
     rows += [(category, 'test', 'anomaly', f'{of}/Images/Anomaly/{i:03}.JPG', f'{of}/Masks/Anomaly/{i:03}.png')
-             for i in range(ANOMALOUS)]
+             for i in range(NORMAL)]
   for _, _, label, image, truth in rows:
     picture(folder / image, label == 'anomaly')
     if truth:
@@ -161,14 +157,14 @@ def visa(folder, categories):
 
 def isic(folder):
   """ISIC 2016's layout."""
-  for i in range(ANOMALOUS):
+  for i in range(NORMAL):
     picture(folder / 'ISBI2016_ISIC_Part1_Test_Data' / f'ISIC_{i}.jpg', True)
     mask(folder / 'ISBI2016_ISIC_Part1_Test_GroundTruth' / f'ISIC_{i}_Segmentation.png')
 
 
 def sewer_ml(folder):
   """Sewer-ML's layout, with its table of labels."""
-  rows = [(f'{i:08}.png', i % 2) for i in range(NORMAL + ANOMALOUS)]
+  rows = [(f'{i:08}.png', i % 2) for i in range(2 * NORMAL)]
   for name, defect in rows:
     picture(folder / 'val' / name, defect)
   table(folder / 'SewerML_Val.csv', ('Filename', 'Defect'), rows)

@@ -96,6 +96,7 @@ def read_map(path) -> np.ndarray:
 def png(image: Image.Image, about: dict):
   out, text = io.BytesIO(), PngImagePlugin.PngInfo()
   text.add_text('zsad_jax', json.dumps(about))
-  # Runs alone: of noisy pictures and smooth maps any other search finds no more, and takes up to several times as long.
+  # Runs alone: in noisy pictures and smooth maps the default search finds no more and takes up to 1.6 times as long;
+  # level 6 takes several times as long.
   image.save(out, format='PNG', compress_level=1, compress_type=zlib.Z_RLE, pnginfo=text)
   return out.getbuffer()

@@ -140,25 +140,24 @@ def sheet(title: str, shown: Sequence[Shown], scale: Scale, middle: str, *, colu
   for k, item in enumerate(shown):
     top = TITLE + k // columns * (box[1] + LINE) + LINE
     small = _within(item, box)
-    pictures = (Image.fromarray(marked(small)), small.mask if small.mask is None else Image.fromarray(small.mask),
-                Image.fromarray(overlay(small.image, small.map, scale)))
+    drawn = marked(small), small.mask, overlay(small.image, small.map, scale)
     told = _short(item.caption), f'truth: {TRUTH[item.label]}', f'score {item.score:.3g}'
-    for n, (picture, text) in enumerate(zip(pictures, told)):
+    for n, (picture, text) in enumerate(zip(drawn, told)):
       left = GAP + (3 * (k % columns) + n) * (CELL + GAP)
       figure.text(**place(left, top - 3), s=text, fontsize=8)
       if picture is not None:
-        pasted.append((picture, (left, top)))
+        pasted.append((Image.fromarray(picture), (left, top)))
   axis = figure.add_axes((0.2, (BAR - LINE) / size[1], 0.6, 12 / size[1]))
   bar = figure.colorbar(matplotlib.cm.ScalarMappable(cmap=COLOURS), cax=axis, orientation='horizontal')
   bar.set_ticks(scale.levels, labels=[f'{value:.3g}' for value in scale.values], fontsize=8)
   bar.set_label(f'anomaly map: one scale for the whole run,\nwith {middle} in the middle', fontsize=9)
   canvas = backend_agg.FigureCanvasAgg(figure)
   canvas.draw()
-  drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert('RGB')
-  for picture, corner in pasted:  # not by matplotlib, which takes ten times as long
-    drawn.paste(picture, corner)
+  whole = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert('RGB')
+  for picture, corner in pasted:  # not by matplotlib, which takes six times as long
+    whole.paste(picture, corner)
   out = io.BytesIO()
-  drawn.save(out, 'png', compress_level=4)
+  whole.save(out, 'png', compress_level=4)
   return out.getvalue()
 
 

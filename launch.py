@@ -1,7 +1,7 @@
 r"""Trains and evaluates zero-shot anomaly detectors and shows data sets; the only reader of command-line flags.
 
   python launch.py --config=configs/anomalyclip.py:demo --workdir=runs/demo
-  python launch.py --config=configs/anomalyclip.py --workdir=runs/visa-to-mvtec --config.data.root=/data
+  python launch.py --config=configs/anomalyclip.py --workdir=runs/visa-to-mvtec --config.machine.data_dir=/data
   python launch.py --config=configs/anomalyclip.py --workdir=runs/visa-to-mvtec --mode=evaluate
   python launch.py --config=configs/anomalyclip.py:demo --workdir=runs/demo --mode=predict --path=PHOTOS
   python launch.py --config=configs/anomalyclip.py:demo --workdir=runs/demo --mode=bench
@@ -27,9 +27,11 @@ import tensorflow_datasets as tfds
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from configs import common
-from zsad_jax import ablation, bench, experiment, export, logs, predict, runtime, summary
+from zsad_jax.configs import common
 from zsad_jax.data import commands
+from zsad_jax.engine import logs, runtime
+from zsad_jax.experiment import aggregate, bench, experiment, sweep
+from zsad_jax.predict import export, folder
 
 CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'configs/METHOD.py[:variant]; set any key with --config.KEY=VALUE.', lock_config=True)
@@ -47,8 +49,8 @@ OUT = flags.DEFINE_string('out', None, 'predict: where tables and pictures go; b
 RESULTS = flags.DEFINE_multi_string(
   'results', [], 'report: a folder with results below it, more may follow; by default --workdir, or runs. report.md '
   'and report.csv go to --workdir, or to the first folder.')
-DATA_ROOT = flags.DEFINE_string('data_root', None, 'datasets: folder of prepared data sets, in place of data.root.')
-MANUAL_DIR = flags.DEFINE_string('manual_dir', None, 'datasets: folder of unpacked ones, in place of data.manual_dir.')
+DATA_ROOT = flags.DEFINE_string('data_root', None, 'datasets: folder of prepared data sets, in place of machine.data_dir.')
+MANUAL_DIR = flags.DEFINE_string('manual_dir', None, 'datasets: folder of unpacked ones, in place of machine.manual_dir.')
 DISTRIBUTED = flags.DEFINE_bool(
   'distributed', False, 'Work as one of the processes of this run. SLURM, Open MPI, Kubernetes and Cloud TPU tell '
   'which; elsewhere --coordinator, --num_processes and --process_id do.')
@@ -89,12 +91,12 @@ def main(argv):
     with logs.lock(workdir), runtime.preemption():
       runtime.compilation_cache(workdir.parent / '.compiled')
       if MODE.value == 'predict':
-        predict.run(cfg, workdir, PATH.value, OUT.value)
+        folder.run(cfg, workdir, PATH.value, OUT.value)
       elif MODE.value in ('bench', 'export'):
         with runtime.stopping_at_once():
           (bench if MODE.value == 'bench' else export).run(cfg, workdir)
       else:
-        failed = (ablation if 'table' in cfg else experiment).run(cfg, workdir, MODE.value)
+        failed = (sweep if 'table' in cfg else experiment).run(cfg, workdir, MODE.value)
       runtime.barrier('end')  # a process that ends takes the others along
       if 'table' in cfg and failed:
         sys.exit(f'error: {len(failed)} of the table\'s rows failed: {"; ".join(failed)}. The same command tries them '
@@ -154,7 +156,7 @@ def report(words):
   """Reports on the results below the folders that --results and the command's words name."""
   folders = [*RESULTS.value, *words] or [WORKDIR.value or 'runs']
   try:
-    summary.run(folders, Path(WORKDIR.value or folders[0]))
+    aggregate.run(folders, Path(WORKDIR.value or folders[0]))
   except (ValueError, OSError) as error:
     sys.exit(f'error: {error}')
 

@@ -42,8 +42,8 @@ import grain  # noqa: F401, the pipeline imports it late and that takes seconds
 from absl import flags, logging
 
 from zsad_jax import data
+from zsad_jax.clip import model, preprocess
 from zsad_jax.data import folder, pipeline
-from zsad_jax.models import clip, preprocess
 
 SIZE, BATCH = 518, 8
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
@@ -184,7 +184,7 @@ def measure(raw, root, repeats):
 
 def transform():
   """AnomalyCLIP's transform of an image."""
-  return preprocess.image_transform(clip.ARCHS['vit_l14_336'], SIZE)
+  return preprocess.image_transform(model.ARCHS['vit_l14_336'], SIZE)
 
 
 def watch(dataset, long, every):

@@ -31,9 +31,9 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / 
 
 from golden import record_clip
 
-from zsad_jax import encoder
-from zsad_jax.models import clip as clip_lib
-from zsad_jax.spec import Side, Spec, Tap
+from zsad_jax.clip import encoder
+from zsad_jax.clip import model as clip_lib
+from zsad_jax.clip.feature_spec import Side, Spec, Tap
 
 MATMUL, FIRST_BLOCK = 4096, 6
 

@@ -1,4 +1,4 @@
-r"""Peak memory of an evaluation at full resolution, beside what zsad_jax/budget.py predicts.
+r"""Peak memory of an evaluation at full resolution, beside what zsad_jax/experiment/memory_budget.py predicts.
 
   python benchmarks/memory.py [--images=2000] [--size=518] [--categories=10] [--finish]
 
@@ -17,8 +17,9 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
-from zsad_jax import budget, evaluate, runtime
-from zsad_jax.spec import Features
+from zsad_jax.clip.feature_spec import Features
+from zsad_jax.engine import evaluate, runtime
+from zsad_jax.experiment import memory_budget
 
 BATCH = 8
 
@@ -58,8 +59,8 @@ def main():
 
   jax.block_until_ready(predict(*jax.device_put(load(np.arange(place.rows(BATCH))), place.split)))
   before, largest = runtime.rss_bytes(), int(np.bincount(dataset.category_index).max())
-  maps = budget.maps_bytes(largest, size, args.finish)
-  under_way = budget.UNDER_WAY * place.rows(BATCH) * size ** 2
+  maps = memory_budget.maps_bytes(largest, size, args.finish)
+  under_way = memory_budget.UNDER_WAY * place.rows(BATCH) * size ** 2
   start = time.perf_counter()
   result = evaluate.run(predict, load, dataset, batch=BATCH, place=place,
                         finish=(lambda outputs: outputs) if args.finish else None)

@@ -107,7 +107,7 @@ OFFICIAL = 'official 200-threshold AUPRO loop'
 ITEMS = {
   'ours: AUROC, AP, F1-max and AUPRO': lambda n, r: run_ours(FOUR, n, r),
   'ours: AUPRO': lambda n, r: run_ours(('aupro',), n, r),
-  'ours: aupro_seed200': lambda n, r: run_ours(('aupro_seed200',), n, r),
+  'ours: aupro_200': lambda n, r: run_ours(('aupro_200',), n, r),
   'scikit-learn: roc_auc_score': lambda n, r: run_sklearn('roc_auc_score', n, r),
   'scikit-learn: average_precision_score': lambda n, r: run_sklearn('average_precision_score', n, r),
   'scikit-learn: precision_recall_curve': lambda n, r: run_sklearn('precision_recall_curve', n, r),
@@ -165,7 +165,7 @@ def main():
           f'| {record["peak"] - record["imports"]:.0f} '
           f'| {", ".join(f"{v:.9f}" for v in record["values"])} |', flush=True)
   print(f'\nExact AUPRO is {seconds[OFFICIAL] / seconds["ours: AUPRO"]:.0f} x faster than the official loop, '
-        f'aupro_seed200 {seconds[OFFICIAL] / seconds["ours: aupro_seed200"]:.0f} x.')
+        f'aupro_200 {seconds[OFFICIAL] / seconds["ours: aupro_200"]:.0f} x.')
 
 
 if __name__ == '__main__':

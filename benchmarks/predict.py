@@ -27,7 +27,11 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import zsad_jax
-from zsad_jax import bench, detector, encoder, inputs, methods, predict, runtime
+from zsad_jax import methods
+from zsad_jax.clip import encoder
+from zsad_jax.engine import runtime
+from zsad_jax.experiment import bench, setup
+from zsad_jax.predict import detector, folder
 
 FIXED = {'predict.threshold': '0.5', 'predict.pixel_threshold': '0.5'}  # no auxiliary set is read
 NOTHING = {'predict.maps': 'none', 'predict.masks': False, 'predict.overlays': False}
@@ -55,7 +59,7 @@ def seconds(function):
 def rates(args, photos, work):
   """Prints images/s of the encoder, of scores alone, and of the command with and without files."""
   count, sized = args.images, {'clip': args.clip, 'image_size': args.px} if args.clip else {}
-  with mock.patch.object(inputs, 'load_clip', bench.random_clip if args.clip else inputs.load_clip):
+  with mock.patch.object(setup, 'load_clip', bench.random_clip if args.clip else setup.load_clip):
     made = zsad_jax.load(args.config, work, FIXED | sized)
   cfg, clip = made.cfg, made.clip
   encode = encoder.encode(clip, methods.get(cfg.method).spec(clip, cfg)._replace(crops=0))
@@ -70,9 +74,9 @@ def rates(args, photos, work):
   again = iter(range(99))
 
   def command(changes):
-    made.cfg = inputs.with_changes(cfg, changes)
+    made.cfg = setup.with_changes(cfg, changes)
     with contextlib.redirect_stdout(io.StringIO()), mock.patch.object(detector, 'load', lambda *_: made):
-      predict.run(made.cfg, work, photos, work / f'out{next(again)}')
+      folder.run(made.cfg, work, photos, work / f'out{next(again)}')
 
   alone = count / seconds(bare)
   print(f'encoder alone, batch {batch}: {alone:.3g} images/s')
@@ -85,9 +89,9 @@ def rates(args, photos, work):
 
 def child(args):
   """Predicts and prints the peak memory of this process."""
-  cfg = inputs.with_changes(detector.configured(args.config), FIXED)
+  cfg = setup.with_changes(detector.configured(args.config), FIXED)
   with tempfile.TemporaryDirectory() as folder:
-    predict.run(cfg, args.work, args.child, folder)
+    folder.run(cfg, args.work, args.child, folder)
   print(f'peak {runtime.peak_rss_bytes() / 2**20:.0f}')
 
 
@@ -107,7 +111,7 @@ def first_overlay(photos, folder, root, out):
   start = time.perf_counter()
   process = subprocess.Popen(
     [sys.executable, str(ROOT / 'launch.py'), '--mode=predict', '--config=configs/anomalyclip.py:demo',
-     f'--config.data.root={root}', f'--workdir={folder}', f'--path={photos}', f'--out={out}'],
+     f'--config.machine.data_dir={root}', f'--workdir={folder}', f'--path={photos}', f'--out={out}'],
     cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
   while not any(out.glob('overlays/*.png')):
     if process.poll() is not None and not any(out.glob('overlays/*.png')):

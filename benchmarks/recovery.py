@@ -53,18 +53,20 @@ def work(folder, sets, phase, mark):
   from absl import flags
 
   import launch
-  from zsad_jax import evaluate, features, predict, results, train
+  from zsad_jax.engine import evaluate, features, train
+  from zsad_jax.experiment import results
+  from zsad_jax.predict import folder
 
   for number, (module, name) in enumerate((
-      (features, 'fill'), (train, 'fit'), (evaluate, 'run'), (results, 'write'), (predict, 'run'))):
+      (features, 'fill'), (train, 'fit'), (evaluate, 'run'), (results, 'write'), (folder, 'run'))):
     setattr(module, name, _marked(getattr(module, name), number, phase, mark))
   os.dup2(os.open(folder / 'log.txt', os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
   os.dup2(1, 2)
   words = ['launch.py', f'--config={ROOT}/configs/anomalyclip.py:demo', f'--workdir={folder / "work"}',
-           f'--path={sets / "target"}', f'--config.data.root={folder / "data"}',
+           f'--path={sets / "target"}', f'--config.machine.data_dir={folder / "data"}',
            f'--config.data.aux=folder:{sets / "aux"}', f'--config.data.target=folder:{sets / "target"}',
-           '--config.image_size=56', '--config.train.epochs=4', '--config.train.batch=4', '--config.features.batch=2',
-           '--config.eval.batch=2', '--config.eval.pictures=2']
+           '--config.image_size=56', '--config.train.epochs=4', '--config.train.batch=4', '--config.machine.encode_batch=2',
+           '--config.machine.eval_batch=2', '--config.report.pictures=2']
   sys.argv = words  # where config flags look for the keys
   flags.FLAGS(words)
   for mode in ('run', 'predict'):

@@ -19,12 +19,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from configs import rwda as config
-from zsad_jax import generated, runtime, train
-from zsad_jax.features import texts
+from zsad_jax.clip import model as clip_lib
+from zsad_jax.clip import tokenizer
+from zsad_jax.configs import rwda as config
+from zsad_jax.engine import runtime, text_features, train
+from zsad_jax.experiment import generated
 from zsad_jax.methods import rwda
-from zsad_jax.models import clip as clip_lib
-from zsad_jax.models import tokenizer
 
 
 def main():
@@ -49,7 +49,7 @@ def main():
   eot = np.asarray(clip.eot(ids), np.int32)
   cut = -(-(eot.max() + 1) // 8) * 8
   print(f'sentences have {eot.min() + 1} to {eot.max() + 1} tokens, {np.mean(eot + 1):.1f} on average')
-  encode, seconds = texts.encoder(clip), {int(cut): [], ids.shape[1]: []}
+  encode, seconds = text_features.encoder(clip), {int(cut): [], ids.shape[1]: []}
   for _ in range(args.runs + 1):
     for length, found in seconds.items():
       start = time.perf_counter()

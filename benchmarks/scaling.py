@@ -68,9 +68,11 @@ def work(args, number, count, core, port):
   import ml_collections as mlc
   import numpy as np
 
-  from configs import anomalyclip
-  from zsad_jax import encoder, evaluate, features, methods, runtime, train
-  from zsad_jax.models import clip as clip_lib
+  from zsad_jax import methods
+  from zsad_jax.clip import encoder
+  from zsad_jax.clip import model as clip_lib
+  from zsad_jax.configs import anomalyclip
+  from zsad_jax.engine import evaluate, features, runtime, train
 
   runtime.initialize(count > 1, coordinator_address=f'localhost:{port}', num_processes=count, process_id=number)
   cfg = anomalyclip.get_config('demo')

@@ -19,8 +19,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from zsad_jax import checkpoint, features, train
-from zsad_jax.spec import Features
+from zsad_jax.clip.feature_spec import Features
+from zsad_jax.engine import checkpoint, features, train
 
 SIZE, PATCHES, EMBED = 518, 37 * 37, 768
 SHAPES = Features(jax.ShapeDtypeStruct((1, EMBED), np.float32),

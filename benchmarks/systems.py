@@ -22,7 +22,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from configs import (
+from zsad_jax import methods
+from zsad_jax.configs import (
   anomalyclip,
   april_gan,
   clip,
@@ -38,7 +39,8 @@ from configs import (
   spade_clip,
   winclip,
 )
-from zsad_jax import experiment, methods, runtime
+from zsad_jax.engine import runtime
+from zsad_jax.experiment import experiment
 
 # {row: (title, config, changes)}.
 ZERO = {
@@ -87,8 +89,8 @@ def main():
   args = parser.parse_args()
 
   changes = {k: json.loads(v) for k, v in (s.split('=', 1) for s in args.set)}
-  shared = {'clip': args.clip, 'data.root': args.root, 'data.aux': args.aux, 'data.target': args.target,
-            'eval.pictures': 0}
+  shared = {'clip': args.clip, 'machine.data_dir': args.root, 'data.aux': args.aux, 'data.target': args.target,
+            'report.pictures': 0}
   print(f'{args.aux} to {args.target}, CLIP {args.clip}, {args.seeds} seeds; {runtime.device_summary()}\n')
   print('| system | ' + ' | '.join(METRICS.values()) + ' | s a seed |\n|' + '---|' * (len(METRICS) + 2), flush=True)
   for name in args.rows.split(','):

@@ -16,7 +16,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import zsad_jax
-from zsad_jax import calibration, inputs, methods, runtime, thresholds
+from zsad_jax import methods
+from zsad_jax.engine import runtime
+from zsad_jax.experiment import setup
+from zsad_jax.predict import calibration, thresholds
 
 NORMALS = (5, 20)
 
@@ -31,7 +34,7 @@ def main():
   print(f'synthetic_aux to {args.target}, CLIP tiny; {runtime.device_summary()}\n\n| method | of | '
         + ' | '.join(rules) + ' |\n|' + '---|' * (len(rules) + 2), flush=True)
   for name in args.methods.split(','):
-    found = measure(name, {'data.root': args.root, 'data.target': args.target})
+    found = measure(name, {'machine.data_dir': args.root, 'data.target': args.target})
     for at, of in enumerate(('false-positive rate', 'recall')):
       print(f'| {name} | {of} | ' + ' | '.join(f'{100 * found[rule][at]:.0f}' for rule in rules) + ' |', flush=True)
 
@@ -43,7 +46,7 @@ def measure(name, changes):
   method = methods.get(name)
 
   def known(which, split=None):
-    dataset = inputs.open_data(made.cfg, which, split)
+    dataset = setup.open_data(made.cfg, which, split)
     found = calibration.auxiliary(made.cfg, method, made.clip, made.learnable, dataset, None)
     return dataset, found.scores, found.labels
 

@@ -19,10 +19,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from configs import anomalyclip as config
-from zsad_jax import encoder, methods, runtime, train
-from zsad_jax.models import clip as clip_lib
-from zsad_jax.models import tokenizer
+from zsad_jax import methods
+from zsad_jax.clip import encoder, tokenizer
+from zsad_jax.clip import model as clip_lib
+from zsad_jax.configs import anomalyclip as config
+from zsad_jax.engine import runtime, train
 
 
 def timed(function, runs):

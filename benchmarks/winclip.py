@@ -28,10 +28,10 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / 
 from encoder import build, take_turns
 from golden import torch_winclip
 
-from zsad_jax import encoder as encoder_lib
-from zsad_jax.models import archs, attention, block, vit
-from zsad_jax.models import clip as clip_lib
-from zsad_jax.spec import Spec
+from zsad_jax.clip import archs, attention, block, vit
+from zsad_jax.clip import encode as encoder_lib
+from zsad_jax.clip import model as clip_lib
+from zsad_jax.clip.feature_spec import Spec
 
 SIZE, SIDES = 240, (2, 3)
 WHOLE = Spec(SIZE, cls='ln_post_proj')

@@ -11,13 +11,13 @@ Published, as baselines of AnomalyCLIP (arXiv 2310.18961, table 1), (AUROC, AUPR
 
 import ml_collections as mlc
 
-from configs import common
+from zsad_jax.configs import common
 
 PUBLISHED = {  # percent
-  'pair': dict(mvtec_ad=dict(image_auroc=74.1, image_ap=87.6, pixel_auroc=38.4, aupro_seed200=11.3),
-               visa=dict(image_auroc=66.4, image_ap=71.5, pixel_auroc=46.6, aupro_seed200=14.8)),
-  'imagenet': dict(mvtec_ad=dict(image_auroc=71.5, image_ap=86.4, pixel_auroc=38.2, aupro_seed200=11.6),
-                   visa=dict(image_auroc=65.0, image_ap=70.1, pixel_auroc=47.8, aupro_seed200=17.3)),
+  'pair': dict(mvtec_ad=dict(image_auroc=74.1, image_ap=87.6, pixel_auroc=38.4, aupro_200=11.3),
+               visa=dict(image_auroc=66.4, image_ap=71.5, pixel_auroc=46.6, aupro_200=14.8)),
+  'imagenet': dict(mvtec_ad=dict(image_auroc=71.5, image_ap=86.4, pixel_auroc=38.2, aupro_200=11.6),
+                   visa=dict(image_auroc=65.0, image_ap=70.1, pixel_auroc=47.8, aupro_200=17.3)),
 }
 
 

@@ -14,7 +14,7 @@ smooth with map.sigma=8.
 
 import ml_collections as mlc
 
-from configs import common, sdp
+from zsad_jax.configs import common, sdp
 
 
 def get_config(arg=None):
@@ -53,7 +53,7 @@ def method():
   c.published = mlc.ConfigDict(dict(  # percent
     clip='vit_b16_plus_240:laion400m_e31',
     mvtec_ad=dict(image_auroc=90.2, image_ap=95.5, image_f1max=91.3, pixel_auroc=83.5, pixel_ap=23.2,
-                  pixel_f1max=29.8, aupro_seed200=69.9),
+                  pixel_f1max=29.8, aupro_200=69.9),
     visa=dict(image_auroc=76.8, image_ap=80.2, image_f1max=78.5, pixel_auroc=85.0, pixel_ap=10.3,
-              pixel_f1max=15.2, aupro_seed200=64.7)))
+              pixel_f1max=15.2, aupro_200=64.7)))
   return c

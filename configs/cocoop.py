@@ -16,7 +16,7 @@ squashed to image_size, in float32.
 
 import ml_collections as mlc
 
-from configs import common
+from zsad_jax.configs import common
 
 
 def get_config(arg=None):

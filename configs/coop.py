@@ -21,11 +21,11 @@ every epoch sees the same images, squashed to image_size, in float32.
 
 import ml_collections as mlc
 
-from configs import common
+from zsad_jax.configs import common
 
 PUBLISHED = dict(  # percent
-  mvtec_ad=dict(image_auroc=88.8, image_ap=94.8, pixel_auroc=33.3, aupro_seed200=6.7),
-  visa=dict(image_auroc=62.8, image_ap=68.1, pixel_auroc=24.2, aupro_seed200=3.8))
+  mvtec_ad=dict(image_auroc=88.8, image_ap=94.8, pixel_auroc=33.3, aupro_200=6.7),
+  visa=dict(image_auroc=62.8, image_ap=68.1, pixel_auroc=24.2, aupro_200=3.8))
 
 
 def get_config(arg=None):

@@ -25,7 +25,7 @@ Its tables 3 and 6 disagree about the same cells, by up to 3.6 points. Ablations
 
 import ml_collections as mlc
 
-from configs import common
+from zsad_jax.configs import common
 
 
 def get_config(arg=None):
@@ -118,12 +118,12 @@ def method():
 
   c.published = mlc.ConfigDict(dict(  # percent
     mvtec_ad=dict(image_auroc=91.7, image_ap=96.6, image_f1max=92.7, pixel_ap=46.0, pixel_f1max=47.6,
-                  aupro_seed200=86.4),
+                  aupro_200=86.4),
     visa=dict(image_auroc=84.7, image_ap=86.9, image_f1max=82.7, pixel_ap=28.0, pixel_f1max=34.2,
-              aupro_seed200=89.8),
-    btad=dict(image_auroc=83.2, image_ap=83.5, pixel_ap=45.9, pixel_f1max=49.9, aupro_seed200=73.0),
-    dagm2007=dict(image_auroc=96.3, image_ap=96.7, pixel_ap=47.6, pixel_f1max=51.8, aupro_seed200=79.1),
-    dtd_synthetic=dict(image_auroc=96.5, image_ap=91.6, pixel_ap=68.5, pixel_f1max=67.0, aupro_seed200=91.6),
-    kolektor_sdd=dict(image_auroc=93.0, image_ap=97.3, pixel_ap=23.6, pixel_f1max=36.6, aupro_seed200=87.2),
-    mpdd=dict(image_auroc=76.8, image_ap=76.2, pixel_ap=29.2, pixel_f1max=33.1, aupro_seed200=88.6)))
+              aupro_200=89.8),
+    btad=dict(image_auroc=83.2, image_ap=83.5, pixel_ap=45.9, pixel_f1max=49.9, aupro_200=73.0),
+    dagm2007=dict(image_auroc=96.3, image_ap=96.7, pixel_ap=47.6, pixel_f1max=51.8, aupro_200=79.1),
+    dtd_synthetic=dict(image_auroc=96.5, image_ap=91.6, pixel_ap=68.5, pixel_f1max=67.0, aupro_200=91.6),
+    kolektor_sdd=dict(image_auroc=93.0, image_ap=97.3, pixel_ap=23.6, pixel_f1max=36.6, aupro_200=87.2),
+    mpdd=dict(image_auroc=76.8, image_ap=76.2, pixel_ap=29.2, pixel_f1max=33.1, aupro_200=88.6)))
   return c

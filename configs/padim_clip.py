@@ -9,7 +9,7 @@ every place asks for images in which the object always lies alike.
 
 import ml_collections as mlc
 
-from configs import common
+from zsad_jax.configs import common
 
 
 def get_config(arg=None):

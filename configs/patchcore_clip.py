@@ -9,7 +9,7 @@ says what a plain nearest-neighbour search gives on the features that WinCLIP+ c
 
 import ml_collections as mlc
 
-from configs import common
+from zsad_jax.configs import common
 
 
 def get_config(arg=None):
@@ -46,8 +46,6 @@ def method():
   c.patchcore = mlc.ConfigDict()
   c.patchcore.reweight = False  # weigh the image score as the paper does
   c.patchcore.neighbours = 9  # references around the nearest one that decide the weight
-  c.knn = mlc.ConfigDict()
-  c.knn.mib = 64.0  # MiB of distances held at once, for one image
   c.map = mlc.ConfigDict()
   c.map.sigma = 4.0  # of the Gaussian that smooths maps, in pixels; 0 = none
   return c

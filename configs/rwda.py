@@ -29,7 +29,7 @@ The paper has no code. What it leaves open is marked "a guess" below, with what 
 
 import ml_collections as mlc
 
-from configs import common
+from zsad_jax.configs import common
 
 PUBLISHED = {  # {(score, object known, shots): {target: percent, (AUROC, AP, F1-max)}}
   ('clip', False, 0): dict(mvtec_ad=(91.5, 95.7, 92.0), visa=(76.5, 80.5, 78.1), sewer_ml=(79.1, 77.7, 75.2)),
@@ -66,7 +66,7 @@ def method(score, known, shots):
   c.method = 'rwda'
   c.label = 'RWDA'
   c.seeds = 10  # trained as one: seed, seed + 1, ...
-  c.ddof = 0  # of the standard deviation over them: n - ddof; 0 is a guess
+  c.eval = mlc.ConfigDict(dict(std_ddof=0))  # a guess
   c.score = score  # sum: CLIP + ours; fnn: ours; clip: the guide prompts alone, nothing is learned
   c.positions = 'bicubic_antialias'  # resampling of the positional table: bilinear, bicubic_antialias, bicubic
   c.temperature = 0.01  # divides every cosine with the guide prompts
@@ -106,8 +106,6 @@ def method(score, known, shots):
   # Half the distance of class tokens, a guess. cls_minmax: brought to 0..1 in each category; winclip_map_max: the
   # maximum of WinCLIP+'s map, at twelve times the encoding.
   c.fewshot.s_img = 'cls'
-  c.knn = mlc.ConfigDict()
-  c.knn.mib = 64.0  # MiB of distances to references' windows held at once, for one image
 
   c.train = mlc.ConfigDict(dict(epochs=2, batch=64))  # pairs; "128" taken as embeddings, a guess
   c.optim = mlc.ConfigDict()

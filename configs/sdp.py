@@ -20,7 +20,7 @@ image by itself needs none), takes class tokens from one block further (tap_alia
 
 import ml_collections as mlc
 
-from configs import common
+from zsad_jax.configs import common
 
 
 def get_config(arg=None):
@@ -70,13 +70,13 @@ def method():
   c.published = mlc.ConfigDict(dict(  # percent
     clip='vit_b16_plus_240:laion400m_e31',
     mvtec_ad=dict(image_auroc=90.9, image_ap=95.8, image_f1max=91.9, pixel_auroc=87.5, pixel_ap=30.4,
-                  pixel_f1max=35.9, aupro_seed200=75.3),
+                  pixel_f1max=35.9, aupro_200=75.3),
     visa=dict(image_auroc=78.6, image_ap=81.5, image_f1max=79.2, pixel_auroc=88.1, pixel_ap=12.2,
-              pixel_f1max=17.0, aupro_seed200=68.5),
+              pixel_f1max=17.0, aupro_200=68.5),
     head_ct=dict(image_auroc=88.8, image_ap=89.0, image_f1max=80.9),
     brain_mri=dict(image_auroc=93.4, image_ap=95.7, image_f1max=90.0),
-    isic2016=dict(pixel_auroc=92.2, pixel_ap=80.3, pixel_f1max=76.4, aupro_seed200=75.1),
-    cvc_clinicdb=dict(pixel_auroc=75.9, pixel_ap=20.1, pixel_f1max=30.2, aupro_seed200=43.5)))
+    isic2016=dict(pixel_auroc=92.2, pixel_ap=80.3, pixel_f1max=76.4, aupro_200=75.1),
+    cvc_clinicdb=dict(pixel_auroc=75.9, pixel_ap=20.1, pixel_f1max=30.2, aupro_200=43.5)))
   return c
 
 

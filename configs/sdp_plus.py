@@ -7,7 +7,7 @@ r"""SDP+ of CLIP-AD (arXiv 2311.00453): SDP, and affine layers on patch tokens t
 
 `:visa` trains on MVTec AD for VisA and smooths less. For HeadCT and BrainMRI the paper trains on VisA, for ISIC and
 CVC-ClinicDB on MVTec AD. Official checkpoints are converted once:
-`python -m zsad_jax.models.convert epoch_5.pth LAYERS.safetensors`.
+`python -m zsad_jax.clip.weights.convert epoch_5.pth LAYERS.safetensors`.
 
 Published (tables 1 to 3), with ViT-B/16+ at 240 px; AUROC, F1-max, AP, AUPRO of pixels, AUROC, F1-max, AP of images:
   MVTec AD       pixel 91.2, 40.0, 36.3, 85.1   image 92.2, 93.4, 96.6
@@ -22,7 +22,7 @@ epoch; eval.oracle_epoch=True adds the paper's choice as a result of its own, na
 
 import ml_collections as mlc
 
-from configs import common, sdp
+from zsad_jax.configs import common, sdp
 
 
 def get_config(arg=None):
@@ -54,11 +54,11 @@ def method():
   c.published = mlc.ConfigDict(dict(  # percent
     clip='vit_b16_plus_240:laion400m_e31',
     mvtec_ad=dict(image_auroc=92.2, image_ap=96.6, image_f1max=93.4, pixel_auroc=91.2, pixel_ap=36.3,
-                  pixel_f1max=40.0, aupro_seed200=85.1),
+                  pixel_f1max=40.0, aupro_200=85.1),
     visa=dict(image_auroc=78.3, image_ap=82.0, image_f1max=79.0, pixel_auroc=94.0, pixel_ap=18.1,
-              pixel_f1max=24.6, aupro_seed200=83.0),
+              pixel_f1max=24.6, aupro_200=83.0),
     head_ct=dict(image_auroc=88.8, image_ap=89.6, image_f1max=84.0),
     brain_mri=dict(image_auroc=94.8, image_ap=95.5, image_f1max=92.6),
-    isic2016=dict(pixel_auroc=94.4, pixel_ap=88.1, pixel_f1max=79.2, aupro_seed200=89.8),
-    cvc_clinicdb=dict(pixel_auroc=81.3, pixel_ap=28.3, pixel_f1max=35.3, aupro_seed200=58.4)))
+    isic2016=dict(pixel_auroc=94.4, pixel_ap=88.1, pixel_f1max=79.2, aupro_200=89.8),
+    cvc_clinicdb=dict(pixel_auroc=81.3, pixel_ap=28.3, pixel_f1max=35.3, aupro_200=58.4)))
   return c

@@ -8,7 +8,7 @@ No published numbers: those of SPADE itself are of WideResNet-50 features and mu
 
 import ml_collections as mlc
 
-from configs import common
+from zsad_jax.configs import common
 
 
 def get_config(arg=None):
@@ -39,8 +39,6 @@ def method():
 
   c.spade = mlc.ConfigDict()
   c.spade.neighbours = 50  # K, nearest normal images that are looked at; at most k
-  c.knn = mlc.ConfigDict()
-  c.knn.mib = 64.0  # MiB of distances held at once, for one image
   c.map = mlc.ConfigDict()
   c.map.sigma = 4.0  # of the Gaussian that smooths maps, in pixels; 0 = none
   return c

@@ -29,13 +29,13 @@ That code is this config with prompt.templates=accurate21 fewshot.replacement=Tr
 
 import ml_collections as mlc
 
-from configs import common
+from zsad_jax.configs import common
 
 PUBLISHED = {  # {shots: percent}
   0: dict(mvtec_ad=dict(image_auroc=91.8, image_ap=96.5, image_f1max=92.9, pixel_auroc=85.1, pixel_ap=18.2,
-                        pixel_f1max=31.7, aupro_seed200=64.6),
+                        pixel_f1max=31.7, aupro_200=64.6),
           visa=dict(image_auroc=78.1, image_ap=81.2, image_f1max=79.0, pixel_auroc=79.6, pixel_ap=5.4,
-                    pixel_f1max=14.8, aupro_seed200=56.8)),
+                    pixel_f1max=14.8, aupro_200=56.8)),
   1: dict(mvtec_ad=dict(image_auroc=93.1, image_ap=96.5, image_f1max=93.7),
           visa=dict(image_auroc=83.8, image_ap=85.1, image_f1max=83.1)),
   2: dict(mvtec_ad=dict(image_auroc=94.4, image_ap=97.0, image_f1max=94.4),
@@ -84,8 +84,6 @@ def method(shots):
   c.fewshot.patch_block = 0  # patch tokens come after this block, from 1; 0 = the last
   c.fewshot.patch_ln_post = False  # and pass ln_post, as in anomalib
 
-  c.knn = mlc.ConfigDict()
-  c.knn.mib = 64.0  # MiB of distances to references held at once, for one image
   c.multicrop = common.multicrop()  # of the image score
   c.map = mlc.ConfigDict()
   c.map.sigma = 0.0  # of a Gaussian that smooths maps, in pixels; 0 = none

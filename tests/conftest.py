@@ -7,7 +7,7 @@ import jax
 import pytest
 from absl import flags
 
-from zsad_jax import runtime
+from zsad_jax.engine import runtime
 
 
 def pytest_addoption(parser):

@@ -13,8 +13,8 @@ from absl import flags
 from ml_collections import config_flags
 
 import launch
-from configs import common
 from zsad_jax import methods
+from zsad_jax.configs import common
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / 'docs').rglob('*.md'))
@@ -214,7 +214,7 @@ def _module(path):
 
 def config(stem):
   """The config of that name, or for '' the keys that all share."""
-  return importlib.import_module(f'configs.{stem}').get_config() if stem else common.base()
+  return importlib.import_module(f'zsad_jax.configs.{stem}').get_config() if stem else common.base()
 
 
 @functools.cache

@@ -15,10 +15,11 @@ import numpy as np
 from drawn_folders import draw
 from PIL import Image
 
-from zsad_jax import runtime
+from zsad_jax.clip import archs
+from zsad_jax.clip.weights import port, published, safetensors_files
 from zsad_jax.data import catalog, naming
 from zsad_jax.data.synthetic import builder
-from zsad_jax.models import archs, files, published, weights
+from zsad_jax.engine import runtime
 
 ROOT = Path(__file__).parents[1]
 TRAIN, NORMAL = 4, 2  # images of a category; as many are anomalous in a test split as are normal
@@ -44,7 +45,7 @@ def checkout(patch, folder, whole=False):
   """
   for name in ('configs', 'benchmarks', 'checkpoints', 'tests', 'zsad_jax', 'launch.py'):
     (folder / name).symlink_to(ROOT / name)
-  (folder / 'data').symlink_to('DATA')  # data.root's default
+  (folder / 'data').symlink_to('DATA')  # machine.data_dir's default
   one_device(patch)
   clips(patch, folder / 'downloads')
   data_sets(patch, folder / 'DATA' / 'downloads' / 'manual', whole)
@@ -55,7 +56,7 @@ def checkout(patch, folder, whole=False):
   picture(folder / 'part.png')
   for name, shapes in RELEASED.items():
     rng = np.random.default_rng(0)
-    files.write_safetensors(folder / f'{name}.safetensors', {
+    safetensors_files.write_safetensors(folder / f'{name}.safetensors', {
       key: rng.normal(0, .02, shape).astype(np.float32) for key, shape in shapes.items()})
   patch.chdir(folder)
 
@@ -77,7 +78,7 @@ def clips(patch, folder):
       functools.partial(_random, np.random.default_rng(seed)), archs.template(published.find(name)[2]))
     path = folder / name.replace(':', '.') / 'model.safetensors'
     path.parent.mkdir(parents=True)
-    files.write_safetensors(path, weights.unport(params))
+    safetensors_files.write_safetensors(path, port.unport(params))
 
 
 def narrow(arch):

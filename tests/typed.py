@@ -18,7 +18,7 @@ import launch
 
 SIZES = {518: 70, 240: 80}  # pixels a side: five patches
 ROWS, EPOCHS = 1, 2  # of a table; of training where the CLIP is a stand-in
-KEYS = {'examples.pairs': 64, 'seeds': 2, 'bench.images': 2, 'bench.repeats': 1, 'eval.pictures': 2, 'padim.dims': 50}
+KEYS = {'examples.pairs': 64, 'seeds': 2, 'bench.images': 2, 'bench.repeats': 1, 'report.pictures': 2, 'padim.dims': 50}
 LEFT = {'run': 'results/**/metrics.json', 'evaluate': 'results/**/metrics.json', 'report': 'report.md',
         'predict': 'predictions/predictions.csv', 'bench': 'bench.json', 'export': 'export/export.json'}
 SCRIPTS = {  # what makes them short; the last of two equal flags counts
@@ -93,7 +93,7 @@ def _smaller(config, rows):
     config.image_size = SIZES.get(config.image_size, config.image_size)
     if 'epochs' in config.get('train', {}):
       config.train.epochs = min(config.train.epochs, EPOCHS)
-    config.eval.pictures = 0  # the demos have some
+    config.report.pictures = 0  # the demos have some
   for key, most in KEYS.items():
     if pages.has(config, key) and functools.reduce(getattr, key.split('.'), config) > most:
       config.update_from_flattened_dict({key: most})

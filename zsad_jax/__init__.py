@@ -1,15 +1,18 @@
-"""zsad_jax: zero-shot visual anomaly detection on a frozen CLIP, in JAX.
+"""Zero-shot visual anomaly detection on a frozen CLIP, in JAX."""
 
-  detector = zsad_jax.load('anomalyclip:demo', workdir='runs/demo')
-  for found in detector.predict(['part.jpg']): print(found.score, found.is_anomaly)
-"""
+from typing import Any
 
 __version__ = '0.1.0'
+__all__ = ['Detector', 'Prediction', '__version__', 'load']
 
 
-def __getattr__(name):
-  if name in ('Detector', 'load'):  # at first use, so that importing the package stays quick
-    from zsad_jax import detector
-
+def __getattr__(name: str) -> Any:
+  """Imports the Python API on first use, so that `import zsad_jax` costs nothing."""
+  if name in ('Detector', 'Prediction', 'load'):
+    from zsad_jax.predict import detector
     return getattr(detector, name)
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+  return sorted({*globals(), *__all__})

@@ -8,10 +8,10 @@ only quoted.
 
 import ml_collections as mlc
 
-PIXEL = ('pixel_auroc', 'pixel_f1max', 'pixel_ap', 'aupro_seed200')  # in the order in which CLIP-AD prints them
+PIXEL = ('pixel_auroc', 'pixel_f1max', 'pixel_ap', 'aupro_200')  # in the order in which CLIP-AD prints them
 IMAGE = ('image_auroc', 'image_f1max', 'image_ap')
-ANOMALYCLIP = ('pixel_auroc', 'aupro_seed200', 'image_auroc', 'image_ap')  # as AnomalyCLIP prints them
-FUZZYCLIP = ('aupro_seed200', 'pixel_ap', 'pixel_f1max', 'image_auroc', 'image_ap', 'image_f1max')  # and FuzzyCLIP
+ANOMALYCLIP = ('pixel_auroc', 'aupro_200', 'image_auroc', 'image_ap')  # as AnomalyCLIP prints them
+FUZZYCLIP = ('aupro_200', 'pixel_ap', 'pixel_f1max', 'image_auroc', 'image_ap', 'image_f1max')  # and FuzzyCLIP
 
 
 def row(label, changes, pixel=(), image=(), *, clip='vit_b16_plus_240:laion400m_e31', target='mvtec_ad', column=''):

@@ -6,7 +6,7 @@
 Ensembles average the logits of their streams, as "logit output" is read here; dpam.ensemble=probs is the other way.
 """
 
-from configs import anomalyclip, tables
+from zsad_jax.configs import anomalyclip, tables
 
 MODES = {'Q-K': 'qk', 'V-V': 'vv', 'QQ+KK+VV': 'ens1', 'QK+QQ+KK+VV': 'ens2'}
 NUMBERS = {  # pixel AUROC, AUPRO and image AUROC, AP of each row

@@ -6,7 +6,7 @@
 The first row is the global loss alone of table 5.
 """
 
-from configs import anomalyclip, tables
+from zsad_jax.configs import anomalyclip, tables
 
 NUMBERS = {  # pixel AUROC, AUPRO and image AUROC, AP of each row
   'mvtec_ad': ((80.3, 77.8, 89.9, 95.4), (87.2, 78.6, 89.5, 95.2), (90.6, 78.1, 91.0, 96.0), (91.1, 81.4, 91.5, 96.2)),

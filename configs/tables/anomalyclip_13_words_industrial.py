@@ -7,7 +7,7 @@ Of tables 13 and 14 the cells below are known here; that one is of industrial an
 reading, and so is the choice of data sets: those of which a cell is known.
 """
 
-from configs import anomalyclip, tables
+from zsad_jax.configs import anomalyclip, tables
 
 WORDS = ('damaged', 'anomalous', 'flawed', 'defective', 'blemished')
 NUMBERS = {  # AUPRO, image AUROC of each word

@@ -5,8 +5,8 @@
 What is a reading here is said in anomalyclip_13_words_industrial.py. No demo: nothing medical is drawn.
 """
 
-from configs import common
-from configs.tables import anomalyclip_13_words_industrial
+from zsad_jax.configs import common
+from zsad_jax.configs.tables import anomalyclip_13_words_industrial
 
 NUMBERS = {  # AUPRO, image AUROC of each word
   'head_ct': ((None, 93.4), (None, 93.1), (None, 93.3), (None, 93.5), (None, 93.8)),

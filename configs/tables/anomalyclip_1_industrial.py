@@ -8,7 +8,7 @@ itself, without saying how long VAND was trained for them: here three epochs wit
 AD. CoOp has no code; see configs/coop.py.
 """
 
-from configs import anomalyclip, april_gan, clip, coop, tables, winclip
+from zsad_jax.configs import anomalyclip, april_gan, clip, coop, tables, winclip
 
 SYSTEMS = {
   'CLIP': tables.system(clip), 'CLIP-AC': tables.changed(tables.system(clip), {'prompt.ensemble': 'imagenet'}),

@@ -6,8 +6,8 @@ The first four have no masks, the others no normal images. No demo: nothing medi
 would be table 1's.
 """
 
-from configs import common, tables
-from configs.tables.anomalyclip_1_industrial import SYSTEMS
+from zsad_jax.configs import common, tables
+from zsad_jax.configs.tables.anomalyclip_1_industrial import SYSTEMS
 
 IMAGES = {  # image AUROC, AP of each system
   'head_ct': ((56.5, 58.4), (60.0, 60.7), (81.8, 80.2), (89.1, 89.4), (78.4, 78.8), (93.4, 91.6)),

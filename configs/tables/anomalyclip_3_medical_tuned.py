@@ -7,7 +7,7 @@ The paper's four image rows of VAND (APRIL-GAN) are table 2's, digit for digit, 
 How long VAND was trained is not stated; here as on VisA. No demo: nothing medical is drawn.
 """
 
-from configs import anomalyclip, april_gan, common, tables
+from zsad_jax.configs import anomalyclip, april_gan, common, tables
 
 SYSTEMS = {'VAND': tables.system(april_gan), 'AnomalyCLIP': tables.system(anomalyclip)}
 IMAGES = {  # image AUROC, AP of each system

@@ -8,7 +8,7 @@ equal image scores and so no training: here the words "object." and "damaged obj
 reading. As first released, T4's four layers were one counted four times, so T4 is the weight of the local losses.
 """
 
-from configs import anomalyclip, tables
+from zsad_jax.configs import anomalyclip, tables
 
 NUMBERS = {  # pixel AUROC, AUPRO and image AUROC, AP of each row
   'mvtec_ad': ((46.8, 15.4, 66.3, 83.3), (68.4, 47.4, 66.3, 83.3), (89.5, 81.2, 90.8, 96.0), (90.0, 81.1, 91.0, 96.1),

@@ -6,7 +6,7 @@
 The row without either learns nothing; what its prompts say is not told, so it is quoted.
 """
 
-from configs import anomalyclip, tables
+from zsad_jax.configs import anomalyclip, tables
 
 WHOLE = tables.system(anomalyclip)
 SYSTEMS = {

@@ -8,7 +8,7 @@ prompts, which speaks for no learned context at all, the second reading. Without
 different layers, the second reading of that row. Both readings have the same published numbers beside them.
 """
 
-from configs import anomalyclip, tables
+from zsad_jax.configs import anomalyclip, tables
 
 WHOLE = tables.system(anomalyclip)
 NUMBERS = {  # pixel AUROC, AUPRO and image AUROC, AP of each row

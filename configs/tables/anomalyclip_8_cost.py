@@ -8,8 +8,8 @@ VAND 13.56, 9.23; CoOp 12.25, 12.75; AnomalyCLIP 13.71, 8.92; without DPAM 12.98
 a row's manifest.json has its seconds, and benchmarks/ measures them by themselves.
 """
 
-from configs import anomalyclip, tables
-from configs.tables.anomalyclip_1_industrial import NUMBERS, SYSTEMS
+from zsad_jax.configs import anomalyclip, tables
+from zsad_jax.configs.tables.anomalyclip_1_industrial import NUMBERS, SYSTEMS
 
 
 def get_config(arg=None):

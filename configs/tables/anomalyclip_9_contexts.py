@@ -4,7 +4,7 @@
   python launch.py --config=configs/tables/anomalyclip_9_contexts.py --workdir=runs/anomalyclip9
 """
 
-from configs import anomalyclip, tables
+from zsad_jax.configs import anomalyclip, tables
 
 WHOLE = tables.system(anomalyclip)
 SYSTEMS = {'shared': tables.changed(WHOLE, {'prompt.shared_ctx': True}), 'unshared': WHOLE}

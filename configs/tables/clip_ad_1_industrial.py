@@ -8,7 +8,7 @@ named oracle here and stands below the last epoch's, which is the fair one. How 
 told; here images are made smaller, to 238 px, which patches of 14 divide, and nothing else is changed.
 """
 
-from configs import anomalyclip, clip_surgery, sdp, sdp_plus, tables, winclip
+from zsad_jax.configs import anomalyclip, clip_surgery, sdp, sdp_plus, tables, winclip
 
 PIXEL_AND_IMAGE = tables.PIXEL + tables.IMAGE
 NUMBERS = {  # pixel AUROC, F1-max, AP, AUPRO and image AUROC, F1-max, AP of each system

@@ -6,8 +6,8 @@ SDP+ is what table 1 evaluates on MVTec AD; its epoch was chosen there. Here it 
 learned on is not told, and taken to be the same. No demo: nothing medical is drawn.
 """
 
-from configs import common, sdp, sdp_plus, tables
-from configs.tables import clip_ad_1_industrial
+from zsad_jax.configs import common, sdp, sdp_plus, tables
+from zsad_jax.configs.tables import clip_ad_1_industrial
 
 NUMBERS = {  # image AUROC, F1-max, AP of each system
   'head_ct': ((46.8, 68.0, 44.8), (81.8, 78.9, 80.2), (87.2, 80.8, 88.5), (88.8, 80.9, 89.0), (87.2, 82.4, 88.1),

@@ -6,8 +6,8 @@ SDP+ is what table 1 evaluates on VisA, but smoothed as elsewhere; its epoch was
 What AnomalyCLIP was learned on is not told, and taken to be the same. No demo: nothing medical is drawn.
 """
 
-from configs import common, sdp, sdp_plus, tables
-from configs.tables import clip_ad_1_industrial
+from zsad_jax.configs import common, sdp, sdp_plus, tables
+from zsad_jax.configs.tables import clip_ad_1_industrial
 
 NUMBERS = {  # pixel AUROC, F1-max, AP, AUPRO of each system
   'isic2016': ((83.8, 74.2, 70.1, 55.9), (83.3, 64.1, 62.4, 55.1), (88.9, 71.0, 73.6, 72.7), (92.2, 76.4, 80.3, 75.1),

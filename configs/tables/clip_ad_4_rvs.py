@@ -4,7 +4,7 @@
   python launch.py --config=configs/tables/clip_ad_4_rvs.py --workdir=runs/table4
 """
 
-from configs import sdp, tables
+from zsad_jax.configs import sdp, tables
 
 ROWS = (  # label, rvs.method, then pixel AUROC, F1-max, AP, AUPRO and image AUROC, F1-max, AP
   ('Mean', 'mean', (86.8, 35.7, 29.5, 74.4), (90.7, 92.1, 95.7)),

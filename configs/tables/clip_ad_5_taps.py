@@ -4,7 +4,7 @@
   python launch.py --config=configs/tables/clip_ad_5_taps.py --workdir=runs/table5
 """
 
-from configs import sdp_plus, tables
+from zsad_jax.configs import sdp_plus, tables
 
 ROWS = (  # stages; SDP's pixel AUROC, F1-max, AP, AUPRO and image AUROC, F1-max, AP; then SDP+'s
   ('stage 1', (1,), (57.9, 13.4, 10.9, 18.8), (55.8, 84.8, 76.9), (81.4, 24.6, 20.6, 61.7), (60.7, 84.4, 81.0)),

@@ -6,7 +6,7 @@
 The published row 5L is SDP's row of table 1, digit for digit: its training collapsed, and so may ours.
 """
 
-from configs import sdp_plus, tables
+from zsad_jax.configs import sdp_plus, tables
 
 ROWS = (  # label, depth, ReLU, learning rate; pixel AUROC, F1-max, AP, AUPRO and image AUROC, F1-max, AP
   ('3L', 3, False, 1e-4, (87.5, 35.7, 30.1, 75.1), (90.7, 91.9, 95.6)),

@@ -6,7 +6,7 @@
 Six data sets, of which HeadCT and BrainMRI have no masks and ISIC and CVC-ClinicDB no normal images.
 """
 
-from configs import sdp, tables
+from zsad_jax.configs import sdp, tables
 
 ROWS = (  # data set; direct: pixel AUROC, F1-max, AP, AUPRO and image AUROC, F1-max, AP; then SDP's
   ('mvtec_ad', (21.6, 6.2, 2.1, 2.2), (86.7, 90.8, 94.4), (87.5, 35.9, 30.4, 75.3), (90.9, 91.9, 95.8)),

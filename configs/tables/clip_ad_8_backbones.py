@@ -6,7 +6,7 @@ The paper states neither weights nor image sizes except for ViT-B/16+: OpenAI's 
 only ones there are, and LAION-400M's for the others, all at their own sizes, are a guess.
 """
 
-from configs import common, sdp_plus, tables
+from zsad_jax.configs import common, sdp_plus, tables
 
 BLOCKS12, BLOCKS24 = (3, 6, 9, 12), (6, 12, 18, 24)
 ROWS = (  # label, weights, pixels, SDP's and SDP+'s layers; SDP's pixel and image means as in table 1; then SDP+'s

@@ -6,7 +6,7 @@
 Whose names the fuzzy prompt lists is not told: the target's own, or the auxiliary set's as a second reading.
 """
 
-from configs import fuzzyclip, tables
+from zsad_jax.configs import fuzzyclip, tables
 
 ROWS = (  # label, score.text; image AUROC, AP, F1-max
   ('precise', 'precise', (86.1, 93.5, 90.4)), ('fuzzy', 'stack_target', (87.7, 94.6, 90.9)),

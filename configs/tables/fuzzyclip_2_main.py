@@ -8,7 +8,7 @@ WinCLIP, CLIP Surgery and SDP+ see 240 px, the others 518: mind the resolution w
 is CLIP-AD's row, of an epoch chosen on the target; here the last epoch comes first and that one below it.
 """
 
-from configs import anomalyclip, april_gan, clip_surgery, fuzzyclip, sdp_plus, tables, winclip
+from zsad_jax.configs import anomalyclip, april_gan, clip_surgery, fuzzyclip, sdp_plus, tables, winclip
 
 FUZZYCLIP = tables.system(fuzzyclip, from_mvtec='visa')
 SYSTEMS = {

@@ -7,7 +7,7 @@ its pixel AUPRO there, likely a slip. The paper's table 6 disagrees about FuzzyC
 demo: on what is drawn it would be table 2's.
 """
 
-from configs import anomalyclip, april_gan, common, fuzzyclip, tables
+from zsad_jax.configs import anomalyclip, april_gan, common, fuzzyclip, tables
 
 SYSTEMS = {'APRIL-GAN': tables.system(april_gan), 'AnomalyCLIP': tables.system(anomalyclip),
            'FuzzyCLIP': tables.system(fuzzyclip)}

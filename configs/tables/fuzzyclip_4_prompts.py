@@ -7,7 +7,7 @@ The text around the table speaks of VisA, but its rows are those of MVTec AD els
 of 15 epochs, the stacked one table 6's with one group. The others are learned in two epochs.
 """
 
-from configs import april_gan, fuzzyclip, tables
+from zsad_jax.configs import april_gan, fuzzyclip, tables
 
 
 def get_config(arg=None):

@@ -7,7 +7,7 @@ None of the table's numbers is known here, and that these are its rows is a read
 The groups are those that the paper found: the four circuit boards, and the rest.
 """
 
-from configs import fuzzyclip, tables
+from zsad_jax.configs import fuzzyclip, tables
 
 BOARDS = 'pcb1,pcb2,pcb3,pcb4'
 OTHERS = 'candle,capsules,cashew,chewinggum,fryum,macaroni1,macaroni2,pipe_fryum'

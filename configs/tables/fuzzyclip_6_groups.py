@@ -8,7 +8,7 @@ score or were forced is not told; here csp.k forces them. The paper's table 3 di
 groups.
 """
 
-from configs import fuzzyclip, tables
+from zsad_jax.configs import fuzzyclip, tables
 
 TARGETS = ('mvtec_ad', 'visa', 'dtd_synthetic', 'mpdd', 'dagm2007', 'btad', 'kolektor_sdd')
 ROWS = {  # (learned on, groups): AUPRO, AP, F1-max of pixels on each target

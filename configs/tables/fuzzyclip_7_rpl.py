@@ -6,7 +6,7 @@
 What scores images without it is not told; here the untrained stacked prompt of the target's names.
 """
 
-from configs import fuzzyclip, tables
+from zsad_jax.configs import fuzzyclip, tables
 
 
 def get_config(arg=None):

@@ -4,7 +4,7 @@
   python launch.py --config=configs/tables/fuzzyclip_8_test_prompts.py --workdir=runs/fuzzy8
 """
 
-from configs import fuzzyclip, tables
+from zsad_jax.configs import fuzzyclip, tables
 
 ROWS = (  # stack.test_form; AUPRO, AP and F1-max of pixels
   ('test', 89.8, 26.5, 33.0), ('cluster', 89.8, 26.5, 32.9), ('test_cluster', 89.8, 28.0, 34.2),
@@ -20,5 +20,5 @@ def get_config(arg=None):
   rows = []
   for form, aupro, ap, f1max in ROWS:
     rows.append(tables.row(form.replace('_', ' + '), {'stack.test_form': form}, clip='vit_l14_336', target='visa'))
-    rows[-1].published.visa.update(aupro_seed200=aupro, pixel_ap=ap, pixel_f1max=f1max)
+    rows[-1].published.visa.update(aupro_200=aupro, pixel_ap=ap, pixel_f1max=f1max)
   return tables.table(c, 'FuzzyCLIP, table 8: prompts at test time', rows)

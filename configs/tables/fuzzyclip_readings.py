@@ -6,7 +6,7 @@
 No numbers are published for these.
 """
 
-from configs import fuzzyclip, tables
+from zsad_jax.configs import fuzzyclip, tables
 
 ROWS = (
   ('default', {}),

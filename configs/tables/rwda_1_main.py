@@ -8,7 +8,7 @@ features than CLIP's are quoted. WinCLIP has CLIP-AD's multi-crop prediction, as
 of references a seed: `--config.table.seeds='(0, 1, 2)'` draws more.
 """
 
-from configs import rwda, tables, winclip
+from zsad_jax.configs import rwda, tables, winclip
 
 ROWS = (  # label, score, whether the object is known, references a category
   ('unknown, CLIP', 'clip', False, 0), ('unknown, ours', 'fnn', False, 0), ('unknown, CLIP + ours', 'sum', False, 0),

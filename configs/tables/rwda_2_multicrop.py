@@ -6,8 +6,8 @@
 Of "ours" and "CLIP + ours" the paper's AP alone is known here: 95.5 +- 0.2 and 96.2 +- 0.2. WinCLIP is told the object.
 """
 
-from configs import rwda, tables, winclip
-from configs.tables import rwda_1_main
+from zsad_jax.configs import rwda, tables, winclip
+from zsad_jax.configs.tables import rwda_1_main
 
 ROWS = (('CLIP', 'clip'), ('ours', 'fnn'), ('CLIP + ours', 'sum'))
 WITHOUT = {'clip': {'image_auroc': 89.8, 'image_ap': 95.4, 'image_f1max': 92.1}, 'fnn': {'image_ap': 95.5},

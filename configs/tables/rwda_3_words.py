@@ -6,8 +6,8 @@
 The object is unknown. The rows of CLIP alone train nothing, and show soon whether the weights are the paper's.
 """
 
-from configs import rwda
-from configs.tables import rwda_1_main
+from zsad_jax.configs import rwda
+from zsad_jax.configs.tables import rwda_1_main
 
 ANOMALOUS = ('a damaged', 'a broken', 'a defective', 'an anomalous')
 ROWS = {  # normal word: for every anomalous one CLIP's AUROC, then that of CLIP + ours and its standard deviation

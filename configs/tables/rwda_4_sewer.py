@@ -6,8 +6,8 @@ That the prompts are those of an unknown object and that crops are as elsewhere 
 ten seeds: ours 1.3, 0.9 (F1-max), 1.3 (AP); CLIP + ours 0.9, 0.8, 0.7. No demo: it would be table 1's first rows.
 """
 
-from configs import common, rwda
-from configs.tables import rwda_1_main
+from zsad_jax.configs import common, rwda
+from zsad_jax.configs.tables import rwda_1_main
 
 ROWS = (('CLIP', 'clip'), ('ours', 'fnn'), ('CLIP + ours', 'sum'))
 

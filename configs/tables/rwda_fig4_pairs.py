@@ -6,8 +6,8 @@
 The paper plots up to 50000 pairs and finds 10000 best; of the curve only that point is stated elsewhere.
 """
 
-from configs import rwda
-from configs.tables import rwda_1_main
+from zsad_jax.configs import rwda
+from zsad_jax.configs.tables import rwda_1_main
 
 PAIRS, DEMO = (2000, 5000, 10000, 20000, 50000), (500, 2000, 4000)
 

@@ -9,8 +9,8 @@ from drawn_folders import draw
 from PIL import ExifTags, Image
 
 from zsad_jax import data, metrics
+from zsad_jax.clip.weights import convert
 from zsad_jax.data import images, protocol
-from zsad_jax.models import convert
 from zsad_jax.report import page
 
 COLOUR = {'bolt': (40, 100, 40)}

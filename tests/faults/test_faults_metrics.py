@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zsad_jax import evaluate, metrics, runtime
-from zsad_jax.spec import Features
+from zsad_jax import metrics
+from zsad_jax.clip.feature_spec import Features
+from zsad_jax.engine import evaluate, runtime
 
 SIZE = 12
 

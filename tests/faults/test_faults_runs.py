@@ -20,12 +20,14 @@ from drawn_folders import draw
 from PIL import Image
 
 import launch
-from configs import anomalyclip, winclip
-from zsad_jax import ablation, checkpoint, data, disk, evaluate, experiment, logs, methods, results, runtime, train
+from zsad_jax import data, methods
+from zsad_jax.clip import model as clip_lib
+from zsad_jax.clip import preprocess
+from zsad_jax.configs import anomalyclip, winclip
 from zsad_jax.data import images
-from zsad_jax.features import Store
-from zsad_jax.models import clip as clip_lib
-from zsad_jax.models import preprocess
+from zsad_jax.engine import checkpoint, evaluate, logs, runtime, train
+from zsad_jax.engine.features import Store
+from zsad_jax.experiment import disk_budget, experiment, results, sweep
 
 ROOT = Path(__file__).parents[2]
 CLS = np.random.default_rng(0).normal(size=(21, 6)).astype(np.float32)
@@ -38,8 +40,8 @@ class Killed(BaseException):
 def config(tmp, module=anomalyclip, **changes):
   c = module.get_config('demo')
   c.update_from_flattened_dict({
-    'image_size': 56, 'seed': 3, 'train.epochs': 1, 'train.batch': 4, 'features.batch': 4, 'eval.batch': 4,
-    'eval.pictures': 2, 'data.root': str(tmp / 'data'), 'data.aux': f'folder:{tmp / "aux"}',
+    'image_size': 56, 'seed': 3, 'train.epochs': 1, 'train.batch': 4, 'machine.encode_batch': 4, 'machine.eval_batch': 4,
+    'report.pictures': 2, 'machine.data_dir': str(tmp / 'data'), 'data.aux': f'folder:{tmp / "aux"}',
     'data.target': f'folder:{tmp / "target"}'} | changes)
   return mlc.FrozenConfigDict(c)
 
@@ -211,13 +213,13 @@ def test_case_15_a_stopped_row_ends_the_table_and_is_no_failed_row(tmp_path, mon
     ran.append(1)
     raise runtime.Preempted('asked to stop')
 
-  row = ablation.Row('one', '', 'one', mlc.FrozenConfigDict({'method': 'clip'}), {})
-  monkeypatch.setattr(ablation, 'planned', lambda cfg: [row, row._replace(label='two', folder='two')])
-  monkeypatch.setattr(ablation, 'check', lambda rows: {})
+  row = sweep.Row('one', '', 'one', mlc.FrozenConfigDict({'method': 'clip'}), {})
+  monkeypatch.setattr(sweep, 'planned', lambda cfg: [row, row._replace(label='two', folder='two')])
+  monkeypatch.setattr(sweep, 'check', lambda rows: {})
   monkeypatch.setattr(experiment, 'run', run)
-  monkeypatch.setattr(ablation.results, 'digest', lambda cfg: '')
+  monkeypatch.setattr(sweep.results, 'digest', lambda cfg: '')
   with pytest.raises(runtime.Preempted):
-    ablation.run(mlc.FrozenConfigDict({'table': {'seeds': ()}}), tmp_path, 'run')
+    sweep.run(mlc.FrozenConfigDict({'table': {'seeds': ()}}), tmp_path, 'run')
   assert len(ran) == 1
 
 
@@ -267,11 +269,11 @@ def test_case_17_a_workdir_that_cannot_be_written_is_refused_at_the_start(tmp_pa
   (tmp_path / 'file').write_text('')
   with pytest.raises(OSError, match=r'cannot write to the workdir .*choose another --workdir'):
     logs.probe(tmp_path / 'file' / 'work')
-  real = disk.shutil.disk_usage
-  monkeypatch.setattr(disk.shutil, 'disk_usage', lambda path: real(path)._replace(free=3 << 30))
-  disk.check({tmp_path / 'a': 2 << 30})
+  real = disk_budget.shutil.disk_usage
+  monkeypatch.setattr(disk_budget.shutil, 'disk_usage', lambda path: real(path)._replace(free=3 << 30))
+  disk_budget.check({tmp_path / 'a': 2 << 30})
   with pytest.raises(OSError, match=r'will write 4.29 GB \(2.15 GB in .*/a, 2.15 GB in .*/b\), but 3.22 GB are free'):
-    disk.check({tmp_path / 'a': 2 << 30, tmp_path / 'b': 2 << 30})
+    disk_budget.check({tmp_path / 'a': 2 << 30, tmp_path / 'b': 2 << 30})
 
 
 def test_case_17_a_full_disk_leaves_earlier_results(tmp_path, monkeypatch):
@@ -337,7 +339,7 @@ def refuse(*args, **options):
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
 import jax
 jax.config.update('jax_platforms', 'cpu')
-from zsad_jax.models import clip as clip_lib, preprocess
+from zsad_jax.clip import model as clip_lib, preprocess
 from zsad_jax.data import images
 from zsad_jax import logs
 clip = clip_lib.load('tiny', image_size=64)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zsad_jax.models import clip as clip_lib
-from zsad_jax.models import files, hub
+from zsad_jax.clip import model as clip_lib
+from zsad_jax.clip.weights import hub, safetensors_files
 
 TINY = Path(__file__).parents[2] / 'checkpoints' / 'tiny'
 NAME = 'model.safetensors'
@@ -24,9 +24,9 @@ def folder(tmp_path):
 
 def changed(folder, change):
   """Rewrites the weights as `change` has them, with a record that fits."""
-  arrays = files.read_safetensors(folder / NAME)
+  arrays = safetensors_files.read_safetensors(folder / NAME)
   change(arrays)
-  files.write_safetensors(folder / NAME, arrays)
+  safetensors_files.write_safetensors(folder / NAME, arrays)
 
 
 @pytest.mark.parametrize('damage', [
@@ -35,7 +35,7 @@ def changed(folder, change):
 def test_case_12_the_digest_is_held_first(folder, damage):
   path = folder / NAME
   path.write_bytes(damage(path.read_bytes()))
-  with pytest.raises(ValueError, match=rf'{path} has sha256 [0-9a-f]{{64}}, but {files.recorded(f"{path}.sha256")} is '
+  with pytest.raises(ValueError, match=rf'{path} has sha256 [0-9a-f]{{64}}, but {safetensors_files.recorded(f"{path}.sha256")} is '
                                        r'recorded.*damaged or another one. Fetch it again'):
     clip_lib.load(folder)
 

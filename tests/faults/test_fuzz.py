@@ -16,10 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from configs import anomalyclip
-from zsad_jax import inputs, methods
+from zsad_jax import methods
+from zsad_jax.clip.weights import safetensors_files
+from zsad_jax.configs import anomalyclip
 from zsad_jax.data import images, survey, table
-from zsad_jax.models import files
+from zsad_jax.experiment import setup
 
 fuzzed = settings(deadline=None, max_examples=int(os.environ.get('HYPOTHESIS_EXAMPLES', 80)),
                   suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -113,10 +114,10 @@ REALS = st.one_of(st.floats(-1, 3), st.sampled_from([math.nan, math.inf, -math.i
 WORDS = st.one_of(st.sampled_from(['error', 'skip', 'ignore', 'apply', 'white', 'drop', 'float32', 'bfloat16']),
                   st.text(max_size=8))
 KEYS = {
-  'train.epochs': NUMBERS, 'train.batch': NUMBERS, 'features.batch': NUMBERS, 'eval.batch': NUMBERS,
-  'eval.pictures': NUMBERS, 'image_size': NUMBERS, 'seed': NUMBERS, 'prompt.depth': NUMBERS, 'prompt.deep_len': NUMBERS,
-  'dpam.first_block': NUMBERS, 'eval.fpr_limit': REALS, 'features.max_gb': REALS, 'data.exif': WORDS,
-  'data.transparency': WORDS, 'data.on_bad': WORDS, 'features.storage': WORDS,
+  'train.epochs': NUMBERS, 'train.batch': NUMBERS, 'machine.encode_batch': NUMBERS, 'machine.eval_batch': NUMBERS,
+  'report.pictures': NUMBERS, 'image_size': NUMBERS, 'seed': NUMBERS, 'prompt.depth': NUMBERS, 'prompt.deep_len': NUMBERS,
+  'dpam.first_block': NUMBERS, 'eval.fpr_limit': REALS, 'machine.max_feature_gb': REALS, 'data.exif': WORDS,
+  'data.transparency': WORDS, 'data.on_bad': WORDS, 'feature_dtype': WORDS,
   'local_layers': st.lists(st.integers(-1, 8), max_size=4).map(tuple)}
 
 
@@ -128,13 +129,13 @@ def test_fuzzed_configs_are_in_range_or_refused_by_name(keys, data):
   c.update_from_flattened_dict({'data.aux': 'folder:a', 'data.target': 'folder:b'} | changes)
   cfg = mlc.FrozenConfigDict(c)
   try:
-    inputs.check(cfg)
-    inputs.shell(cfg, methods.get(cfg.method))
+    setup.check(cfg)
+    setup.shell(cfg, methods.get(cfg.method))
   except ValueError as error:
     assert any(key in str(error) or key.rpartition('.')[2] in str(error) for key in (*keys, 'layers'))
   else:
-    assert min(cfg.train.epochs, cfg.train.batch, cfg.features.batch, cfg.eval.batch) >= 1 and cfg.seed >= 0
-    assert 0 < cfg.eval.fpr_limit <= 1 and cfg.features.max_gb > 0
+    assert min(cfg.train.epochs, cfg.train.batch, cfg.machine.encode_batch, cfg.machine.eval_batch) >= 1 and cfg.seed >= 0
+    assert 0 < cfg.eval.fpr_limit <= 1 and cfg.machine.max_feature_gb > 0
     assert cfg.image_size % 8 == 0 and cfg.image_size > 0 and cfg.data.on_bad in ('error', 'skip')
     assert all(1 <= layer <= 6 for layer in cfg.local_layers)
 
@@ -162,13 +163,13 @@ HEADERS = st.one_of(
 def test_fuzzed_safetensors_give_finite_arrays_of_their_size_or_name_the_file(tmp_path, data):
   path = tmp_path / 'weights.safetensors'
   path.write_bytes(data)
-  for read in (files.read_safetensors, files.read_metadata):
+  for read in (safetensors_files.read_safetensors, safetensors_files.read_metadata):
     try:
       found = read(path)
     except ValueError as error:
       assert str(path) in str(error)
     else:
-      if read is files.read_safetensors:
+      if read is safetensors_files.read_safetensors:
         assert sum(array.nbytes for array in found.values()) <= len(data)
 
 

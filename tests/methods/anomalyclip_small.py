@@ -9,10 +9,10 @@ import ml_collections as mlc
 import numpy as np
 from golden import record_anomalyclip as small
 
-from configs import anomalyclip as config
+from zsad_jax.clip import model as clip_lib
+from zsad_jax.clip.feature_spec import Features
+from zsad_jax.configs import anomalyclip as config
 from zsad_jax.methods import anomalyclip as method
-from zsad_jax.models import clip as clip_lib
-from zsad_jax.spec import Features
 
 ARCH = clip_lib.Arch('small', small.EMBED, clip_lib.Vision(**small.VISION), clip_lib.Text(**small.TEXT))
 L14 = clip_lib.Clip(clip_lib.ARCHS['vit_l14_336'], 518, params=None)

@@ -25,12 +25,12 @@ from anomalyclip_small import (
 )
 from golden import record_anomalyclip as small
 
-from configs import anomalyclip as config
+from zsad_jax.clip import model as clip_lib
+from zsad_jax.clip import tokenizer
+from zsad_jax.clip.feature_spec import Features, Side, Tap
+from zsad_jax.configs import anomalyclip as config
 from zsad_jax.methods import anomalyclip as method
-from zsad_jax.methods import prompts
-from zsad_jax.models import clip as clip_lib
-from zsad_jax.models import tokenizer
-from zsad_jax.spec import Features, Side, Tap
+from zsad_jax.methods.parts import prompts
 
 
 @pytest.fixture(scope='module')

@@ -22,8 +22,8 @@ from anomalyclip_small import (
   without_weights,
 )
 
+from zsad_jax.clip.feature_spec import Features, Tap
 from zsad_jax.methods import anomalyclip as method
-from zsad_jax.spec import Features, Tap
 
 
 @pytest.fixture(scope='module')

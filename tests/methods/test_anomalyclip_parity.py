@@ -14,11 +14,10 @@ import optax
 import pytest
 from golden import record_anomalyclip as official
 
-from configs import anomalyclip as config
-from zsad_jax import encoder
+from zsad_jax.clip import model as clip_lib
+from zsad_jax.clip.feature_spec import Features
+from zsad_jax.configs import anomalyclip as config
 from zsad_jax.methods import anomalyclip as method
-from zsad_jax.models import clip as clip_lib
-from zsad_jax.spec import Features
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
 ARCH = clip_lib.Arch('small', official.EMBED, clip_lib.Vision(**official.VISION), clip_lib.Text(**official.TEXT))
@@ -49,7 +48,7 @@ def encoded(clip):
   def encode(cfg):
     spec = method.spec(clip, cfg)
     if spec not in done:
-      done[spec] = encoder.encode(clip, spec)(clip.params, jnp.asarray(images))
+      done[spec] = encode.encode(clip, spec)(clip.params, jnp.asarray(images))
     return done[spec]
 
   return encode

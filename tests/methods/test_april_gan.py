@@ -10,12 +10,14 @@ import numpy as np
 import optax
 import pytest
 
-from configs import april_gan as config
-from zsad_jax import encoder, losses, train
+from zsad_jax.clip import encoder
+from zsad_jax.clip import model as clip_lib
+from zsad_jax.clip.feature_spec import Features, Tap
+from zsad_jax.configs import april_gan as config
+from zsad_jax.engine import train
 from zsad_jax.methods import april_gan as method
-from zsad_jax.methods import prompts
-from zsad_jax.models import clip as clip_lib
-from zsad_jax.spec import Features, Tap
+from zsad_jax.methods.parts import prompts
+from zsad_jax.ops import losses
 
 SIZE, GRID, EMBED, WIDTH = 64, 8, 128, 128  # of the tiny CLIP
 L14 = clip_lib.Clip(clip_lib.ARCHS['vit_l14_336'], 518, params=None)
@@ -293,7 +295,7 @@ def test_released_weights(shell):
   (dict(layers=(2, 2)), r'layers \(2, 2\) are not different'), (dict(layers=()), 'are not different blocks'),
   (dict(act='relu'), "act 'relu' is not one of"), (dict(score_norm='all'), "score_norm 'all' is not one of"),
   (dict(temperature=0.0), 'temperature 0.0 is not positive'), (dict(mosaic=1.2), 'mosaic 1.2 is not a probability'),
-  (dict(fewshot__shots=-1), 'fewshot.shots -1 is negative'), (dict(knn__mib=0.0), 'knn.mib 0.0 is not positive')])
+  (dict(fewshot__shots=-1), 'fewshot.shots -1 is negative'), (dict(machine__knn_mib=0.0), 'machine.knn_mib 0.0 is not positive')])
 def test_bad_keys(shell, changes, message):
   with pytest.raises(ValueError, match=message):
     method.spec(shell, configured(**changes))

@@ -8,11 +8,11 @@ import ml_collections as mlc
 import numpy as np
 import pytest
 
-from configs import clip as config
+from zsad_jax.clip import model as clip_lib
+from zsad_jax.clip.feature_spec import Features
+from zsad_jax.configs import clip as config
 from zsad_jax.methods import clip as method
-from zsad_jax.methods import prompts
-from zsad_jax.models import clip as clip_lib
-from zsad_jax.spec import Features
+from zsad_jax.methods.parts import prompts
 
 SIZE = 64
 GRID = SIZE // 8

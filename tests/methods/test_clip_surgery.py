@@ -9,13 +9,12 @@ import ml_collections as mlc
 import numpy as np
 import pytest
 
-from configs import clip_surgery as config
-from zsad_jax import encoder, representatives
+from zsad_jax.clip import encoder, tokenizer
+from zsad_jax.clip import model as clip_lib
+from zsad_jax.clip.feature_spec import Features, Side, Tap
+from zsad_jax.configs import clip_surgery as config
 from zsad_jax.methods import clip_surgery as method
-from zsad_jax.methods import prompts
-from zsad_jax.models import clip as clip_lib
-from zsad_jax.models import tokenizer
-from zsad_jax.spec import Features, Side, Tap
+from zsad_jax.methods.parts import prompts, representative_vectors
 
 SIZE, GRID, EMBED = 64, 8, 128
 BPLUS = clip_lib.Clip(clip_lib.ARCHS['vit_b16_plus_240'], 240, params=None)
@@ -119,7 +118,7 @@ def test_texts_are_by_default_the_representatives_of_clip_ads(clip):
   texts = jax.device_get(jax.jit(functools.partial(
     method.bank, {}, categories=('pill', 'nut'), clip=clip, cfg=cfg))(clip.params))
   assert [text.shape[:2] for text in texts] == [(2, 9 * 22), (2, 10 * 22)]
-  np.testing.assert_array_equal(method.select(texts, 'visa', cfg=cfg), representatives.pairs(texts, cfg.rvs, 'visa'))
+  np.testing.assert_array_equal(method.select(texts, 'visa', cfg=cfg), representative_vectors.pairs(texts, cfg.rvs, 'visa'))
 
 
 def test_trap_11_names_keep_their_underscore():

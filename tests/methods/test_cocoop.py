@@ -12,14 +12,15 @@ import pytest
 from golden import record_anomalyclip as small
 from golden import record_coop as reference
 
-from configs import cocoop as config
-from configs import coop as coop_config
-from zsad_jax import train
+from zsad_jax.clip import model as clip_lib
+from zsad_jax.clip import tokenizer
+from zsad_jax.clip.feature_spec import Features
+from zsad_jax.configs import cocoop as config
+from zsad_jax.configs import coop as coop_config
+from zsad_jax.engine import train
 from zsad_jax.methods import cocoop as method
-from zsad_jax.methods import coop, prompts
-from zsad_jax.models import clip as clip_lib
-from zsad_jax.models import tokenizer
-from zsad_jax.spec import Features
+from zsad_jax.methods import coop
+from zsad_jax.methods.parts import prompts
 
 GOLDEN = Path(__file__).parents[1] / 'golden' / 'cocoop.npz'
 ARCH = clip_lib.Arch('small', small.EMBED, clip_lib.Vision(**small.VISION), clip_lib.Text(**small.TEXT))

@@ -47,7 +47,7 @@ def test_docstrings_say_what_is_returned_and_whose_method_it_is(name):
 
 @pytest.mark.parametrize('name', methods.names())
 def test_a_method_with_a_memory_says_how_many_references_and_how_they_are_drawn(name):
-  config = importlib.import_module(f'configs.{name}').get_config()
+  config = importlib.import_module(f'zsad_jax.configs.{name}').get_config()
   assert hasattr(methods.get(name), 'memory') == ('fewshot' in config)
   if 'fewshot' in config:
     assert {key: type(config.fewshot[key]) for key in ('shots', 'seed', 'replacement')} == dict(
@@ -56,7 +56,7 @@ def test_a_method_with_a_memory_says_how_many_references_and_how_they_are_drawn(
 
 @pytest.mark.parametrize('name', methods.names())
 def test_evaluation_keys_are_keys_of_the_config(name):
-  config = importlib.import_module(f'configs.{name}').get_config()
+  config = importlib.import_module(f'zsad_jax.configs.{name}').get_config()
   for key in getattr(methods.get(name), 'EVALUATION_KEYS', ()):
     functools.reduce(lambda node, part: node[part], key.split('.'), config)
 

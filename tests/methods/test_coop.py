@@ -14,15 +14,15 @@ from golden import record_anomalyclip as small
 from golden import record_coop as reference
 from ml_collections.config_flags import config_path
 
-from configs import clip as clip_config
-from configs import coop as config
-from zsad_jax import encoder, train
+from zsad_jax.clip import encoder, tokenizer
+from zsad_jax.clip import model as clip_lib
+from zsad_jax.clip.feature_spec import Features
+from zsad_jax.configs import clip as clip_config
+from zsad_jax.configs import coop as config
+from zsad_jax.engine import train
 from zsad_jax.methods import clip as clip_method
 from zsad_jax.methods import coop as method
-from zsad_jax.methods import prompts
-from zsad_jax.models import clip as clip_lib
-from zsad_jax.models import tokenizer
-from zsad_jax.spec import Features
+from zsad_jax.methods.parts import prompts
 
 GOLDEN = Path(__file__).parents[1] / 'golden' / 'coop.npz'
 ARCH = clip_lib.Arch('small', small.EMBED, clip_lib.Vision(**small.VISION), clip_lib.Text(**small.TEXT))

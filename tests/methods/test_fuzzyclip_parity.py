@@ -11,10 +11,10 @@ import pytest
 from golden import record_anomalyclip as small
 from golden import record_coop
 
-from configs import fuzzyclip as config
+from zsad_jax.clip import model as clip_lib
+from zsad_jax.clip.feature_spec import Features
+from zsad_jax.configs import fuzzyclip as config
 from zsad_jax.methods import fuzzyclip as method
-from zsad_jax.models import clip as clip_lib
-from zsad_jax.spec import Features
 
 ARCH = clip_lib.Arch('small', small.EMBED, clip_lib.Vision(**small.VISION), clip_lib.Text(**small.TEXT))
 NAMES, TARGETS = ('bottle', 'nut', 'metal'), ('object', 'photo')

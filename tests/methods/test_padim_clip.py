@@ -8,10 +8,10 @@ import ml_collections as mlc
 import numpy as np
 import pytest
 
-from configs import padim_clip as config
+from zsad_jax.clip import model as clip_lib
+from zsad_jax.clip.feature_spec import Features, Tap
+from zsad_jax.configs import padim_clip as config
 from zsad_jax.methods import padim_clip as method
-from zsad_jax.models import clip as clip_lib
-from zsad_jax.spec import Features, Tap
 
 SIZE, GRID, WIDTH = 32, 4, 128
 CLIP = clip_lib.Clip(clip_lib.ARCHS['tiny'], SIZE, params=None)

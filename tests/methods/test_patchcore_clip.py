@@ -8,10 +8,10 @@ import ml_collections as mlc
 import numpy as np
 import pytest
 
-from configs import patchcore_clip as config
+from zsad_jax.clip import model as clip_lib
+from zsad_jax.clip.feature_spec import Features, Tap
+from zsad_jax.configs import patchcore_clip as config
 from zsad_jax.methods import patchcore_clip as method
-from zsad_jax.models import clip as clip_lib
-from zsad_jax.spec import Features, Tap
 
 SIZE, GRID, WIDTH = 64, 8, 128
 CLIP = clip_lib.Clip(clip_lib.ARCHS['tiny'], SIZE, params=None)
@@ -172,7 +172,7 @@ def test_a_score_needs_references():
   (dict(layers=(0, 3)), r'layers \(0, 3\) are not different blocks in 1\.\.6'), (dict(pool=2), 'pool 2 is not an odd'),
   (dict(coreset__ratio=0.0), r'coreset.ratio 0.0 is not in \(0, 1\]'), (dict(coreset__dims=0), 'coreset.dims 0 is not'),
   (dict(patchcore__neighbours=0), 'patchcore.neighbours 0 is not 1 or more'),
-  (dict(map__sigma=-1.0), 'map.sigma -1.0 is not 0 or more'), (dict(knn__mib=0.0), 'knn.mib 0.0 is not positive')])
+  (dict(map__sigma=-1.0), 'map.sigma -1.0 is not 0 or more'), (dict(machine__knn_mib=0.0), 'machine.knn_mib 0.0 is not positive')])
 def test_bad_keys(changes, message):
   with pytest.raises(ValueError, match=message):
     method.spec(CLIP, configured(**changes))

@@ -2,7 +2,7 @@
 
 import hashlib
 
-from zsad_jax.methods import prompts
+from zsad_jax.methods.parts import prompts
 
 
 def digest(lines):

@@ -11,12 +11,13 @@ import pytest
 from golden import record_sdp
 from scipy.ndimage import gaussian_filter
 
-from configs import sdp as config
-from zsad_jax import dual_path, encoder, maps, representatives
-from zsad_jax.methods import prompts
+from zsad_jax.clip import encoder
+from zsad_jax.clip import model as clip_lib
+from zsad_jax.clip.feature_spec import Features, Side, Spec, Tap
+from zsad_jax.configs import sdp as config
 from zsad_jax.methods import sdp as method
-from zsad_jax.models import clip as clip_lib
-from zsad_jax.spec import Features, Side, Spec, Tap
+from zsad_jax.methods.parts import dual_path, prompts, representative_vectors
+from zsad_jax.ops import maps
 
 pytestmark = pytest.mark.usefixtures('highest_precision')
 DIMS = record_sdp.DIMS
@@ -197,7 +198,7 @@ def test_every_text_is_encoded_and_the_bank_is_not_averaged_yet():
   np.testing.assert_allclose(abnormal[0, -22:], want, atol=3e-6)
   bank = method.select(jax.device_get((normal, abnormal)), 'brain_mri', cfg=cfg)
   assert bank.shape == (1, 2, 128) and bank.dtype == np.float32
-  np.testing.assert_array_equal(bank[0, 1], representatives.represent(abnormal[0], cfg.rvs, 'brain_mri'))
+  np.testing.assert_array_equal(bank[0, 1], representative_vectors.represent(abnormal[0], cfg.rvs, 'brain_mri'))
 
 
 # Maps and scores

@@ -11,12 +11,13 @@ import optax
 import pytest
 from golden import record_sdp
 
-from configs import sdp_plus as config
-from zsad_jax import encoder, train
+from zsad_jax.clip import encoder
+from zsad_jax.clip import model as clip_lib
+from zsad_jax.clip.archs import resnet_vision
+from zsad_jax.clip.feature_spec import Features, Tap
+from zsad_jax.configs import sdp_plus as config
+from zsad_jax.engine import train
 from zsad_jax.methods import sdp_plus as method
-from zsad_jax.models import clip as clip_lib
-from zsad_jax.models.archs import resnet_vision
-from zsad_jax.spec import Features, Tap
 
 pytestmark = pytest.mark.usefixtures('highest_precision')
 DIMS = record_sdp.DIMS

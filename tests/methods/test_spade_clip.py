@@ -8,10 +8,10 @@ import ml_collections as mlc
 import numpy as np
 import pytest
 
-from configs import spade_clip as config
+from zsad_jax.clip import model as clip_lib
+from zsad_jax.clip.feature_spec import Features, Tap
+from zsad_jax.configs import spade_clip as config
 from zsad_jax.methods import spade_clip as method
-from zsad_jax.models import clip as clip_lib
-from zsad_jax.spec import Features, Tap
 
 SIZE, GRID, WIDTH, EMBED = 64, 8, 128, 128
 CLIP = clip_lib.Clip(clip_lib.ARCHS['tiny'], SIZE, params=None)
@@ -94,7 +94,7 @@ def test_a_score_needs_references():
   (dict(fewshot__shots=0), 'fewshot.shots 0 is not 1 or more: without normal images there is no score'),
   (dict(layers=()), r'layers \(\) are not different blocks in 1\.\.6'),
   (dict(spade__neighbours=0), 'spade.neighbours 0 is not 1 or more'),
-  (dict(map__sigma=-1.0), 'map.sigma -1.0 is not 0 or more'), (dict(knn__mib=0.0), 'knn.mib 0.0 is not positive')])
+  (dict(map__sigma=-1.0), 'map.sigma -1.0 is not 0 or more'), (dict(machine__knn_mib=0.0), 'machine.knn_mib 0.0 is not positive')])
 def test_bad_keys(changes, message):
   with pytest.raises(ValueError, match=message):
     method.spec(CLIP, configured(**changes))

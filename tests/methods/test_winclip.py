@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import ml_collections as mlc
 import numpy as np
 import pytest
+from clip.test_vit import arch_of
 from golden import record_clip, torch_winclip
-from models.test_vit import arch_of
 
-from configs import winclip as config
-from zsad_jax import encoder
-from zsad_jax import windows as windows_lib
-from zsad_jax.methods import prompts
+from zsad_jax.clip import encoder
+from zsad_jax.clip import model as clip_lib
+from zsad_jax.clip.feature_spec import Features
+from zsad_jax.configs import winclip as config
 from zsad_jax.methods import winclip as method
-from zsad_jax.models import clip as clip_lib
-from zsad_jax.spec import Features
+from zsad_jax.methods.parts import prompts
+from zsad_jax.ops import windows as windows_lib
 
 pytestmark = pytest.mark.usefixtures('highest_precision')
 SIZE, GRID, EMBED, WIDTH = 64, 8, 128, 128

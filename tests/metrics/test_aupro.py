@@ -1,4 +1,4 @@
-"""AUPRO against a brute force over all thresholds, aupro_seed200 against the official loop."""
+"""AUPRO against a brute force over all thresholds, aupro_200 against the official loop."""
 
 import itertools
 import warnings
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import auc
 
-from zsad_jax.metrics import Undefined, aupro, aupro_seed200, auroc, average_precision
+from zsad_jax.metrics import Undefined, aupro, aupro_200, auroc, average_precision
 from zsad_jax.metrics.aupro import regions
 
 
@@ -103,7 +103,7 @@ def test_aupro_equals_brute_force(maps_and_masks, limit, connectivity):
 
 @settings(deadline=None, max_examples=120)
 @given(map_sets(), st.sampled_from([4, 8]))
-def test_seed200_equals_the_official_loop_or_is_undefined_with_it(maps_and_masks, connectivity):
+def test_aupro_200_equals_the_official_loop_or_is_undefined_with_it(maps_and_masks, connectivity):
   maps, masks = maps_and_masks
   with warnings.catch_warnings():
     warnings.simplefilter('ignore', RuntimeWarning)
@@ -113,42 +113,42 @@ def test_seed200_equals_the_official_loop_or_is_undefined_with_it(maps_and_masks
       want = np.nan
   if np.isnan(want):
     with pytest.raises(Undefined):
-      aupro_seed200(maps, masks, connectivity=connectivity)
+      aupro_200(maps, masks, connectivity=connectivity)
   else:
-    assert aupro_seed200(maps, masks, connectivity=connectivity) == want
+    assert aupro_200(maps, masks, connectivity=connectivity) == want
 
 
 def test_goldens():
   maps, masks = golden_input()
-  assert aupro_seed200(maps, masks) == pytest.approx(0.3479231, abs=5e-8)
-  assert aupro_seed200(maps, masks, connectivity=4) == pytest.approx(0.3158043, abs=5e-8)
+  assert aupro_200(maps, masks) == pytest.approx(0.3479231, abs=5e-8)
+  assert aupro_200(maps, masks, connectivity=4) == pytest.approx(0.3158043, abs=5e-8)
   assert aupro(maps, masks) == pytest.approx(0.3498764, abs=5e-8)
   assert auroc(masks, maps) == pytest.approx(0.7661282, abs=5e-8)
   assert average_precision(masks, maps) == pytest.approx(0.3658534, abs=5e-8)
 
 
 @pytest.mark.parametrize('dtype', [np.float16, np.float32, np.float64])
-def test_seed200_takes_its_step_in_the_dtype_of_the_maps(dtype):
+def test_aupro_200_takes_its_step_in_the_dtype_of_the_maps(dtype):
   maps, masks = golden_input()
   maps = maps.astype(dtype)
-  assert aupro_seed200(maps, masks) == official_loop(maps, masks)
+  assert aupro_200(maps, masks) == official_loop(maps, masks)
 
 
-def test_seed200_of_half_precision_maps_differs_from_the_same_maps_widened():
+def test_aupro_200_of_half_precision_maps_differs_from_the_same_maps_widened():
   maps, masks = golden_input()
   maps = maps.astype(np.float16)
-  assert aupro_seed200(maps, masks) != aupro_seed200(maps.astype(np.float64), masks)
+  assert aupro_200(maps, masks) != aupro_200(maps.astype(np.float64), masks)
   assert aupro(maps, masks) == aupro(maps.astype(np.float64), masks)
 
 
 @pytest.mark.parametrize('dtype', [np.float16, np.float32, np.float64, np.int32])
-def test_seed200_where_scores_lie_on_or_just_beside_the_thresholds(dtype):
+def test_aupro_200_where_scores_lie_on_or_just_beside_the_thresholds(dtype):
   steps = np.arange(dtype(0), dtype(200), dtype(200) / 200) if dtype == np.int32 else (
     np.arange(dtype(0.1), dtype(0.9), (dtype(0.9) - dtype(0.1)) / 200))
   maps = np.append(steps[:200], steps[-1] + steps[1] - steps[0]).astype(dtype)
   maps = np.random.default_rng(0).permutation(np.repeat(maps, 4)).reshape(1, 12, 67)
   masks = np.random.default_rng(1).integers(0, 2, maps.shape)
-  assert aupro_seed200(maps, masks) == official_loop(maps, masks)
+  assert aupro_200(maps, masks) == official_loop(maps, masks)
 
 
 def test_skewed_scores_break_the_official_loop_and_not_the_exact_value():
@@ -156,8 +156,8 @@ def test_skewed_scores_break_the_official_loop_and_not_the_exact_value():
   maps = np.rint(1000 * maps)
   skewed = np.exp(0.016 * maps)
   assert aupro(skewed, masks) == aupro(maps, masks)
-  assert aupro_seed200(skewed, masks) == official_loop(skewed, masks)
-  assert abs(aupro_seed200(skewed, masks) - aupro(maps, masks)) > 0.1
+  assert aupro_200(skewed, masks) == official_loop(skewed, masks)
+  assert abs(aupro_200(skewed, masks) - aupro(maps, masks)) > 0.1
 
 
 @pytest.mark.parametrize('dtype', [np.float16, np.float32, np.float64])
@@ -192,24 +192,24 @@ def test_every_region_counts_the_same():
   (np.eye(4)[None], 'share one rate'),
   (1 - np.eye(4)[None], 'no threshold has a false-positive rate below 0.3'),
 ])
-def test_seed200_is_undefined_where_the_official_code_breaks(maps, reason):
+def test_aupro_200_is_undefined_where_the_official_code_breaks(maps, reason):
   with pytest.raises(Undefined, match=reason):
-    aupro_seed200(maps, np.eye(4, dtype=np.uint8)[None])
+    aupro_200(maps, np.eye(4, dtype=np.uint8)[None])
 
 
-def test_seed200_of_a_range_too_wide_for_half_precision():
+def test_aupro_200_of_a_range_too_wide_for_half_precision():
   maps = np.linspace(-60000, 60000, 16).reshape(1, 4, 4).astype(np.float16)
   with pytest.raises(Undefined, match='has no 200 steps in float16'):
-    aupro_seed200(maps, np.eye(4, dtype=np.uint8)[None])
+    aupro_200(maps, np.eye(4, dtype=np.uint8)[None])
 
 
-def test_seed200_of_a_graded_perfect_map_is_one():
+def test_aupro_200_of_a_graded_perfect_map_is_one():
   masks = golden_input()[1]
   maps = golden_input()[0] + 10 * masks
-  assert aupro_seed200(maps, masks) == official_loop(maps, masks) == 1.0
+  assert aupro_200(maps, masks) == official_loop(maps, masks) == 1.0
 
 
-@pytest.mark.parametrize('metric', [aupro, aupro_seed200])
+@pytest.mark.parametrize('metric', [aupro, aupro_200])
 @pytest.mark.parametrize(('fill', 'reason'), [(0, 'no anomalous pixels'), (1, 'no normal pixels')])
 def test_one_class_is_undefined(metric, fill, reason):
   with pytest.raises(Undefined, match=f'^{reason}$'):

@@ -88,8 +88,8 @@ def test_constant_maps_are_chance():
   assert values['pixel_auroc'].value == 0.5
   assert values['pixel_ap'].value == pytest.approx(masks.mean(), abs=1e-15)
   assert values['aupro'].value == pytest.approx(0.15)
-  assert values['aupro_seed200'].value is None
-  assert 'has no 200 steps' in values['aupro_seed200'].reason
+  assert values['aupro_200'].value is None
+  assert 'has no 200 steps' in values['aupro_200'].reason
 
 
 def test_limit_and_connectivity_are_used():

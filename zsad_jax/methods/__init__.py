@@ -38,7 +38,7 @@ and, where its paper needs them,
   examples(seed, *, cfg) -> [(text, ...), ...]
     on the host: training data that is not images, groups of equally many texts. Each text goes once through the text
     tower; loss gets the features [B, k, E] of whole groups, not normalised, in place of the images', and no more of a
-    batch than valid [B]. cfg.seeds seeds are trained at once (zsad_jax/generated.py), whose texts, order, start and
+    batch than valid [B]. cfg.seeds seeds are trained at once (zsad_jax/experiment/generated.py), whose texts, order, start and
     randomness are their own; every function here is given one of them. cfg.ddof is of the standard deviation
   hidden(learnable, x, *, cfg) -> ((name, [n, W]), ...)
     of a method with examples: what hidden layers make of embeddings [n, E] of texts or images, to be looked at
@@ -65,7 +65,7 @@ Statistics: learnable['statistics'], where there is such a key, no gradient reac
 metrics['statistics'].
 
 Crops: a method whose image score is the class token's probability has cfg.multicrop. Its Spec's crops are
-multicrop.side, its score is multicrop.score (zsad_jax/multicrop.py), and one that is trained has 'multicrop' among
+multicrop.side, its score is multicrop.score (zsad_jax/ops/multicrop.py), and one that is trained has 'multicrop' among
 EVALUATION_KEYS: training and references are read without crops.
 
 Augmentation: cfg.mosaic is the probability that a training image is replaced by a mosaic of four
@@ -132,7 +132,7 @@ def stages(method, cfg):
 
 def names():
   """Returns the names of all methods, sorted."""
-  return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != 'prompts')
+  return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg)
 
 
 def get(name):

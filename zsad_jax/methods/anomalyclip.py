@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsad_jax import losses, maps, multicrop
-from zsad_jax.methods import prompts
-from zsad_jax.spec import Side, Spec, Tap
+from zsad_jax.clip.feature_spec import Side, Spec, Tap
+from zsad_jax.methods.parts import prompts
+from zsad_jax.ops import losses, maps, multicrop
 
 # What softmax(A B^T) V collects beside CLIP's own stream; 'qk' alone is CLIP's own stream, T1 off (table 10).
 DPAM_MODES = {

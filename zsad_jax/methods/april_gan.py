@@ -8,13 +8,13 @@ to the map, and the map's peak to the score. Defaults are the released code's.
 
 import dataclasses
 
-from zsad_jax import affine, maps, multicrop, neighbours
-from zsad_jax.methods import prompts
-from zsad_jax.spec import Spec, check_layers
+from zsad_jax.clip.feature_spec import Spec, check_layers
+from zsad_jax.methods.parts import linear_adapter, prompts
+from zsad_jax.ops import maps, multicrop, neighbours
 
 ACTIVATIONS = ('gelu', 'quick_gelu')
 SCORE_NORMS = ('class_minmax', 'none')
-EVALUATION_KEYS = ('fewshot', 'knn', 'multicrop', 'score_norm')
+EVALUATION_KEYS = ('fewshot', 'multicrop', 'score_norm')
 
 
 def arch(arch, cfg):
@@ -30,7 +30,7 @@ def arch(arch, cfg):
 def spec(clip, cfg):
   """Returns the Spec: the class token as CLIP reads it, also of crops, and patch tokens as the blocks leave them."""
   check(clip, cfg)
-  return Spec(clip.image_size, cls='ln_post_proj', taps=tuple(affine.tap(block) for block in cfg.layers),
+  return Spec(clip.image_size, cls='ln_post_proj', taps=tuple(linear_adapter.tap(block) for block in cfg.layers),
               read='none', positions=cfg.positions,
               crops=multicrop.side(clip.image_size, cfg.multicrop))
 
@@ -38,7 +38,7 @@ def spec(clip, cfg):
 def init(rng, clip, cfg):
   """Returns one affine layer a tap, {'block6': {'kernel': [W, E], 'bias': [E]}, ...}, all of U(-1/sqrt W, 1/sqrt W)."""
   check(clip, cfg)
-  return affine.init(rng, cfg.layers, clip.arch)
+  return linear_adapter.init(rng, cfg.layers, clip.arch)
 
 
 def bank(learnable, frozen, categories, *, clip, cfg):
@@ -64,7 +64,7 @@ def loss(learnable, frozen, features, batch, rng, *, clip, cfg):
   """
   del rng
   pair = maps.of_category(frozen['bank'], batch['category'])
-  parts = affine.loss(learnable, features, pair, batch, clip=clip, cfg=cfg)
+  parts = linear_adapter.loss(learnable, features, pair, batch, clip=clip, cfg=cfg)
   return parts['loss_focal'] + parts['loss_dice'], parts
 
 
@@ -88,7 +88,7 @@ def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
   del frozen
   pair = maps.of_category(bank, batch['category'])
   score = multicrop.score(features, pair, cfg.temperature, cfg.multicrop)
-  total = affine.anomaly_map(learnable, features, pair, clip=clip, cfg=cfg)
+  total = linear_adapter.anomaly_map(learnable, features, pair, clip=clip, cfg=cfg)
   if cfg.fewshot.shots:
     if memory is None:
       raise ValueError(f'fewshot.shots is {cfg.fewshot.shots}, but predict was given no memory of references')
@@ -123,8 +123,8 @@ def load_official(arrays, *, clip, cfg):
     ValueError: lists every name that is missing or unknown and every shape that does not fit the config.
   """
   widths = [clip.arch.vision.width] * len(cfg.layers)
-  layers = affine.from_released(arrays, widths, clip.arch.embed_dim)
-  return {affine.name(block): layer for block, layer in zip(cfg.layers, layers)}
+  layers = linear_adapter.from_released(arrays, widths, clip.arch.embed_dim)
+  return {linear_adapter.name(block): layer for block, layer in zip(cfg.layers, layers)}
 
 
 def check(clip, cfg):
@@ -138,8 +138,8 @@ def check(clip, cfg):
     raise ValueError(f'mosaic {cfg.mosaic} is not a probability')
   if cfg.fewshot.shots < 0:
     raise ValueError(f'fewshot.shots {cfg.fewshot.shots} is negative; 0 is zero-shot')
-  if not cfg.knn.mib > 0:
-    raise ValueError(f'knn.mib {cfg.knn.mib} is not positive')
+  if not cfg.machine.knn_mib > 0:
+    raise ValueError(f'machine.knn_mib {cfg.machine.knn_mib} is not positive')
 
 
 def _one_of(key, value, allowed):
@@ -149,6 +149,6 @@ def _one_of(key, value, allowed):
 
 def _distance(features, memory, block, category, cfg):
   """1 - cos [B, N] to the nearest token of the references."""
-  name = affine.tap(block).name
-  chunk = neighbours.chunk_rows(memory[name].shape[1], cfg.knn.mib)
+  name = linear_adapter.tap(block).name
+  chunk = neighbours.chunk_rows(memory[name].shape[1], cfg.machine.knn_mib)
   return neighbours.nearest_by_category(features.taps[name], memory[name], category, chunk=chunk)[0][..., 0]

@@ -6,9 +6,9 @@ baselines of AnomalyCLIP (arXiv 2310.18961, sec. A.2): CLIP says "A photo of a n
 anomalous [cls]", CLIP-AC fills the ImageNet templates with "normal [cls]" and "anomalous [cls]".
 """
 
-from zsad_jax import maps, multicrop
-from zsad_jax.methods import prompts
-from zsad_jax.spec import Spec, Tap
+from zsad_jax.clip.feature_spec import Spec, Tap
+from zsad_jax.methods.parts import prompts
+from zsad_jax.ops import maps, multicrop
 
 # {prompt.ensemble: (states, templates)}.
 ENSEMBLES = {

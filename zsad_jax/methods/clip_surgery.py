@@ -11,9 +11,9 @@ image or averaged over crops.
 import jax.numpy as jnp
 import numpy as np
 
-from zsad_jax import maps, multicrop, representatives
-from zsad_jax.methods import prompts
-from zsad_jax.spec import Side, Spec, Tap
+from zsad_jax.clip.feature_spec import Side, Spec, Tap
+from zsad_jax.methods.parts import prompts, representative_vectors
+from zsad_jax.ops import maps, multicrop
 
 # The 85 templates around the empty string, whose mean is what every text says: ImageNet's and five scenes.
 EMPTY_TEMPLATES = prompts.IMAGENET_TEMPLATES + tuple(
@@ -59,7 +59,7 @@ def select(texts, dataset, *, cfg):
   """Returns text features [C, 2, E], normal and abnormal, or [C, 3, E] with the empty string's."""
   pair = np.concatenate(texts[:2], axis=1)
   if cfg.prompt.ensemble == 'clip_ad':
-    pair = representatives.pairs(texts[:2], cfg.rvs, dataset)
+    pair = representative_vectors.pairs(texts[:2], cfg.rvs, dataset)
   return np.concatenate([pair, *texts[2:]], axis=1)
 
 
@@ -91,7 +91,7 @@ def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
 def check(clip, cfg):
   """Raises ValueError naming the first config key that is out of range."""
   blocks = clip.arch.vision.layers
-  representatives.check(cfg.rvs)
+  representative_vectors.check(cfg.rvs)
   if cfg.prompt.ensemble not in TEXTS:
     raise ValueError(f'prompt.ensemble {cfg.prompt.ensemble!r} is not one of {", ".join(TEXTS)}')
   if not 1 <= cfg.surgery.last_n <= blocks:

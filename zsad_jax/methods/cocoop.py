@@ -11,9 +11,9 @@ own last block.
 import jax
 import jax.numpy as jnp
 
-from zsad_jax import losses, maps, multicrop
-from zsad_jax.methods import prompts
-from zsad_jax.spec import Spec, Tap
+from zsad_jax.clip.feature_spec import Spec, Tap
+from zsad_jax.methods.parts import prompts
+from zsad_jax.ops import losses, maps, multicrop
 
 EVALUATION_KEYS = ('map.sigma', 'multicrop', 'temperature', 'use_logit_scale')
 

@@ -20,9 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from zsad_jax import affine, grouping, losses, maps, multicrop
-from zsad_jax.methods import Stage, prompts
-from zsad_jax.spec import Spec, check_layers
+from zsad_jax.clip.feature_spec import Spec, check_layers
+from zsad_jax.methods import Stage
+from zsad_jax.methods.parts import clustering, linear_adapter, prompts
+from zsad_jax.ops import losses, maps, multicrop
 
 ENSEMBLES = {
   'april': (prompts.COMPOUND_STATES, prompts.COMPOUND_TEMPLATES),
@@ -52,7 +53,7 @@ def arch(arch, cfg):
 def spec(clip, cfg):
   """Returns the Spec: the class token as CLIP reads it, also of crops, and patch tokens as the blocks leave them."""
   check(clip, cfg)
-  return Spec(clip.image_size, cls='ln_post_proj', taps=tuple(affine.tap(block) for block in cfg.layers),
+  return Spec(clip.image_size, cls='ln_post_proj', taps=tuple(linear_adapter.tap(block) for block in cfg.layers),
               read='none', positions=cfg.positions, crops=multicrop.side(clip.image_size, cfg.multicrop))
 
 
@@ -65,7 +66,7 @@ def settle(frozen, means, *, clip, cfg):
   names, stated = _auxiliary(cfg), cfg.csp.groups
   if not stated:
     points = means(normalize=cfg.csp.normalize) if cfg.csp.points == 'image_mean' else _points(frozen, clip, cfg)
-    found = grouping.group(points, cfg.csp)
+    found = clustering.group(points, cfg.csp)
     logging.info('CSP: %s; scores %s', ' | '.join(' '.join(members) for members in _members(names, found.labels)),
                  ', '.join(f'{k}: {score:.3f}' for k, score in found.scores.items()))
     return {'csp.groups': found.labels}
@@ -94,7 +95,7 @@ def init(rng, clip, cfg):
   check(clip, cfg)
   count = max(cfg.csp.groups, default=0) + 1
   layers, pairs = jax.random.split(rng)
-  learnable = {f'efa{g}': affine.init(jax.random.fold_in(layers, g), cfg.layers, clip.arch) for g in range(count)}
+  learnable = {f'efa{g}': linear_adapter.init(jax.random.fold_in(layers, g), cfg.layers, clip.arch) for g in range(count)}
   if cfg.score.text == 'rpl':
     learnable |= {f'rpl{g}': _init_pair(jax.random.fold_in(pairs, g), clip, cfg) for g in range(cfg.rpl.k or count)}
   return learnable
@@ -125,7 +126,7 @@ def loss(learnable, frozen, features, batch, rng, *, clip, cfg):
     kind, g = name[:3], int(name[3:])
     own = batch if kind == 'rpl' and cfg.rpl.k else {**batch, 'valid': batch['valid'] * (group == g)}
     if kind == 'efa':
-      found = affine.loss(part, features, frozen['stacks'][g], own, clip=clip, cfg=cfg,
+      found = linear_adapter.loss(part, features, frozen['stacks'][g], own, clip=clip, cfg=cfg,
                           normal_weight=float(cfg.loss.alpha == 'both1'))
     else:
       found = _pair_loss(part, frozen, features, own, g, clip, cfg)
@@ -163,7 +164,7 @@ def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
   del frozen, memory
   of = functools.partial(maps.of_category, category=batch['category'])
   share = weights(features, of(bank['near']), cfg.efa.scale)
-  total = sum(share[:, g, None, None] * affine.anomaly_map(
+  total = sum(share[:, g, None, None] * linear_adapter.anomaly_map(
     learnable[f'efa{g}'], features, of(bank['stacks'][:, g]), clip=clip, cfg=cfg) for g in range(share.shape[1]))
   tau = cfg.rpl.tau if cfg.score.text == 'rpl' else cfg.temperature
   scores = [multicrop.score(features, of(bank['image'][:, p]), tau, cfg.multicrop)
@@ -218,7 +219,7 @@ def pair(prompt, frozen, names, *, clip, cfg):
 def check(clip, cfg):
   """Raises ValueError naming the first config key that is out of range."""
   check_layers(clip, cfg.layers)
-  grouping.check(cfg.csp)
+  clustering.check(cfg.csp)
   for key in CHOICES:
     _one_of(cfg, key)
   text, p = clip.arch.text, cfg.rpl

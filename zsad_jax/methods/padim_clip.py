@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsad_jax import maps
-from zsad_jax.spec import Spec, Tap, check_layers
+from zsad_jax.clip.feature_spec import Spec, Tap, check_layers
+from zsad_jax.ops import maps
 
 
 def spec(clip, cfg):

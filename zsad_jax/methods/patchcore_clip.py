@@ -5,7 +5,7 @@ with those of a few normal images: a patch's score is its Euclidean distance to 
 its largest patch's (PatchCore, arXiv 2106.08265). The bank may be thinned to a coreset, and the image score
 reweighted by how the neighbourhood of the nearest reference looks (eq. 7 there).
 
-Memory, beside the bank of C K N sum(W) numbers: distances of one image's patches within knn.mib MiB, times the images
+Memory, beside the bank of C K N sum(W) numbers: distances of one image's patches within machine.knn_mib MiB, times the images
 of a batch on a device.
 """
 
@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from zsad_jax import maps, neighbours
-from zsad_jax.spec import Spec, Tap, check_layers
+from zsad_jax.clip.feature_spec import Spec, Tap, check_layers
+from zsad_jax.ops import maps, neighbours
 
 
 def spec(clip, cfg):
@@ -67,7 +67,7 @@ def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
     raise ValueError(f'fewshot.shots is {cfg.fewshot.shots}, but predict was given no memory of references')
   patches, category = pooled(features.taps, cfg), batch['category']
   distances, indices = neighbours.nearest_by_category(
-    patches, memory, category, metric='euclidean', chunk=neighbours.chunk_rows(memory.shape[1], cfg.knn.mib))
+    patches, memory, category, metric='euclidean', chunk=neighbours.chunk_rows(memory.shape[1], cfg.machine.knn_mib))
   distances, indices = distances[..., 0], indices[..., 0]
   score, worst = distances.max(1), distances.argmax(1)
   support = min(cfg.patchcore.neighbours, memory.shape[1])
@@ -160,5 +160,5 @@ def check(clip, cfg):
       raise ValueError(f'{key} {value} is not 1 or more')
   if not cfg.map.sigma >= 0:
     raise ValueError(f'map.sigma {cfg.map.sigma} is not 0 or more')
-  if not cfg.knn.mib > 0:
-    raise ValueError(f'knn.mib {cfg.knn.mib} is not positive')
+  if not cfg.machine.knn_mib > 0:
+    raise ValueError(f'machine.knn_mib {cfg.machine.knn_mib} is not positive')

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsad_jax import losses, maps, multicrop, neighbours, windows
-from zsad_jax.methods import prompts
-from zsad_jax.spec import Spec, Tap
+from zsad_jax.clip.feature_spec import Spec, Tap
+from zsad_jax.methods.parts import prompts
+from zsad_jax.ops import losses, maps, multicrop, neighbours, windows
 
 # What stands between random words, written {0} to {4} and {5} to {9}; {n} and {a} are the words of the two states.
 TEMPLATES = ('{0} a {1} photo {2} of {3} {n} {4}', '{5} a {6} photo {7} of {8} {a} {9}')
@@ -28,7 +28,7 @@ INITS = ('torch', 'lecun')
 INPUTS = ('raw', 'l2')
 DISTANCES = ('cls', 'cls_minmax', 'winclip_map_max')
 MAPS = False
-EVALUATION_KEYS = ('ddof', 'fewshot', 'knn', 'multicrop', 'positions', 'prompt', 'score', 'temperature')
+EVALUATION_KEYS = ('fewshot', 'multicrop', 'positions', 'prompt', 'score', 'temperature')
 
 
 def spec(clip, cfg):
@@ -152,7 +152,7 @@ def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
   if memory is None:
     raise ValueError(f'fewshot.shots is {cfg.fewshot.shots}, but predict was given no memory of references')
   if cfg.fewshot.s_img == 'winclip_map_max':
-    distance = windows.distances(memory, features, batch['category'], clip.grid, mib=cfg.knn.mib)
+    distance = windows.distances(memory, features, batch['category'], clip.grid, mib=cfg.machine.knn_mib)
     return {'score': score, 'distance': distance.max((1, 2))}
   nearest = lambda x: neighbours.nearest_by_category(x, memory, batch['category'])[0][..., 0] / 2
   return {'score': score, 'distance': multicrop.through(features, cfg.multicrop, maps.normalize, nearest, lambda x: x)}
@@ -248,8 +248,7 @@ def check(cfg):
   for key, value, fits, what in (
       ('temperature', cfg.temperature, cfg.temperature > 0, 'positive'),
       ('seeds', cfg.seeds, cfg.seeds >= 1, '1 or more'),
-      ('knn.mib', cfg.knn.mib, cfg.knn.mib > 0, 'positive'),
-      ('ddof', cfg.ddof, cfg.ddof in (0, 1), '0 or 1'),
+      ('machine.knn_mib', cfg.machine.knn_mib, cfg.machine.knn_mib > 0, 'positive'),
       ('examples.pairs', made.pairs, made.pairs >= 1, '1 or more'),
       ('examples.shortest', made.shortest, 1 <= made.shortest <= made.longest, f'in 1..{made.longest}, the longest'),
       ('fnn.dropout', fnn.dropout, 0 <= fnn.dropout < 1, 'in [0, 1)'),

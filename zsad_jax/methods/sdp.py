@@ -2,20 +2,20 @@
 
 A second stream of the image tower, which adds up V-V attention stage by stage, is compared with one vector for
 "normal" and one for "abnormal" texts, so that what both have in common is subtracted; the stages' maps add up and
-are smoothed (zsad_jax/dual_path.py). Either vector is the mean of the largest cluster of some two hundred texts, or
-another representative of them (zsad_jax/representatives.py). The image score is CLIP's probability and the map's
+are smoothed (zsad_jax/methods/parts/dual_path.py). Either vector is the mean of the largest cluster of some two hundred texts, or
+another representative of them (zsad_jax/methods/parts/representative_vectors.py). The image score is CLIP's probability and the map's
 maximum.
 """
 
-from zsad_jax import dual_path, maps, representatives
-from zsad_jax.methods import prompts
+from zsad_jax.methods.parts import dual_path, prompts, representative_vectors
+from zsad_jax.ops import maps
 
 TOWERS = ('vit', 'resnet')
 
 
 def spec(clip, cfg):
   """Returns the Spec: CLIP's class token, and of every stage the second stream's patches and CLIP's class token."""
-  representatives.check(cfg.rvs)
+  representative_vectors.check(cfg.rvs)
   return dual_path.spec(clip, cfg)
 
 
@@ -34,7 +34,7 @@ def bank(learnable, frozen, categories, *, clip, cfg):
 
 def select(texts, dataset, *, cfg):
   """Returns text features [C, 2, E], the representatives of the normal and of the abnormal texts."""
-  return representatives.pairs(texts, cfg.rvs, dataset)
+  return representative_vectors.pairs(texts, cfg.rvs, dataset)
 
 
 def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):

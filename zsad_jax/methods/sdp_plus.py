@@ -1,7 +1,7 @@
 """SDP+ of CLIP-AD: SDP's map and that of affine layers, trained on auxiliary images (arXiv 2311.00453).
 
 As in APRIL-GAN, patch tokens of some blocks of the image tower, as the blocks leave them, each pass an affine layer
-of their own and are compared with the texts; the taps' maps add up, and SDP's (zsad_jax/dual_path.py) is added to
+of their own and are compared with the texts; the taps' maps add up, and SDP's (zsad_jax/methods/parts/dual_path.py) is added to
 them. What is trained on and what the layers see is as in the released code, where a tap that is not the last holds
 the attention of the next block already (tap_alias).
 """
@@ -9,8 +9,8 @@ the attention of the next block already (tap_alias).
 import jax
 import jax.numpy as jnp
 
-from zsad_jax import affine, dual_path, maps, representatives
-from zsad_jax.methods import prompts
+from zsad_jax.methods.parts import dual_path, linear_adapter, prompts, representative_vectors
+from zsad_jax.ops import maps
 
 TOWERS = ('vit', 'resnet')
 EVALUATION_KEYS = ('map', 'multicrop', 'score_norm', 'surgery.prob_scale')
@@ -29,7 +29,7 @@ def init(rng, clip, cfg):
   U(-1/sqrt fan_in, 1/sqrt fan_in).
   """
   check(clip, cfg)
-  return {affine.name(block): _chain(key, _widths(clip, cfg, block))
+  return {linear_adapter.name(block): _chain(key, _widths(clip, cfg, block))
           for block, key in zip(cfg.layers, jax.random.split(rng, len(cfg.layers)))}
 
 
@@ -46,7 +46,7 @@ def fixed(frozen, categories, *, clip, cfg):
 
 def select(texts, dataset, *, cfg):
   """Returns text features [C, 2, E], the representatives of the normal and of the abnormal texts."""
-  return representatives.pairs(texts, cfg.rvs, dataset)
+  return representative_vectors.pairs(texts, cfg.rvs, dataset)
 
 
 def loss(learnable, frozen, features, batch, rng, *, clip, cfg):
@@ -62,7 +62,7 @@ def loss(learnable, frozen, features, batch, rng, *, clip, cfg):
   del rng
   pair = maps.of_category(frozen, batch['category'])
   found = [_excess(learnable, features, block, pair, clip, cfg) for block in cfg.layers]
-  parts = affine.focal_and_dice(found, batch, clip.image_size)
+  parts = linear_adapter.focal_and_dice(found, batch, clip.image_size)
   return parts['loss_focal'] + parts['loss_dice'], parts
 
 
@@ -101,14 +101,14 @@ def load_official(arrays, *, clip, cfg):
   if cfg.mapping.depth != 1:
     raise ValueError(f'mapping.depth is {cfg.mapping.depth}; released checkpoints have 1 layer a tap')
   widths = [clip.arch.vision.channels(block) for block in cfg.layers]
-  layers = affine.from_released(arrays, widths, clip.arch.embed_dim)
-  return {affine.name(block): {'affine1': layer} for block, layer in zip(cfg.layers, layers)}
+  layers = linear_adapter.from_released(arrays, widths, clip.arch.embed_dim)
+  return {linear_adapter.name(block): {'affine1': layer} for block, layer in zip(cfg.layers, layers)}
 
 
 def check(clip, cfg):
   """Raises ValueError naming the first config key that is out of range."""
   dual_path.check(clip, cfg)
-  representatives.check(cfg.rvs)
+  representative_vectors.check(cfg.rvs)
   for key, low in (('depth', 1), ('hidden', 0)):
     if cfg.mapping[key] < low:
       raise ValueError(f'mapping.{key} {cfg.mapping[key]} is less than {low}')
@@ -145,5 +145,5 @@ def _excess(learnable, features, block, pair, clip, cfg):
   x = features.taps[_taps(clip, cfg)[block].name].astype(jnp.float32)
   for i in range(cfg.mapping.depth):
     x = jax.nn.relu(x) if i and cfg.mapping.relu else x
-    x = affine.apply(learnable[affine.name(block)][f'affine{i + 1}'], x)
-  return affine.excess(x, pair, cfg.temperature, clip.image_size)
+    x = linear_adapter.apply(learnable[linear_adapter.name(block)][f'affine{i + 1}'], x)
+  return linear_adapter.excess(x, pair, cfg.temperature, clip.image_size)

@@ -5,14 +5,14 @@ the distance of its tokens in three blocks of the image tower to the nearest amo
 (SPADE, arXiv 2005.02357). The class token is CLIP's own pooled feature and stands for the average of the last stage.
 
 Memory, beside the references' C K N sum(W) numbers: those of the nearest images once more and the distances of one
-image's patches to them within knn.mib MiB, both times the images of a batch on a device.
+image's patches to them within machine.knn_mib MiB, both times the images of a batch on a device.
 """
 
 import jax
 import jax.numpy as jnp
 
-from zsad_jax import maps, neighbours
-from zsad_jax.spec import Spec, Tap, check_layers
+from zsad_jax.clip.feature_spec import Spec, Tap, check_layers
+from zsad_jax.ops import maps, neighbours
 
 
 def spec(clip, cfg):
@@ -53,7 +53,7 @@ def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
   images = min(cfg.spade.neighbours, shots)
   distances, nearest = neighbours.nearest_by_category(
     features.cls[:, None], memory['cls'], batch['category'], k=images, metric='euclidean')
-  chunk = neighbours.chunk_rows(images * patches.shape[2], cfg.knn.mib)
+  chunk = neighbours.chunk_rows(images * patches.shape[2], cfg.machine.knn_mib)
 
   def of_image(queries, category, chosen):
     rows = patches[category, chosen].reshape(-1, patches.shape[-1])
@@ -73,8 +73,8 @@ def check(clip, cfg):
     raise ValueError(f'spade.neighbours {cfg.spade.neighbours} is not 1 or more')
   if not cfg.map.sigma >= 0:
     raise ValueError(f'map.sigma {cfg.map.sigma} is not 0 or more')
-  if not cfg.knn.mib > 0:
-    raise ValueError(f'knn.mib {cfg.knn.mib} is not positive')
+  if not cfg.machine.knn_mib > 0:
+    raise ValueError(f'machine.knn_mib {cfg.machine.knn_mib} is not positive')
 
 
 def _patches(features, cfg):

@@ -6,14 +6,14 @@ state; a patch takes the harmonic mean over the windows that cover it, then over
 (WinCLIP, arXiv 2303.14814). WinCLIP+ adds half the cosine distance to the nearest feature of a few normal images,
 for windows of both sizes and for patch tokens. Its authors released no code: formulas and defaults follow
 Accurate-WinCLIP, on which anomalib's agrees. Image scores are of the whole image alone, as theirs: the paper's
-multi-crop prediction, which it does not define, can be had as CLIP-AD describes its own (zsad_jax/multicrop.py).
+multi-crop prediction, which it does not define, can be had as CLIP-AD describes its own (zsad_jax/ops/multicrop.py).
 """
 
 import jax.numpy as jnp
 
-from zsad_jax import maps, multicrop, windows
-from zsad_jax.methods import prompts
-from zsad_jax.spec import Spec, Tap
+from zsad_jax.clip.feature_spec import Spec, Tap
+from zsad_jax.methods.parts import prompts
+from zsad_jax.ops import maps, multicrop, windows
 
 TEMPLATES = {'winclip22': prompts.WINCLIP_TEMPLATES, 'accurate21': prompts.ACCURATE_TEMPLATES}
 COMBINE = ('mean', 'sum')
@@ -69,7 +69,7 @@ def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
     return {'score': score, 'map': maps.upsample_blur(text_map, clip.image_size, cfg.map.sigma)}
   if memory is None:
     raise ValueError(f'fewshot.shots is {cfg.fewshot.shots}, but predict was given no memory of references')
-  distance_map = windows.distances(memory, features, batch['category'], clip.grid, cfg.mean.windows, cfg.knn.mib)
+  distance_map = windows.distances(memory, features, batch['category'], clip.grid, cfg.mean.windows, cfg.machine.knn_mib)
   both = text_map + distance_map
   fused = both / 2 if cfg.fewshot.combine == 'mean' else both
   return {'score': (score + distance_map.max((1, 2))) / 2,
@@ -91,8 +91,8 @@ def check(clip, cfg):
     raise ValueError(f'map.sigma {cfg.map.sigma} is not 0 or more')
   if len(set(cfg.windows)) < len(cfg.windows) or not all(1 <= side <= clip.grid for side in cfg.windows):
     raise ValueError(f'windows {tuple(cfg.windows)} are not different sizes in 1..{clip.grid}, the patches a side')
-  if not cfg.knn.mib > 0:
-    raise ValueError(f'knn.mib {cfg.knn.mib} is not positive')
+  if not cfg.machine.knn_mib > 0:
+    raise ValueError(f'machine.knn_mib {cfg.machine.knn_mib} is not positive')
   if few.shots < 0:
     raise ValueError(f'fewshot.shots {few.shots} is negative; 0 is zero-shot')
   if not 0 <= few.patch_block <= clip.arch.vision.layers:

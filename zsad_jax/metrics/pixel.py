@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from zsad_jax.metrics import curves as curves_lib
-from zsad_jax.metrics.aupro import STRUCTURES, area_won, regions, seed200
+from zsad_jax.metrics.aupro import STRUCTURES, area_won, loop_of_200, regions
 from zsad_jax.metrics.ranking import check_binary, check_finite, check_rule, counts, heights, higher, ordered
 from zsad_jax.metrics.value import Undefined, Value, one_class, settle
 
-PIXEL_METRICS = ('pixel_auroc', 'pixel_ap', 'pixel_f1max', 'aupro', 'aupro_seed200')
+PIXEL_METRICS = ('pixel_auroc', 'pixel_ap', 'pixel_f1max', 'aupro', 'aupro_200')
 BLOCK = 1 << 20  # anomalous pixels ranked at a time: bounds the temporaries
 
 
@@ -88,10 +88,10 @@ class PixelMetrics:
       return dict.fromkeys(metrics, Value(None, reason))
     self._sort()
     values = {}
-    if set(metrics) - {'aupro_seed200'}:
+    if set(metrics) - {'aupro_200'}:
       values = self._ranked()
-    if 'aupro_seed200' in metrics:
-      values['aupro_seed200'] = settle(seed200, *self._pixels(), self._dtype)
+    if 'aupro_200' in metrics:
+      values['aupro_200'] = settle(loop_of_200, *self._pixels(), self._dtype)
     return {name: values[name] for name in metrics}
 
   def curves(self) -> curves_lib.Curves:
@@ -168,13 +168,13 @@ def aupro(maps, masks, *, limit: float = 0.3, connectivity: int = 8) -> float:
   return _one('aupro', maps, masks, limit, connectivity)
 
 
-def aupro_seed200(maps, masks, *, connectivity: int = 8) -> float:
+def aupro_200(maps, masks, *, connectivity: int = 8) -> float:
   """AUPRO with the 200 linear thresholds of the official AnomalyCLIP code, for published tables.
 
-  Same value as metrics.py:cal_pro_score there (see `zsad_jax.metrics.aupro.seed200`), from one sort.
+  Same value as metrics.py:cal_pro_score there (see `zsad_jax.metrics.aupro.loop_of_200`), from one sort.
   Arguments and exceptions as for `aupro`; Undefined also where the official code fails or gives NaN.
   """
-  return _one('aupro_seed200', maps, masks, 0.3, connectivity)
+  return _one('aupro_200', maps, masks, 0.3, connectivity)
 
 
 def _one(metric, maps, masks, limit, connectivity) -> float:

@@ -1,0 +1,53 @@
+"""Affine layers on patch tokens: what is drawn, and maps and losses on numbers worked out by hand.
+
+APRIL-GAN's own tests hold the formulas against a transcription.
+"""
+
+import jax
+import jax.numpy as jnp
+import ml_collections as mlc
+import numpy as np
+import pytest
+
+from zsad_jax.clip import model as clip_lib
+from zsad_jax.clip.feature_spec import Features, Tap
+from zsad_jax.methods.parts import linear_adapter
+
+TINY = clip_lib.Clip(clip_lib.ARCHS['tiny'], 16, params=None)  # a grid of 2 x 2
+CFG = mlc.FrozenConfigDict(dict(layers=(2, 5), temperature=0.01))
+
+
+def planted():
+  """Layers that hand tokens on, tokens that are the normal or the abnormal text, and these."""
+  width, embed = TINY.arch.vision.width, TINY.arch.embed_dim
+  normal, abnormal = np.eye(2, embed, dtype=np.float32)
+  tokens = jnp.asarray(np.stack([normal, abnormal, abnormal, normal])[None]) * 3
+  learnable = {linear_adapter.name(block): {'kernel': jnp.eye(width, embed), 'bias': jnp.zeros(embed)} for block in CFG.layers}
+  taps = {linear_adapter.tap(2).name: tokens, linear_adapter.tap(5).name: tokens[:, :1].repeat(4, 1)}
+  return learnable, Features(None, taps), jnp.stack([normal, abnormal])
+
+
+def test_layers_are_drawn_apart_within_a_bound():
+  found = linear_adapter.init(jax.random.key(0), CFG.layers, TINY.arch)
+  width = TINY.arch.vision.width
+  assert list(found) == ['block2', 'block5'] and linear_adapter.tap(5) == Tap('clip', 5)
+  for leaf in jax.tree.leaves(found):
+    assert 0.9 * width ** -0.5 < np.abs(leaf).max() <= width ** -0.5
+  assert np.abs(found['block2']['kernel'] - found['block5']['kernel']).min() > 0
+
+
+def test_the_map_adds_up_the_blocks():
+  learnable, features, pair = planted()
+  out = linear_adapter.anomaly_map(learnable, features, pair, clip=TINY, cfg=CFG)
+  assert out.shape == (1, 16, 16)
+  np.testing.assert_allclose(out[0, ::15, ::15], [[0, 1], [1, 0]], atol=1e-6)  # block 5 is normal throughout
+
+
+def test_normal_pixels_may_weigh_nothing_in_the_focal_loss():
+  learnable, features, pair = planted()
+  batch = dict(mask=jnp.zeros((1, 16, 16), jnp.uint8), valid=jnp.ones(1, bool))
+  both, literal = (linear_adapter.loss(learnable, features, pair, batch, clip=TINY, cfg=CFG, normal_weight=w) for w in (1., 0.))
+  assert both['loss_focal'] > 1 and literal['loss_focal'] == 0
+  assert both['loss_dice'] == literal['loss_dice']
+  with pytest.raises(ValueError, match='masks are 8x8; the loss needs them at image_size 16'):
+    linear_adapter.loss(learnable, features, pair, {**batch, 'mask': batch['mask'][:, :8, :8]}, clip=TINY, cfg=CFG)

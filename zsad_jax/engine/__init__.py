@@ -1,0 +1,1 @@
+"""Training, evaluation, the feature store, checkpoints and the JAX runtime."""

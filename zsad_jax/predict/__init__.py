@@ -1,0 +1,1 @@
+"""Images without labels: the detector, thresholds, overlays, folders of images, export."""

@@ -33,7 +33,7 @@ from golden import record_clip
 
 from zsad_jax.clip import encoder
 from zsad_jax.clip import model as clip_lib
-from zsad_jax.clip.feature_spec import Side, Spec, Tap
+from zsad_jax.clip.feature_spec import FeatureSpec, SideStream, Tap
 
 MATMUL, FIRST_BLOCK = 4096, 6
 
@@ -60,7 +60,7 @@ def build(arch, size):
 
 def ours(clip, images):
   """The compiled encoder as a function of nothing, and the seconds that tracing and compiling took."""
-  spec = Spec(clip.image_size, taps=(Tap('vv', clip.arch.vision.layers),), sides=(Side('vv', 'vv', FIRST_BLOCK),))
+  spec = FeatureSpec(clip.image_size, taps=(Tap('vv', clip.arch.vision.layers),), sides=(SideStream('vv', 'vv', FIRST_BLOCK),))
   params, images = jax.device_put((clip.params, images))
   start = time.perf_counter()
   compiled = encoder.encode(clip, spec).lower(params, images).compile()

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from zsad_jax import methods
 from zsad_jax.clip import encoder
 from zsad_jax.clip import model as clip_lib
-from zsad_jax.clip.feature_spec import Spec, Tap
+from zsad_jax.clip.feature_spec import FeatureSpec, Tap
 from zsad_jax.configs import sdp, sdp_plus
 from zsad_jax.engine import runtime, train
 
@@ -49,7 +49,7 @@ def main():
     if args.clip != 'tiny':
       c.layers = tuple(last * quarter // 4 for quarter in range(1, 5))
     cfgs[c.method] = mlc.FrozenConfigDict(c)
-  plain = Spec(args.size, cls='ln_post_proj', taps=(Tap('clip', last),))
+  plain = FeatureSpec(args.size, cls='ln_post_proj', taps=(Tap('clip', last),))
   specs = {'plain': plain} | {name: methods.get(name).spec(clip, cfg) for name, cfg in cfgs.items()}
 
   images = np.random.default_rng(0).standard_normal((args.images, args.size, args.size, 3), np.float32)

@@ -31,10 +31,10 @@ from golden import torch_winclip
 from zsad_jax.clip import archs, attention, block, vit
 from zsad_jax.clip import encode as encoder_lib
 from zsad_jax.clip import model as clip_lib
-from zsad_jax.clip.feature_spec import Spec
+from zsad_jax.clip.feature_spec import FeatureSpec
 
 SIZE, SIDES = 240, (2, 3)
-WHOLE = Spec(SIZE, cls='ln_post_proj')
+WHOLE = FeatureSpec(SIZE, cls='ln_post_proj')
 
 
 def tables(count):

@@ -11,7 +11,7 @@ from clip.test_vit import arch_of
 from golden import record_clip
 
 from zsad_jax.clip import model as clip_lib
-from zsad_jax.clip.feature_spec import Spec
+from zsad_jax.clip.feature_spec import FeatureSpec
 from zsad_jax.clip.weights import arch_config, port
 
 DIMS = record_clip.Dims()
@@ -94,7 +94,7 @@ def test_every_naming_gives_the_same_features(params, naming):
   want = clip_lib.build(ARCH, params)
   got = clip_lib.from_state_dict(ARCH, port.unport(params, naming))
   images = np.random.default_rng(1).standard_normal((1, 32, 32, 3)).astype(np.float32)
-  encode = jax.jit(lambda params: want.image(params, images, Spec(32)).cls)
+  encode = jax.jit(lambda params: want.image(params, images, FeatureSpec(32)).cls)
   np.testing.assert_array_equal(encode(want.params), encode(got.params))
   assert got.fingerprint == port.digest(params) and want.fingerprint == ''
 

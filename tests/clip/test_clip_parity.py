@@ -16,7 +16,7 @@ torch = pytest.importorskip('torch')
 
 from zsad_jax.clip import archs
 from zsad_jax.clip import model as clip_lib
-from zsad_jax.clip.feature_spec import Side, Spec, Tap
+from zsad_jax.clip.feature_spec import FeatureSpec, SideStream, Tap
 from zsad_jax.clip.weights import port
 
 pytestmark = pytest.mark.usefixtures('highest_precision')
@@ -63,7 +63,7 @@ def test_image_tower_block_by_block(pair):
   v = ours.arch.vision
   images = np.random.default_rng(0).standard_normal((1, v.image_size, v.image_size, 3)).astype(np.float32)
   taps = tuple(Tap('clip', block) for block in range(1, v.layers + 1))
-  spec = Spec(v.image_size, cls='ln_post_proj', taps=taps, read='none')
+  spec = FeatureSpec(v.image_size, cls='ln_post_proj', taps=taps, read='none')
   out = jax.jit(lambda p, x: ours.image(p, x, spec))(ours.params, images)
   with torch.no_grad():
     pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
@@ -99,7 +99,7 @@ def test_positions_resampled_as_hugging_face_does():
     with torch.no_grad():
       pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
       want = model.visual_projection(model.vision_model(pixels, interpolate_pos_encoding=True).pooler_output)
-    out = ours.image(ours.params, images, Spec(size, cls='ln_post_proj', positions='bicubic'))
+    out = ours.image(ours.params, images, FeatureSpec(size, cls='ln_post_proj', positions='bicubic'))
     np.testing.assert_allclose(out.cls, want, atol=1e-4)
 
 
@@ -114,9 +114,9 @@ def test_released_image_encoder(activation, first_block, ffn):
     start, original, surgical, cls = official.image(images, first_block, ffn)
     read = [official.read_patches(tokens) for tokens in surgical]
   ours = clip_lib.from_state_dict(arch_of(dims), arrays)
-  sides = (Side('vv', 'vv', first_block, ffn=ffn),)
+  sides = (SideStream('vv', 'vv', first_block, ffn=ffn),)
   blocks = range(1, dims.layers + 1)
-  spec = Spec(record_clip.SIZE, taps=tuple(Tap('vv', block) for block in blocks), sides=sides)
+  spec = FeatureSpec(record_clip.SIZE, taps=tuple(Tap('vv', block) for block in blocks), sides=sides)
   out = jax.jit(lambda p, x: ours.image(p, x, spec))(ours.params, images)
   np.testing.assert_allclose(out.cls, cls, atol=1e-4)
   for block, want in zip(blocks, read):

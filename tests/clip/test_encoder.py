@@ -10,12 +10,12 @@ from PIL import Image, ImageOps
 
 from zsad_jax.clip import encoder, preprocess, vit
 from zsad_jax.clip import model as clip_lib
-from zsad_jax.clip.feature_spec import Side, Spec, Tap
+from zsad_jax.clip.feature_spec import FeatureSpec, SideStream, Tap
 
 ARCH = clip_lib.Arch('small', 12, clip_lib.Vision(32, 8, 16, 4, 2), clip_lib.Text(8, 9, 8, 2, 2))
-SIDES = (Side('vv', 'vv', 2), Side('qq', 'qq', 3, residual_base=False))
-SPEC = Spec(48, taps=(Tap('vv', 4), Tap('qq', 3), Tap('clip', 2, 'attention')), sides=SIDES)
-WINDOWS = Spec(48, cls='ln_post_proj', windows=(2, 3))
+SIDES = (SideStream('vv', 'vv', 2), SideStream('qq', 'qq', 3, residual_base=False))
+SPEC = FeatureSpec(48, taps=(Tap('vv', 4), Tap('qq', 3), Tap('clip', 2, 'attention')), sides=SIDES)
+WINDOWS = FeatureSpec(48, cls='ln_post_proj', windows=(2, 3))
 
 
 @pytest.fixture(scope='module')
@@ -69,7 +69,7 @@ def test_crops_are_those_that_pillow_cuts_of_the_larger_image(small, side):
   normalise = preprocess.image_transform(ARCH, 48)  # of a crop that is of this size already
   resized = [picture.resize((side, side), Image.Resampling.BICUBIC) for picture in pictures]
   crops = np.stack([normalise(crop) for picture in resized for crop in pillow_crops(picture, 48)])
-  whole = encoder.encode(small, Spec(48, cls='ln_post_proj'))
+  whole = encoder.encode(small, FeatureSpec(48, cls='ln_post_proj'))
   want = np.asarray(whole(small.params, crops).cls).reshape(2, 10, 12)
   np.testing.assert_allclose(found.crops, want, atol=2e-5)
   apart = np.abs(want[:, :, None] - want[:, None]).max(-1) > 1e-3  # [2, 10, 10]: all, or the two mirror images
@@ -90,13 +90,13 @@ def test_crops_need_the_memory_of_one_pass(small):
     images = jax.ShapeDtypeStruct((16, side, side, 3), np.float32)
     return encode.lower(small.params, images).compile().memory_analysis().temp_size_in_bytes
 
-  assert size(encoder.encode_crops(small, Spec(48, crops=54)), 54) < 1.5 * size(encoder.encode(small, Spec(48)), 48)
+  assert size(encoder.encode_crops(small, FeatureSpec(48, crops=54)), 54) < 1.5 * size(encoder.encode(small, FeatureSpec(48)), 48)
 
 
 def test_published_size_in_bytes():
   """MVTec AD's 1725 images at one layer of ViT-L/14-336 take about 6.8 GiB."""
   big = clip_lib.Clip(clip_lib.ARCHS['vit_l14_336'], 518, params=None)
-  spec = Spec(518, taps=(Tap('vv', 24),), sides=(Side('vv'),))
+  spec = FeatureSpec(518, taps=(Tap('vv', 24),), sides=(SideStream('vv'),))
   assert encoder.predicted_bytes(big, spec) == 4 * (768 + 1369 * 768)
   plus = clip_lib.Clip(clip_lib.ARCHS['vit_b16_plus_240'], 240, params=None)
   assert encoder.predicted_bytes(plus, WINDOWS._replace(image_size=240)) == 4 * 640 * (1 + 196 + 169)
@@ -164,11 +164,11 @@ def test_half_precision_weights_give_half_precision_features(small, images):
     (SPEC._replace(taps=(Tap('vv', 3, 'mlp'),)), r"spec\.taps\[0\]\.point 'mlp' is not one of"),
     (SPEC._replace(taps=(Tap('vv', 3), Tap('vv', 3))), r'spec\.taps names a tap twice'),
     (SPEC._replace(sides=(SIDES[0], SIDES[0])), r"spec\.sides\[0\]\.name 'vv' is taken"),
-    (SPEC._replace(sides=(Side('clip'),)), r"spec\.sides\[0\]\.name 'clip' is taken"),
-    (SPEC._replace(sides=(Side('vv', 'kq'),)), r"spec\.sides\[0\]\.mode 'kq' is not one of"),
-    (SPEC._replace(sides=(Side('vv'),)), r'spec\.sides\[0\]\.first_block 6 is not in 1\.\.4'),
-    (SPEC._replace(sides=(Side('vv', first_block=0),)), r'spec\.sides\[0\]\.first_block 0 is not in 1\.\.4'),
-    (SPEC._replace(sides=(Side('vv', first_block=1, reset_every=-1),)), r'spec\.sides\[0\]\.reset_every -1'),
+    (SPEC._replace(sides=(SideStream('clip'),)), r"spec\.sides\[0\]\.name 'clip' is taken"),
+    (SPEC._replace(sides=(SideStream('vv', 'kq'),)), r"spec\.sides\[0\]\.mode 'kq' is not one of"),
+    (SPEC._replace(sides=(SideStream('vv'),)), r'spec\.sides\[0\]\.first_block 6 is not in 1\.\.4'),
+    (SPEC._replace(sides=(SideStream('vv', first_block=0),)), r'spec\.sides\[0\]\.first_block 0 is not in 1\.\.4'),
+    (SPEC._replace(sides=(SideStream('vv', first_block=1, reset_every=-1),)), r'spec\.sides\[0\]\.reset_every -1'),
     (SPEC._replace(windows=(2, 7)), r'spec\.windows\[1\] 7 is not in 1\.\.6, the patches a side of the image'),
     (SPEC._replace(windows=(0,)), r'spec\.windows\[0\] 0 is not in 1\.\.6'),
     (SPEC._replace(windows=(2, 2)), r'spec\.windows names a window twice: \(2, 2\)'),

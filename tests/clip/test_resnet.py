@@ -12,13 +12,13 @@ from jax.sharding import PartitionSpec as P
 
 from zsad_jax.clip import encoder, resnet
 from zsad_jax.clip import model as clip_lib
-from zsad_jax.clip.feature_spec import Side, Spec, Tap
+from zsad_jax.clip.feature_spec import FeatureSpec, SideStream, Tap
 
 pytestmark = pytest.mark.usefixtures('highest_precision')
 DIMS, SIZE = record_resnet.SMALL, record_resnet.SIZE
 MAPS = tuple(Tap('clip', block) for block in (1, 2, 3, 4))
 POOLS = tuple(Tap('clip', 4, point, token) for point in resnet.POOLS for token in ('patches', 'cls'))
-EVERYTHING = Spec(SIZE, taps=MAPS + POOLS, read='none')
+EVERYTHING = FeatureSpec(SIZE, taps=MAPS + POOLS, read='none')
 
 
 def arch_of(dims):
@@ -71,13 +71,13 @@ def test_the_class_feature_is_clips_and_the_surgerys_is_another(features, golden
 @pytest.mark.parametrize('positions, key', [('bicubic', 'bicubic'), ('bicubic_antialias', 'antialias')])
 def test_positions_of_the_pool_are_resampled_as_the_spec_says(small, golden, positions, key):
   clip_, images = small
-  encode = encoder.encode(clip_, Spec(SIZE, positions=positions))
+  encode = encoder.encode(clip_, FeatureSpec(SIZE, positions=positions))
   np.testing.assert_allclose(encode(clip_.params, images).cls, golden[key], atol=1e-4)
   assert np.abs(golden[key] - golden['pool'][:, 0]).max() > 1e-3
 
 
 @pytest.mark.parametrize('spec', [
-    Spec(SIZE), EVERYTHING._replace(cls='', taps=POOLS[3:4]), EVERYTHING._replace(cls='', taps=MAPS[1:2])])
+    FeatureSpec(SIZE), EVERYTHING._replace(cls='', taps=POOLS[3:4]), EVERYTHING._replace(cls='', taps=MAPS[1:2])])
 def test_what_else_is_read_changes_nothing(small, features, spec):
   clip_, images = small
   out = encoder.encode(clip_, spec)(clip_.params, images)
@@ -139,7 +139,7 @@ def test_promised_shapes_and_bytes(small):
 def test_published_sizes():
   """Stages of 56, 28, 14 and 7 places a side; the pool gives 49 tokens as wide as the embedding."""
   shell = clip_lib.Clip(clip_lib.ARCHS['rn101'], 224, params=None)
-  shapes = encoder.features_shape(shell, Spec(224, taps=MAPS + POOLS[4:], read='none'))
+  shapes = encoder.features_shape(shell, FeatureSpec(224, taps=MAPS + POOLS[4:], read='none'))
   assert shapes.cls == (512,) and shell.grid == 7
   assert [*shapes.taps.values()] == [
       (3136, 256), (784, 512), (196, 1024), (49, 2048), (49, 512), (1, 512)]
@@ -149,22 +149,22 @@ READ = dict(read='none')
 
 
 @pytest.mark.parametrize('spec, message', [
-    (Spec(100), r'spec\.image_size 100 is not a positive multiple of 32, the stride of a ResNet'),
-    (Spec(0), r'spec\.image_size 0 is not'),
-    (Spec(64, cls='ln_post_proj'), r"spec\.cls 'ln_post_proj' is not one of \('proj', ''\): a ResNet has no ln_post"),
-    (Spec(64, positions='nearest'), r"spec\.positions 'nearest' is not one of"),
-    (Spec(64, sides=(Side('vv'),)), r"spec\.sides \['vv'\]: a ResNet has no side streams"),
-    (Spec(64, windows=(2,)), r'spec\.windows \(2,\): a ResNet cannot leave out patches'),
-    (Spec(64, taps=MAPS), r"spec\.taps\[0\]: read 'ln_post_proj' is not 'none'"),
-    (Spec(64, taps=(Tap('clip', 4, 'pool', read='proj'),), **READ), r"spec\.taps\[0\]: read 'proj' is not 'none'"),
-    (Spec(64, taps=(Tap('vv', 4),), **READ), r"spec\.taps\[0\]\.stream 'vv' is not clip"),
-    (Spec(64, taps=(Tap('clip', 5),), **READ), r'spec\.taps\[0\]\.block 5 is not in 1\.\.4, the stages of a ResNet'),
-    (Spec(64, taps=(MAPS[0], Tap('clip', 4, 'attention')), **READ), r"spec\.taps\[1\]\.point 'attention' is not one"),
-    (Spec(64, taps=(Tap('clip', 3, 'pool'),), **READ), r"spec\.taps\[0\]\.point 'pool' is at block 4 alone, not 3"),
-    (Spec(64, taps=(Tap('clip', 4, 'block', 'cls'),), **READ), r"spec\.taps\[0\]\.token 'cls': a ResNet has a class"),
-    (Spec(64, taps=(Tap('clip', 4, 'pool', 'all'),), **READ), r"spec\.taps\[0\]\.token 'all' is not one of"),
-    (Spec(64, taps=(MAPS[0], MAPS[0]), **READ), r'spec\.taps names a tap twice'),
-    (Spec(64, crops=32), r'spec\.crops 32 is smaller than spec\.image_size 64'),
+    (FeatureSpec(100), r'spec\.image_size 100 is not a positive multiple of 32, the stride of a ResNet'),
+    (FeatureSpec(0), r'spec\.image_size 0 is not'),
+    (FeatureSpec(64, cls='ln_post_proj'), r"spec\.cls 'ln_post_proj' is not one of \('proj', ''\): a ResNet has no ln_post"),
+    (FeatureSpec(64, positions='nearest'), r"spec\.positions 'nearest' is not one of"),
+    (FeatureSpec(64, sides=(SideStream('vv'),)), r"spec\.sides \['vv'\]: a ResNet has no side streams"),
+    (FeatureSpec(64, windows=(2,)), r'spec\.windows \(2,\): a ResNet cannot leave out patches'),
+    (FeatureSpec(64, taps=MAPS), r"spec\.taps\[0\]: read 'ln_post_proj' is not 'none'"),
+    (FeatureSpec(64, taps=(Tap('clip', 4, 'pool', read='proj'),), **READ), r"spec\.taps\[0\]: read 'proj' is not 'none'"),
+    (FeatureSpec(64, taps=(Tap('vv', 4),), **READ), r"spec\.taps\[0\]\.stream 'vv' is not clip"),
+    (FeatureSpec(64, taps=(Tap('clip', 5),), **READ), r'spec\.taps\[0\]\.block 5 is not in 1\.\.4, the stages of a ResNet'),
+    (FeatureSpec(64, taps=(MAPS[0], Tap('clip', 4, 'attention')), **READ), r"spec\.taps\[1\]\.point 'attention' is not one"),
+    (FeatureSpec(64, taps=(Tap('clip', 3, 'pool'),), **READ), r"spec\.taps\[0\]\.point 'pool' is at block 4 alone, not 3"),
+    (FeatureSpec(64, taps=(Tap('clip', 4, 'block', 'cls'),), **READ), r"spec\.taps\[0\]\.token 'cls': a ResNet has a class"),
+    (FeatureSpec(64, taps=(Tap('clip', 4, 'pool', 'all'),), **READ), r"spec\.taps\[0\]\.token 'all' is not one of"),
+    (FeatureSpec(64, taps=(MAPS[0], MAPS[0]), **READ), r'spec\.taps names a tap twice'),
+    (FeatureSpec(64, crops=32), r'spec\.crops 32 is smaller than spec\.image_size 64'),
 ])
 def test_bad_specs_are_refused_before_anything_runs(spec, message):
   shell = clip_lib.Clip(ARCH, 64, params=None)
@@ -178,15 +178,15 @@ def test_a_vision_transformer_has_no_pool(point):
   shell = clip_lib.Clip(clip_lib.ARCHS['tiny'], 64, params=None)
   message = rf"spec\.taps\[1\]\.point '{point}' is in the attention pool of a ResNet; tiny is a vision transformer"
   with pytest.raises(ValueError, match=message):
-    encoder.validate(shell, Spec(64, taps=(Tap('clip', 1), Tap('clip', 4, point))))
+    encoder.validate(shell, FeatureSpec(64, taps=(Tap('clip', 1), Tap('clip', 4, point))))
   with pytest.raises(ValueError, match=message):
-    shell.image({'visual': {}}, np.zeros((1, 64, 64, 3)), Spec(64, taps=(Tap('clip', 1), Tap('clip', 4, point))))
+    shell.image({'visual': {}}, np.zeros((1, 64, 64, 3)), FeatureSpec(64, taps=(Tap('clip', 1), Tap('clip', 4, point))))
 
 
 def test_images_of_another_size(small):
   clip_, images = small
   with pytest.raises(ValueError, match=r'images \(2, 96, 96, 3\) are not \[B, 64, 64, 3\]'):
-    clip_.image(clip_.params, images, Spec(64))
+    clip_.image(clip_.params, images, FeatureSpec(64))
 
 
 def test_image_size_of_build(small):

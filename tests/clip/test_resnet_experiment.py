@@ -13,7 +13,7 @@ from golden import record_resnet
 from zsad_jax import methods
 from zsad_jax.clip import encoder
 from zsad_jax.clip import model as clip_lib
-from zsad_jax.clip.feature_spec import Spec
+from zsad_jax.clip.feature_spec import FeatureSpec
 from zsad_jax.clip.weights import safetensors_files
 from zsad_jax.configs import anomalyclip, april_gan, winclip
 from zsad_jax.configs import clip as clip_config
@@ -59,7 +59,7 @@ def test_loaded_by_path_it_is_the_transcription(folder, torch):
   official = record_resnet.Official(arrays, DIMS)
   with torch.no_grad():
     want = official.pool(official.maps(images)[-1])[:, 0]
-  np.testing.assert_allclose(encoder.encode(ours, Spec(64))(ours.params, images).cls, want, atol=1e-4)
+  np.testing.assert_allclose(encoder.encode(ours, FeatureSpec(64))(ours.params, images).cls, want, atol=1e-4)
 
 
 @pytest.mark.parametrize('recipe', ['none', 'clip_ad'])

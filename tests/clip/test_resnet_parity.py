@@ -12,7 +12,7 @@ torch = pytest.importorskip('torch')
 
 from zsad_jax.clip import encoder
 from zsad_jax.clip import model as clip_lib
-from zsad_jax.clip.feature_spec import Spec, Tap
+from zsad_jax.clip.feature_spec import FeatureSpec, Tap
 
 pytestmark = pytest.mark.usefixtures('highest_precision')
 POOL = {'pool': 'pool', 'pool_vv': 'surgery_original', 'pool_cosine': 'surgery_new'}
@@ -44,7 +44,7 @@ def test_image_tower_at_full_size(name):
   ours = clip_lib.from_state_dict(arch, arrays)
   taps = (*(Tap('clip', block) for block in (1, 2, 3, 4)), *(Tap('clip', 4, point) for point in POOL),
           Tap('clip', 4, 'pool_vv', 'cls'))
-  out = encoder.encode(ours, Spec(dims.image_size, taps=taps, read='none'))(ours.params, images)
+  out = encoder.encode(ours, FeatureSpec(dims.image_size, taps=taps, read='none'))(ours.params, images)
   for block, tokens in enumerate(want['maps'], 1):
     np.testing.assert_allclose(out.taps[f'clip/{block}/block'], tokens, atol=1e-4, err_msg=f'block {block}')
   for point, key in POOL.items():
@@ -65,7 +65,7 @@ def test_positions_resampled_as_torch_does(positions, size):
   _, arch = full_size('rn50')
   vision = clip_lib.resnet_vision(dims.image_size, dims.width, dims.stages, 32 * dims.width // dims.heads)
   ours = clip_lib.from_state_dict(clip_lib.Arch('small', dims.embed, vision, arch.text), arrays)
-  spec = Spec(size, taps=(Tap('clip', 4, 'pool_cosine'),), read='none', positions=positions)
+  spec = FeatureSpec(size, taps=(Tap('clip', 4, 'pool_cosine'),), read='none', positions=positions)
   out = jax.jit(lambda params: ours.image(params, images, spec))(ours.params)
   np.testing.assert_allclose(out.cls, want['pool'][:, 0], atol=1e-4)
   np.testing.assert_allclose(out.taps['clip/4/pool_cosine'], want['surgery_new'][:, 1:], atol=1e-4)

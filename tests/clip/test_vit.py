@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from zsad_jax.clip import archs, attention, vit
 from zsad_jax.clip import model as clip_lib
-from zsad_jax.clip.feature_spec import Features, Side, Spec, Tap
+from zsad_jax.clip.feature_spec import Features, FeatureSpec, SideStream, Tap
 
 pytestmark = pytest.mark.usefixtures('highest_precision')
 DIMS = record_clip.Dims()
 SIZE, FIRST = record_clip.SIZE, record_clip.FIRST_BLOCK
-DPAM = (Side('vv', 'vv', FIRST),)
+DPAM = (SideStream('vv', 'vv', FIRST),)
 
 
 def arch_of(dims):
@@ -50,7 +50,7 @@ def blocks(small):
   clip_, images = small
   arch, visual = clip_.arch, clip_.params['visual']
   v = arch.vision
-  tower = archs.vision_tower(arch, Spec(SIZE))
+  tower = archs.vision_tower(arch, FeatureSpec(SIZE))
   block = vit.block.Block(v.width, v.heads, v.layers, arch.activation)
 
   @jax.jit
@@ -92,7 +92,7 @@ def streams(blocks, sides):
 
 
 side_records = st.builds(
-    Side, name=st.just(''), mode=st.sampled_from(attention.MODES), first_block=st.integers(1, DIMS.layers),
+    SideStream, name=st.just(''), mode=st.sampled_from(attention.MODES), first_block=st.integers(1, DIMS.layers),
     residual_base=st.booleans(), reset_every=st.integers(0, 3), ffn=st.booleans())
 
 
@@ -104,7 +104,7 @@ def test_any_sides_and_taps_equal_the_loop(small, blocks, data):
   every = [Tap(stream, block, point, token) for stream in ('clip', *(s.name for s in sides))
            for block in range(1, DIMS.layers + 1) for point in vit.POINTS for token in vit.TOKENS]
   taps = tuple(data.draw(st.lists(st.sampled_from(every), unique=True, min_size=1, max_size=8)))
-  out = run(small, Spec(SIZE, taps=taps, sides=sides, read='none'))
+  out = run(small, FeatureSpec(SIZE, taps=taps, sides=sides, read='none'))
   want = streams(blocks, sides)
   assert out.taps.keys() == {tap.name for tap in taps}
   for tap in taps:
@@ -117,13 +117,13 @@ def test_any_sides_and_taps_equal_the_loop(small, blocks, data):
 def test_released_encoder(small, golden):
   """Every block of both paths, the flag that puts a feed-forward network on the second, and both read-outs."""
   taps = tuple(Tap(stream, block) for stream in ('clip', 'vv', 'fed') for block in range(1, DIMS.layers + 1))
-  sides = (*DPAM, Side('fed', 'vv', FIRST, ffn=True))
-  out = run(small, Spec(SIZE, taps=taps, sides=sides, read='none'))
+  sides = (*DPAM, SideStream('fed', 'vv', FIRST, ffn=True))
+  out = run(small, FeatureSpec(SIZE, taps=taps, sides=sides, read='none'))
   for stream, key in (('clip', 'original'), ('vv', 'surgical'), ('fed', 'fed')):
     for block in range(1, DIMS.layers + 1):
       np.testing.assert_allclose(out.taps[f'{stream}/{block}/block'], golden[key][block - 1][:, 1:], atol=1e-4)
   np.testing.assert_allclose(out.cls, golden['cls'], atol=1e-4)
-  out = run(small, Spec(SIZE, taps=(Tap('vv', DIMS.layers),), sides=DPAM))
+  out = run(small, FeatureSpec(SIZE, taps=(Tap('vv', DIMS.layers),), sides=DPAM))
   np.testing.assert_allclose(out.taps[f'vv/{DIMS.layers}/block'], golden['read'], atol=1e-4)
 
 
@@ -132,7 +132,7 @@ def test_released_encoder_with_exact_gelu():
   arrays = record_clip.weights(dims, np.random.RandomState(0))
   images, _, _ = record_clip.inputs(dims, np.random.RandomState(1))
   small = clip_lib.from_state_dict(arch_of(dims), arrays), images
-  out = run(small, Spec(SIZE, taps=(Tap('vv', dims.layers),), sides=DPAM))
+  out = run(small, FeatureSpec(SIZE, taps=(Tap('vv', dims.layers),), sides=DPAM))
   with np.load(record_clip.HERE / 'clip_gelu.npz') as golden:
     np.testing.assert_allclose(out.cls, golden['cls'], atol=1e-4)
     np.testing.assert_allclose(out.taps[f'vv/{dims.layers}/block'], golden['read'], atol=1e-4)
@@ -141,11 +141,11 @@ def test_released_encoder_with_exact_gelu():
 def test_class_feature_skips_ln_post_unless_asked(small, golden):
   visual = jax.tree.map(np.asarray, small[0].params['visual'])
   last = golden['original'][-1][:, 0]
-  out = run(small, Spec(SIZE, cls='proj')).cls
+  out = run(small, FeatureSpec(SIZE, cls='proj')).cls
   np.testing.assert_allclose(out, last @ visual['proj']['kernel'], atol=1e-4)
   normed = (last - last.mean(-1, keepdims=True)) / np.sqrt(last.var(-1, keepdims=True) + 1e-5)
   normed = normed * visual['ln_post']['scale'] + visual['ln_post']['bias']
-  other = run(small, Spec(SIZE, cls='ln_post_proj')).cls
+  other = run(small, FeatureSpec(SIZE, cls='ln_post_proj')).cls
   np.testing.assert_allclose(other, normed @ visual['proj']['kernel'], atol=1e-4)
   assert np.abs(out - other).max() > 0.1
 
@@ -157,7 +157,7 @@ def test_side_reads_clips_stream_never_its_own(small, blocks):
     closed = closed + delta['vv']
     own_path = own_path + attend(own_path)['vv']
   last = Tap('vv', DIMS.layers)
-  out = run(small, Spec(SIZE, taps=(last,), sides=DPAM, read='none')).taps[last.name]
+  out = run(small, FeatureSpec(SIZE, taps=(last,), sides=DPAM, read='none')).taps[last.name]
   np.testing.assert_allclose(out, closed[:, 1:], atol=1e-5)
   assert np.abs(out - own_path[:, 1:]).max() > 0.1
 
@@ -165,9 +165,9 @@ def test_side_reads_clips_stream_never_its_own(small, blocks):
 @pytest.mark.parametrize('stream', ['vv', 'qk', 'clip'])
 def test_class_feature_is_the_same_whatever_else_is_read(small, stream):
   """Sides never feed back, and a last block that steps the class token alone steps it right."""
-  sides = (*DPAM, Side('qk', 'qk', FIRST))
-  with_tap = run(small, Spec(SIZE, taps=(Tap(stream, DIMS.layers),), sides=sides)).cls
-  np.testing.assert_allclose(with_tap, run(small, Spec(SIZE)).cls, atol=2e-6)
+  sides = (*DPAM, SideStream('qk', 'qk', FIRST))
+  with_tap = run(small, FeatureSpec(SIZE, taps=(Tap(stream, DIMS.layers),), sides=sides)).cls
+  np.testing.assert_allclose(with_tap, run(small, FeatureSpec(SIZE)).cls, atol=2e-6)
 
 
 def test_dpam_switches_blocks_6_to_24():
@@ -177,11 +177,11 @@ def test_dpam_switches_blocks_6_to_24():
   params = jax.tree.map(lambda s: 0.1 * rng.standard_normal(s.shape, np.float32), clip_lib.template(arch))
   out = params['visual']['blocks']['attn']['out']
   out['kernel'], out['bias'] = np.zeros_like(out['kernel']), np.ones_like(out['bias'])
-  side = Side('vv')
+  side = SideStream('vv')
   assert side.first_block == 6
   taps = tuple(Tap(stream, block) for stream in ('clip', 'vv') for block in (5, 6, 24))
   small = clip_lib.build(arch, params), rng.standard_normal((1, 8, 8, 3), np.float32)
-  taps = run(small, Spec(8, taps=taps, sides=(side,), read='none')).taps
+  taps = run(small, FeatureSpec(8, taps=taps, sides=(side,), read='none')).taps
   np.testing.assert_array_equal(taps['vv/5/block'], taps['clip/5/block'])
   np.testing.assert_allclose(taps['vv/6/block'] - taps['clip/5/block'], 1, atol=1e-5)
   np.testing.assert_allclose(taps['vv/24/block'] - taps['clip/5/block'], 19, atol=1e-4)
@@ -194,10 +194,10 @@ def test_patches_are_row_major_and_the_class_token_dropped(small):
   grid, p = SIZE // DIMS.patch, DIMS.patch
   marked = np.zeros((2, SIZE, SIZE, 3), np.float32)
   marked[1, p:2 * p, :p] = np.random.default_rng(0).standard_normal((p, p, 3))
-  tower = archs.vision_tower(clip_.arch, Spec(SIZE))
+  tower = archs.vision_tower(clip_.arch, FeatureSpec(SIZE))
   plain, other = tower.apply({'params': clip_.params['visual']}, marked, method='embed')
   assert np.flatnonzero(np.abs(other - plain).max(-1) > 1e-6).tolist() == [1 + grid]
-  out = run((clip_, marked), Spec(SIZE, taps=(Tap('clip', 1),), read='none')).taps['clip/1/block']
+  out = run((clip_, marked), FeatureSpec(SIZE, taps=(Tap('clip', 1),), read='none')).taps['clip/1/block']
   assert out.shape[1] == grid * grid
   assert np.abs(out[1] - out[0]).max(-1).argmax() == grid
 
@@ -240,9 +240,9 @@ def test_positions_are_bilinear_and_keep_the_class_row(side, grid):
 def test_positions_come_from_the_pretrained_table_every_time(small):
   clip_, _ = small
   first = np.zeros((1, 24, 24, 3), np.float32)
-  embed = lambda: run((clip_, first), Spec(24)).cls
+  embed = lambda: run((clip_, first), FeatureSpec(24)).cls
   before = embed()
-  run((clip_, np.zeros((1, 72, 72, 3), np.float32)), Spec(72))
+  run((clip_, np.zeros((1, 72, 72, 3), np.float32)), FeatureSpec(72))
   np.testing.assert_array_equal(before, embed())
 
 
@@ -263,7 +263,7 @@ def test_published_size_has_the_right_shapes():
   taps = tuple(Tap('vv', block) for block in (6, 12, 18, 24))
   big = clip_lib.Clip(arch, 518, params=None)
   images = jax.ShapeDtypeStruct((2, 518, 518, 3), np.float32)
-  out = jax.eval_shape(lambda p, x: big.image(p, x, Spec(518, taps=taps, sides=(Side('vv'),))),
+  out = jax.eval_shape(lambda p, x: big.image(p, x, FeatureSpec(518, taps=taps, sides=(SideStream('vv'),))),
                        clip_lib.template(arch), images)
   assert out.cls.shape == (2, 768)
   assert {name: tap.shape for name, tap in out.taps.items()} == {tap.name: (2, 1369, 768) for tap in taps}
@@ -272,12 +272,12 @@ def test_published_size_has_the_right_shapes():
 @pytest.mark.parametrize('read, width', [('none', 64), ('ln_post', 64), ('proj', 24), ('ln_post_proj', 24)])
 def test_read_rules(small, read, width):
   visual = jax.tree.map(np.asarray, small[0].params['visual'])
-  raw = np.asarray(run(small, Spec(SIZE, taps=(Tap('clip', 2),), read='none')).taps['clip/2/block'])
+  raw = np.asarray(run(small, FeatureSpec(SIZE, taps=(Tap('clip', 2),), read='none')).taps['clip/2/block'])
   if read.startswith('ln_post'):
     raw = (raw - raw.mean(-1, keepdims=True)) / np.sqrt(raw.var(-1, keepdims=True) + 1e-5)
     raw = raw * visual['ln_post']['scale'] + visual['ln_post']['bias']
   want = raw @ visual['proj']['kernel'] if read.endswith('proj') else raw
-  out = run(small, Spec(SIZE, cls='', taps=(Tap('clip', 2),), read=read))
+  out = run(small, FeatureSpec(SIZE, cls='', taps=(Tap('clip', 2),), read=read))
   assert out.cls is None and out.taps['clip/2/block'].shape == (2, 49, width)
   np.testing.assert_allclose(out.taps['clip/2/block'], want, atol=1e-4)
 
@@ -287,13 +287,13 @@ def test_a_tap_may_be_read_its_own_way(small):
   last = DIMS.layers
   taps = (Tap('clip', 2), Tap('clip', 2, token='cls', read='ln_post_proj'), Tap('clip', last, token='cls', read='proj'))
   assert [tap.name for tap in taps] == ['clip/2/block', 'clip/2/block/cls/ln_post_proj', f'clip/{last}/block/cls/proj']
-  spec = Spec(SIZE, taps=taps, read='none')
+  spec = FeatureSpec(SIZE, taps=taps, read='none')
   out = run(small, spec)
   raw, other, end = out.taps.values()
-  np.testing.assert_array_equal(raw, run(small, Spec(SIZE, taps=taps[:1], read='none')).taps['clip/2/block'])
+  np.testing.assert_array_equal(raw, run(small, FeatureSpec(SIZE, taps=taps[:1], read='none')).taps['clip/2/block'])
   assert other.shape == (2, 1, DIMS.embed)
   np.testing.assert_allclose(end[:, 0], out.cls, atol=1e-6)
-  own = run(small, Spec(SIZE, taps=(Tap('clip', 2, token='cls'),))).taps['clip/2/block/cls']
+  own = run(small, FeatureSpec(SIZE, taps=(Tap('clip', 2, token='cls'),))).taps['clip/2/block/cls']
   np.testing.assert_allclose(other, own, atol=1e-6)
   assert not vit.VisionTower(SIZE, DIMS.patch, DIMS.width, last, DIMS.heads, DIMS.embed, DIMS.activation,
                              spec)._last_whole()
@@ -304,35 +304,35 @@ def test_a_tap_may_be_read_its_own_way(small):
   (Tap('clip', 1, read='raw'), r"spec.taps\[0\].read 'raw' is not one of \('', 'ln_post_proj'")])
 def test_taps_that_say_something_else_are_refused(tap, message):
   with pytest.raises(ValueError, match=message):
-    vit.validate(Spec(SIZE, taps=(tap,)), patch=DIMS.patch, layers=DIMS.layers)
+    vit.validate(FeatureSpec(SIZE, taps=(tap,)), patch=DIMS.patch, layers=DIMS.layers)
 
 
 def test_features_is_a_pytree_of_the_taps_in_order(small):
   taps = (Tap('clip', 5), Tap('clip', 1), Tap('clip', 3, 'attention'))
-  out = run(small, Spec(SIZE, taps=taps))
+  out = run(small, FeatureSpec(SIZE, taps=taps))
   assert isinstance(out, Features)
   assert all(np.abs(out.taps[a.name] - out.taps[b.name]).max() > 0.1 for a in taps for b in taps if a != b)
 
 
 def test_images_of_another_size_are_refused(small):
   with pytest.raises(ValueError, match=r'images \(2, 56, 56, 3\) are not \[B, 64, 64, 3\]'):
-    small[0].image(small[0].params, small[1], Spec(64))
+    small[0].image(small[0].params, small[1], FeatureSpec(64))
 
 
 def test_attention_maps_are_those_of_the_block_that_is_asked(small):
   made, images = small
   block = 3
   taps = tuple(Tap('clip', block - 1, token=token, read='none') for token in ('cls', 'patches'))
-  before = jax.jit(lambda p, x: made.image(p, x, Spec(SIZE, taps=taps)).taps)(made.params, images)
+  before = jax.jit(lambda p, x: made.image(p, x, FeatureSpec(SIZE, taps=taps)).taps)(made.params, images)
   x = np.concatenate([before[tap.name] for tap in taps], 1)
   own = jax.tree.map(lambda w: np.asarray(w[block - 1]), made.params['visual']['blocks'])
   y = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
   y = y * own['ln_1']['scale'] + own['ln_1']['bias']
   packed = np.einsum('bnd,dchk->bnchk', y, own['attn']['qkv']['kernel']) + own['attn']['qkv']['bias']
   q, _, v = np.moveaxis(packed, 2, 0)
-  found = jax.jit(lambda p, x: made.attention(p, x, Spec(SIZE), block))(made.params, images)
+  found = jax.jit(lambda p, x: made.attention(p, x, FeatureSpec(SIZE), block))(made.params, images)
   for mode, one in (('qq', q), ('vv', v)):
     scores = np.einsum('bnhd,bmhd->bhnm', one, one) * one.shape[-1] ** -.5
     np.testing.assert_allclose(found[mode], np.asarray(jax.nn.softmax(scores)).mean(1), atol=1e-5)
   with pytest.raises(ValueError, match='block 0 is not in 1'):
-    made.attention(made.params, images, Spec(SIZE), 0)
+    made.attention(made.params, images, FeatureSpec(SIZE), 0)

@@ -11,12 +11,12 @@ from golden import record_clip, torch_winclip
 
 from zsad_jax.clip import model as clip_lib
 from zsad_jax.clip import vit
-from zsad_jax.clip.feature_spec import Side, Spec, Tap
+from zsad_jax.clip.feature_spec import FeatureSpec, SideStream, Tap
 
 pytestmark = pytest.mark.usefixtures('highest_precision')
 DIMS = record_clip.Dims(image_size=56, activation='gelu')  # 7 x 7 patches of 8 px
 GRID, PATCH = 7, 8
-PLAIN = Spec(56, cls='ln_post_proj')
+PLAIN = FeatureSpec(56, cls='ln_post_proj')
 PAIR = PLAIN._replace(windows=(2, 3))
 
 
@@ -101,7 +101,7 @@ def test_windows_keep_their_positions(small):
 
 
 def test_windows_leave_everything_else_alone(small, images):
-  spec = PLAIN._replace(taps=(Tap('clip', 3), Tap('vv', 5)), sides=(Side('vv', 'vv', 2),), read='none')
+  spec = PLAIN._replace(taps=(Tap('clip', 3), Tap('vv', 5)), sides=(SideStream('vv', 'vv', 2),), read='none')
   plain, both = run(small, images, spec), run(small, images, spec._replace(windows=(3, 2)))
   np.testing.assert_allclose(both.cls, plain.cls, atol=5e-6)
   for name, tap in plain.taps.items():
@@ -155,6 +155,6 @@ def test_windows_against_a_loop_in_pytorch(small, arrays, images, torch):
 
 def test_published_shapes():
   big = clip_lib.Clip(clip_lib.ARCHS['vit_b16_plus_240'], 240, params=None)
-  out = jax.eval_shape(lambda p, x: big.image(p, x, Spec(240, windows=(2, 3))),
+  out = jax.eval_shape(lambda p, x: big.image(p, x, FeatureSpec(240, windows=(2, 3))),
                        clip_lib.template(big.arch), jax.ShapeDtypeStruct((2, 240, 240, 3), np.float32))
   assert {side: x.shape for side, x in out.windows.items()} == {2: (2, 196, 640), 3: (2, 169, 640)}

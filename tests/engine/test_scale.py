@@ -10,13 +10,13 @@ from drawn_folders import draw
 
 from zsad_jax.clip import encoder
 from zsad_jax.clip import model as clip_lib
-from zsad_jax.clip.feature_spec import Side, Spec, Tap
+from zsad_jax.clip.feature_spec import FeatureSpec, SideStream, Tap
 from zsad_jax.configs import anomalyclip
 from zsad_jax.engine import features, runtime
 from zsad_jax.experiment import experiment, results
 
 ONE, EIGHT, PARTS = runtime.place(jax.devices()[:1]), runtime.place(), runtime.place(sharded=True)
-SPEC = Spec(64, taps=(Tap('vv', 6), Tap('clip', 3)), sides=(Side('vv', 'vv', 3),))
+SPEC = FeatureSpec(64, taps=(Tap('vv', 6), Tap('clip', 3)), sides=(SideStream('vv', 'vv', 3),))
 
 
 @pytest.fixture(scope='module')

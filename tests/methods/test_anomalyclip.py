@@ -27,7 +27,7 @@ from golden import record_anomalyclip as small
 
 from zsad_jax.clip import model as clip_lib
 from zsad_jax.clip import tokenizer
-from zsad_jax.clip.feature_spec import Features, Side, Tap
+from zsad_jax.clip.feature_spec import Features, SideStream, Tap
 from zsad_jax.configs import anomalyclip as config
 from zsad_jax.methods import anomalyclip as method
 from zsad_jax.methods.parts import prompts
@@ -50,7 +50,7 @@ def test_trap_1_and_3_the_released_spec():
   spec = method.spec(L14, published())
   assert spec.cls == 'proj' and spec.read == 'ln_post_proj' and spec.positions == 'bilinear'
   assert spec.taps == (Tap('vv', 24),) and spec.image_size == 518
-  assert spec.sides == (Side('vv', 'vv', first_block=6, residual_base=True, reset_every=0, ffn=False),)
+  assert spec.sides == (SideStream('vv', 'vv', first_block=6, residual_base=True, reset_every=0, ffn=False),)
   assert L14.arch.vision.layers - spec.sides[0].first_block + 1 == 19
 
 

@@ -41,7 +41,7 @@ def clip():
 
 @pytest.fixture(scope='module')
 def encoded(clip):
-  """Features under a config, each Spec computed once."""
+  """Features under a config, each FeatureSpec computed once."""
   images, _, _ = official.batch()
   done = {}
 

@@ -11,7 +11,7 @@ import pytest
 
 from zsad_jax.clip import encoder, tokenizer
 from zsad_jax.clip import model as clip_lib
-from zsad_jax.clip.feature_spec import Features, Side, Tap
+from zsad_jax.clip.feature_spec import Features, SideStream, Tap
 from zsad_jax.configs import clip_surgery as config
 from zsad_jax.methods import clip_surgery as method
 from zsad_jax.methods.parts import prompts, representative_vectors
@@ -53,7 +53,7 @@ def run(clip, cfg, features, bank, category):
 
 def test_the_last_six_blocks_of_the_stream_that_keeps_clips_own_below_it():
   spec = method.spec(BPLUS, configured(None))
-  assert spec.sides == (Side('surgery', 'vv', first_block=7, residual_base=True, reset_every=0, ffn=False),)
+  assert spec.sides == (SideStream('surgery', 'vv', first_block=7, residual_base=True, reset_every=0, ffn=False),)
   assert spec.taps == (Tap('surgery', 12),) and (spec.cls, spec.read) == ('ln_post_proj', 'ln_post_proj')
   assert encoder.features_shape(BPLUS, spec).taps == {'surgery/12/block': (225, 640)}
 

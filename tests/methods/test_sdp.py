@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 
 from zsad_jax.clip import encoder
 from zsad_jax.clip import model as clip_lib
-from zsad_jax.clip.feature_spec import Features, Side, Spec, Tap
+from zsad_jax.clip.feature_spec import Features, FeatureSpec, SideStream, Tap
 from zsad_jax.configs import sdp as config
 from zsad_jax.methods import sdp as method
 from zsad_jax.methods.parts import dual_path, prompts, representative_vectors
@@ -100,7 +100,7 @@ def test_the_transcription_still_gives_what_was_recorded(golden, torch):
 
 def test_stages_of_the_published_model():
   spec = method.spec(BPLUS, configured())
-  assert spec.sides == (Side('sdp', 'vv', first_block=1, residual_base=False, reset_every=3, ffn=False),)
+  assert spec.sides == (SideStream('sdp', 'vv', first_block=1, residual_base=False, reset_every=3, ffn=False),)
   assert (spec.cls, spec.read, spec.crops) == ('ln_post_proj', 'ln_post_proj', 0)
   assert spec.taps == (
     Tap('sdp', 3), Tap('clip', 4, 'attention', 'cls'), Tap('sdp', 6), Tap('clip', 7, 'attention', 'cls'),
@@ -132,7 +132,7 @@ def test_traps_2_to_4_a_stage_adds_its_own_attention_to_nothing_and_starts_anew(
   out['kernel'], out['bias'] = np.zeros_like(out['kernel']), np.ones_like(out['bias'])
   deep = clip_lib.build(arch, params)
   side, = dual_path.spec(clip_lib.Clip(arch, 8, None), configured(image_size=8)).sides
-  spec = Spec(8, taps=tuple(Tap('sdp', block) for block in range(1, 13)), sides=(side,), read='none')
+  spec = FeatureSpec(8, taps=tuple(Tap('sdp', block) for block in range(1, 13)), sides=(side,), read='none')
   taps = encoder.encode(deep, spec)(deep.params, rng.standard_normal((1, 8, 8, 3), np.float32)).taps
   assert [float(taps[f'sdp/{block}/block'].mean()) for block in range(1, 13)] == [1, 2, 3] * 4
   based = spec._replace(sides=(side._replace(residual_base=True),))
@@ -146,7 +146,7 @@ def test_trap_5_the_last_stages_class_token_is_clips_own(clip):
   assert stages[-1].cls is None and stages[0].cls is not None
   images = record_sdp.inputs()[1][:1]
   features = encoder.encode(clip, method.spec(clip, cfg))(clip.params, images)
-  own = encoder.encode(clip, Spec(SIZE, cls='ln_post_proj'))(clip.params, images).cls
+  own = encoder.encode(clip, FeatureSpec(SIZE, cls='ln_post_proj'))(clip.params, images).cls
   np.testing.assert_allclose(features.cls, own, atol=1e-5)
   # The deepest listed tap classifies, also where that is not the last block.
   text = jnp.asarray(unit(np.random.default_rng(0).standard_normal((2, DIMS.embed))), jnp.float32)

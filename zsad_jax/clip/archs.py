@@ -111,7 +111,7 @@ def init_params(arch: Arch | str, rng):
   keys = jax.random.split(rng)
   size, tokens = arch.vision.patch, jnp.zeros((1, 1), jnp.int32)
   # These read through every parameter, on an image of one patch.
-  every = spec_lib.Spec(size, cls='proj' if arch.vision.kind == 'resnet' else 'ln_post_proj')
+  every = spec_lib.FeatureSpec(size, cls='proj' if arch.vision.kind == 'resnet' else 'ln_post_proj')
   return {
       'visual': vision_tower(arch, every).init(keys[0], jnp.zeros((1, size, size, 3)))['params'],
       'text': text_tower(arch).init(keys[1], tokens, method='everything')['params'],
@@ -145,7 +145,7 @@ def _shapes(arch):
   return jax.eval_shape(lambda rng: init_params(arch, rng), jax.random.key(0))
 
 
-def validate(arch: Arch, spec: spec_lib.Spec) -> None:
+def validate(arch: Arch, spec: spec_lib.FeatureSpec) -> None:
   """Raises ValueError, naming key, value and allowed range, where the image tower cannot give what `spec` asks."""
   if _checked_kind(arch) == 'resnet':
     resnet.validate(spec)
@@ -157,7 +157,7 @@ def validate(arch: Arch, spec: spec_lib.Spec) -> None:
   vit.validate(spec, patch=arch.vision.patch, layers=arch.vision.layers)
 
 
-def vision_tower(arch: Arch, spec: spec_lib.Spec, unroll: bool = False) -> vit.VisionTower | resnet.ResNetTower:
+def vision_tower(arch: Arch, spec: spec_lib.FeatureSpec, unroll: bool = False) -> vit.VisionTower | resnet.ResNetTower:
   """Returns the image tower that reads `spec`; raises ValueError for a tower or a spec that is not to be had.
 
   A ResNet takes no notice of `unroll`.

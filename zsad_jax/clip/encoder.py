@@ -10,7 +10,7 @@ from zsad_jax.clip import archs, resnet
 from zsad_jax.clip import feature_spec as spec_lib
 
 
-def encode(clip, spec: spec_lib.Spec):
+def encode(clip, spec: spec_lib.FeatureSpec):
   """Returns jitted f(params, images [B, R, R, 3]) -> Features, one compilation per batch size.
 
   Weights are an argument, so f holds none; place params and images, and f runs where they are. On a CPU about
@@ -28,14 +28,14 @@ def encode(clip, spec: spec_lib.Spec):
   return jax.jit(encoder)
 
 
-def encode_crops(clip, spec: spec_lib.Spec):
+def encode_crops(clip, spec: spec_lib.FeatureSpec):
   """Returns jitted f(params, images [B, S, S, 3]) -> Features of crops [B, 10, E] alone, with S = spec.crops.
 
   A crop is cut and encoded at a time, so that memory is that of one pass over the batch. The five places and their
   order are those of torchvision's TenCrop.
 
   Raises:
-    ValueError: what validate raises, and a Spec without crops; later, images of another size.
+    ValueError: what validate raises, and a FeatureSpec without crops; later, images of another size.
   """
   validate(clip, spec)
   if not spec.crops:
@@ -60,7 +60,7 @@ def encode_crops(clip, spec: spec_lib.Spec):
   return jax.jit(encoder)
 
 
-def validate(clip, spec: spec_lib.Spec) -> None:
+def validate(clip, spec: spec_lib.FeatureSpec) -> None:
   """Raises ValueError, naming key, value and allowed range, where the image tower cannot give what `spec` asks.
 
   Needs the architecture only: clip.params may be None.
@@ -72,7 +72,7 @@ def validate(clip, spec: spec_lib.Spec) -> None:
     raise ValueError(f"spec.crops {spec.crops} asks for class tokens of crops, but spec.cls is ''")
 
 
-def features_shape(clip, spec: spec_lib.Spec) -> spec_lib.Features:
+def features_shape(clip, spec: spec_lib.FeatureSpec) -> spec_lib.Features:
   """Returns the shapes of one image's Features, without the batch axis.
 
   cls (E,) or None, taps (N or 1, E or D), windows (n, E), crops (10, E) or None.
@@ -91,7 +91,7 @@ def features_shape(clip, spec: spec_lib.Spec) -> spec_lib.Features:
                            (10, embed) if spec.crops else None)
 
 
-def predicted_bytes(clip, spec: spec_lib.Spec, dtype=jnp.float32) -> int:
+def predicted_bytes(clip, spec: spec_lib.FeatureSpec, dtype=jnp.float32) -> int:
   """Returns the bytes that one image's Features take when stored as `dtype`."""
   shapes = features_shape(clip, spec)
   numbers = sum(math.prod(shape) for shape in (

@@ -15,7 +15,7 @@ class Side(NamedTuple):
     y^l = MLPres(x^{l-1} + Out(attend(q, k, v, mode)))     with ffn, for the blocks after first_block
 
   Attributes:
-    name: the stream's name, unique in a Spec, not 'clip'.
+    name: the stream's name, unique in a FeatureSpec, not 'clip'.
     mode: one of 'qk', 'qq', 'kk', 'vv'.
     first_block: first block (from 1) whose attention this stream collects.
     residual_base: start from x^{first_block - 1}; otherwise from zero.
@@ -42,7 +42,7 @@ class Tap(NamedTuple):
       for every token; 'pool_vv', with the values as queries and keys (CLIP Surgery); 'pool_cosine', with the values'
       cosines (CLIP-AD, arXiv 2311.00453, whose class token is 'pool_vv').
     token: 'patches', or 'cls' for the class token in their place.
-    read: what follows, one of Spec.read's values; '' is the Spec's own.
+    read: what follows, one of FeatureSpec.read's values; '' is the FeatureSpec's own.
   """
   stream: str
   block: int
@@ -56,14 +56,14 @@ class Tap(NamedTuple):
     return '/'.join(str(part) for part in parts if part)
 
   def __repr__(self):
-    # As with a Spec: stores are known by this text.
+    # As with a FeatureSpec: stores are known by this text.
     fields = self._asdict()
     shown = [key for key in fields if key not in Tap._field_defaults or key == 'point' or
              fields[key] != Tap._field_defaults[key]]
     return f'Tap({", ".join(f"{key}={fields[key]!r}" for key in shown)})'
 
 
-class Spec(NamedTuple):
+class FeatureSpec(NamedTuple):
   """Everything that decides the encoder's output apart from the weights; equal specs share stored features.
 
   Attributes:
@@ -86,9 +86,9 @@ class Spec(NamedTuple):
   windows: tuple[int, ...] = ()
   crops: int = 0
 
-  def of_crops(self) -> 'Spec':
-    """Returns the Spec of the crops alone: they are of another image, so they are encoded and stored by themselves."""
-    return Spec(self.image_size, self.cls, positions=self.positions, crops=self.crops)
+  def of_crops(self) -> 'FeatureSpec':
+    """Returns the FeatureSpec of the crops alone: they are of another image, so they are encoded and stored by themselves."""
+    return FeatureSpec(self.image_size, self.cls, positions=self.positions, crops=self.crops)
 
   def __repr__(self):
     # Stores and checkpoints are known by this text: a field that came later shows only where it says something.
@@ -103,13 +103,13 @@ class Features(NamedTuple):
   """What the encoder returns, never normalised.
 
   Attributes:
-    cls: [B, E] class-token feature, or None where the Spec reads none.
+    cls: [B, E] class-token feature, or None where the FeatureSpec reads none.
     taps: {Tap.name: [B, N, E]} patch tokens in row-major order, class token dropped ([B, N, D] without 'proj'), or
       the class token alone, [B, 1, E].
     windows: {side: [B, n, E]} class-token feature of every window alone, after ln_post and the projection, in
       row-major order of its upper left patch.
     crops: [B, 10, E] class-token feature, read as cls is, of five crops (upper left, upper right, lower left, lower
-      right, centre), then of their mirror images; None where the Spec has none.
+      right, centre), then of their mirror images; None where the FeatureSpec has none.
   """
   cls: Any
   taps: dict[str, Any]

@@ -63,13 +63,13 @@ class Clip:
     rounded = {} if self.precision == 'float32' else {'precision': self.precision}
     return {'weights': self.fingerprint, 'arch': repr(self.arch), **rounded}
 
-  def image(self, params, images, spec: spec_lib.Spec) -> spec_lib.Features:
+  def image(self, params, images, spec: spec_lib.FeatureSpec) -> spec_lib.Features:
     """Returns what `spec` reads of images, as Features that are not normalised.
 
     Args:
       params: the whole parameter tree; a product is computed in its kernel's dtype.
       images: [B, R, R, 3] float32 with R = spec.image_size, less arch.mean, divided by arch.std.
-      spec: what to read. Side streams see CLIP's stream and leave it as it is (DPAM; AnomalyCLIP, arXiv
+      spec: what to read. SideStream streams see CLIP's stream and leave it as it is (DPAM; AnomalyCLIP, arXiv
         2310.18961, sec. 3.3, as its official code has it); one that no tap reads costs nothing.
 
     Raises:
@@ -77,7 +77,7 @@ class Clip:
     """
     return vision_tower(self.arch, spec, self.unroll).apply({'params': params['visual']}, images)
 
-  def attention(self, params, images, spec: spec_lib.Spec, number: int):
+  def attention(self, params, images, spec: spec_lib.FeatureSpec, number: int):
     """Returns {mode: [B, N + 1, N + 1]}, how much every token (row) reads of every other in block `number`, from 1.
 
     The mean over heads of softmax(a b^T / sqrt d) with a, b of CLIP's own stream, in the modes qk, which CLIP computes
@@ -92,7 +92,7 @@ class Clip:
     """
     if self.arch.vision.kind != 'vit':
       raise ValueError(f'{self.arch.name} is no vision transformer; its blocks have no attention')
-    tower = vision_tower(self.arch, spec_lib.Spec(spec.image_size, positions=spec.positions))
+    tower = vision_tower(self.arch, spec_lib.FeatureSpec(spec.image_size, positions=spec.positions))
     return tower.apply({'params': params['visual']}, images, number, method='attention_maps')
 
   def text(self, params, embeddings, eot, *, deep=None, deep_mode='overwrite'):

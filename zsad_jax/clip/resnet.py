@@ -192,7 +192,7 @@ class ResNetTower(nn.Module):
   stages: tuple[int, ...]
   heads: int
   embed_dim: int
-  spec: spec_lib.Spec
+  spec: spec_lib.FeatureSpec
 
   def setup(self):
     self.conv1, self.conv2, self.conv3 = Conv(self.width // 2, 3, 2), Conv(self.width // 2, 3), Conv(self.width, 3)
@@ -205,7 +205,7 @@ class ResNetTower(nn.Module):
     validate(self.spec)
     size = self.spec.image_size
     if images.shape[1:] != (size, size, 3):
-      raise ValueError(f'images {images.shape} are not [B, {size}, {size}, 3], the size in their Spec')
+      raise ValueError(f'images {images.shape} are not [B, {size}, {size}, 3], the size in their FeatureSpec')
     maps = self._maps(images)
     pooled = self._pooled(maps[-1])
     taps = {}

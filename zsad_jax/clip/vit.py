@@ -208,7 +208,7 @@ class VisionTower(nn.Module):
   heads: int
   embed_dim: int
   activation: str
-  spec: spec_lib.Spec
+  spec: spec_lib.FeatureSpec
   unroll: bool = False
 
   def setup(self):
@@ -261,7 +261,7 @@ class VisionTower(nn.Module):
     validate(self.spec, patch=self.patch, layers=self.layers)
     size = self.spec.image_size
     if images.shape[1:] != (size, size, 3):
-      raise ValueError(f'images {images.shape} are not [B, {size}, {size}, 3], the size in their Spec')
+      raise ValueError(f'images {images.shape} are not [B, {size}, {size}, 3], the size in their FeatureSpec')
     start = self.embed(images)
     x, buffers = self._run(start)
     taps, kept = {}, self._kept()
@@ -311,7 +311,7 @@ class VisionTower(nn.Module):
     """
     if not self.spec.windows:
       return {}
-    tower = self.clone(parent=None, spec=spec_lib.Spec(self.spec.image_size, cls='ln_post_proj'))
+    tower = self.clone(parent=None, spec=spec_lib.FeatureSpec(self.spec.image_size, cls='ln_post_proj'))
     weights, grid = {'params': self.variables['params']}, self.spec.image_size // self.patch
     classify = lambda tokens: tower.apply(weights, tokens, method='classify')
     return {side: _encode_windows(classify, x, window_table(grid, side)) for side in self.spec.windows}

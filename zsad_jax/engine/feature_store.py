@@ -75,7 +75,7 @@ class Store:
 
     Args:
       root: folder of all stores.
-      key: what the rows depend on, JSON-able: sha256 of the weights, Spec, data fingerprint, preprocessing.
+      key: what the rows depend on, JSON-able: sha256 of the weights, FeatureSpec, data fingerprint, preprocessing.
       count: number of images.
       fields: {name: (shape of one image's row, dtype)}.
       max_gb: the largest store that may be written, in 1e9 bytes.

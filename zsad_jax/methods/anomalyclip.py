@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsad_jax.clip.feature_spec import Side, Spec, Tap
+from zsad_jax.clip.feature_spec import FeatureSpec, SideStream, Tap
 from zsad_jax.methods.parts import prompts
 from zsad_jax.ops import losses, maps, multicrop
 
@@ -29,15 +29,15 @@ EVALUATION_KEYS = ('map.sigma', 'multicrop', 'prompt.object_re')
 
 
 def spec(clip, cfg):
-  """Returns the Spec: the class token, also of crops, released without ln_post, and one tap per layer and stream."""
+  """Returns the FeatureSpec: the class token, also of crops, released without ln_post, and one tap per layer and stream."""
   check(clip, cfg)
   sides = _sides(cfg)
   streams = sides or ('clip',)
-  return Spec(
+  return FeatureSpec(
     clip.image_size,
     cls='ln_post_proj' if cfg.cls_ln_post else 'proj',
     taps=tuple(Tap(stream, layer) for layer in layers(clip, cfg) for stream in streams),
-    sides=tuple(Side(mode, mode, cfg.dpam.first_block, ffn=cfg.dpam.ffn) for mode in sides),
+    sides=tuple(SideStream(mode, mode, cfg.dpam.first_block, ffn=cfg.dpam.ffn) for mode in sides),
     positions=cfg.positions,
     crops=multicrop.side(clip.image_size, cfg.multicrop),
   )

@@ -8,7 +8,7 @@ to the map, and the map's peak to the score. Defaults are the released code's.
 
 import dataclasses
 
-from zsad_jax.clip.feature_spec import Spec, check_layers
+from zsad_jax.clip.feature_spec import FeatureSpec, check_layers
 from zsad_jax.methods.parts import linear_adapter, prompts
 from zsad_jax.ops import maps, multicrop, neighbours
 
@@ -28,9 +28,9 @@ def arch(arch, cfg):
 
 
 def spec(clip, cfg):
-  """Returns the Spec: the class token as CLIP reads it, also of crops, and patch tokens as the blocks leave them."""
+  """Returns the FeatureSpec: the class token as CLIP reads it, also of crops, and patch tokens as the blocks leave them."""
   check(clip, cfg)
-  return Spec(clip.image_size, cls='ln_post_proj', taps=tuple(linear_adapter.tap(block) for block in cfg.layers),
+  return FeatureSpec(clip.image_size, cls='ln_post_proj', taps=tuple(linear_adapter.tap(block) for block in cfg.layers),
               read='none', positions=cfg.positions,
               crops=multicrop.side(clip.image_size, cfg.multicrop))
 

@@ -6,7 +6,7 @@ baselines of AnomalyCLIP (arXiv 2310.18961, sec. A.2): CLIP says "A photo of a n
 anomalous [cls]", CLIP-AC fills the ImageNet templates with "normal [cls]" and "anomalous [cls]".
 """
 
-from zsad_jax.clip.feature_spec import Spec, Tap
+from zsad_jax.clip.feature_spec import FeatureSpec, Tap
 from zsad_jax.methods.parts import prompts
 from zsad_jax.ops import maps, multicrop
 
@@ -20,12 +20,12 @@ TOWERS = ('vit', 'resnet')
 
 
 def spec(clip, cfg):
-  """Returns the Spec: class token, also of crops, and last block's patch tokens, through ln_post and projection.
+  """Returns the FeatureSpec: class token, also of crops, and last block's patch tokens, through ln_post and projection.
 
   Of a ResNet it is the class feature and what its attention pool gives for every place of the last map.
   """
   check(cfg)
-  read = Spec(clip.image_size, cls='ln_post_proj', taps=(Tap('clip', clip.arch.vision.layers),),
+  read = FeatureSpec(clip.image_size, cls='ln_post_proj', taps=(Tap('clip', clip.arch.vision.layers),),
               positions=cfg.positions, crops=multicrop.side(clip.image_size, cfg.multicrop))
   if clip.arch.vision.kind == 'resnet':
     read = read._replace(cls='proj', taps=(read.taps[0]._replace(point='pool'),), read='none')

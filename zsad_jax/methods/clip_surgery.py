@@ -11,7 +11,7 @@ image or averaged over crops.
 import jax.numpy as jnp
 import numpy as np
 
-from zsad_jax.clip.feature_spec import Side, Spec, Tap
+from zsad_jax.clip.feature_spec import FeatureSpec, SideStream, Tap
 from zsad_jax.methods.parts import prompts, representative_vectors
 from zsad_jax.ops import maps, multicrop
 
@@ -22,11 +22,11 @@ TEXTS = ('clip_ad', 'compound')  # of prompt.ensemble
 
 
 def spec(clip, cfg):
-  """Returns the Spec: CLIP's class token, also of crops, and the V-V stream at the end, all fully read out."""
+  """Returns the FeatureSpec: CLIP's class token, also of crops, and the V-V stream at the end, all fully read out."""
   check(clip, cfg)
   last = clip.arch.vision.layers
-  return Spec(clip.image_size, cls='ln_post_proj', taps=(Tap('surgery', last),),
-              sides=(Side('surgery', 'vv', first_block=last - cfg.surgery.last_n + 1),), positions=cfg.positions,
+  return FeatureSpec(clip.image_size, cls='ln_post_proj', taps=(Tap('surgery', last),),
+              sides=(SideStream('surgery', 'vv', first_block=last - cfg.surgery.last_n + 1),), positions=cfg.positions,
               crops=multicrop.side(clip.image_size, cfg.multicrop))
 
 

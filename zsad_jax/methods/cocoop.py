@@ -11,7 +11,7 @@ own last block.
 import jax
 import jax.numpy as jnp
 
-from zsad_jax.clip.feature_spec import Spec, Tap
+from zsad_jax.clip.feature_spec import FeatureSpec, Tap
 from zsad_jax.methods.parts import prompts
 from zsad_jax.ops import losses, maps, multicrop
 
@@ -19,9 +19,9 @@ EVALUATION_KEYS = ('map.sigma', 'multicrop', 'temperature', 'use_logit_scale')
 
 
 def spec(clip, cfg):
-  """Returns the Spec: class token, also of crops, and last block's patch tokens, through ln_post and projection."""
+  """Returns the FeatureSpec: class token, also of crops, and last block's patch tokens, through ln_post and projection."""
   check(clip, cfg)
-  return Spec(clip.image_size, cls='ln_post_proj', taps=(Tap('clip', clip.arch.vision.layers),),
+  return FeatureSpec(clip.image_size, cls='ln_post_proj', taps=(Tap('clip', clip.arch.vision.layers),),
               positions=cfg.positions, crops=multicrop.side(clip.image_size, cfg.multicrop))
 
 

@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsad_jax.clip.feature_spec import Spec, Tap, check_layers
+from zsad_jax.clip.feature_spec import FeatureSpec, Tap, check_layers
 from zsad_jax.ops import maps
 
 
 def spec(clip, cfg):
-  """Returns the Spec: patch tokens of cfg.layers as the blocks leave them."""
+  """Returns the FeatureSpec: patch tokens of cfg.layers as the blocks leave them."""
   check(clip, cfg)
-  return Spec(clip.image_size, cls='', taps=tuple(Tap('clip', block) for block in cfg.layers), read='none',
+  return FeatureSpec(clip.image_size, cls='', taps=tuple(Tap('clip', block) for block in cfg.layers), read='none',
               positions=cfg.positions)
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsad_jax.clip.feature_spec import Spec, Tap
+from zsad_jax.clip.feature_spec import FeatureSpec, Tap
 from zsad_jax.methods.parts import prompts
 from zsad_jax.ops import losses, maps, multicrop, neighbours, windows
 
@@ -32,9 +32,9 @@ EVALUATION_KEYS = ('fewshot', 'multicrop', 'positions', 'prompt', 'score', 'temp
 
 
 def spec(clip, cfg):
-  """Returns the Spec: the class token, also of crops, and what WinCLIP+ reads where its map is s_img."""
+  """Returns the FeatureSpec: the class token, also of crops, and what WinCLIP+ reads where its map is s_img."""
   check(cfg)
-  read = Spec(clip.image_size, cls='ln_post_proj', positions=cfg.positions,
+  read = FeatureSpec(clip.image_size, cls='ln_post_proj', positions=cfg.positions,
               crops=multicrop.side(clip.image_size, cfg.multicrop))
   if not (cfg.fewshot.shots and cfg.fewshot.s_img == 'winclip_map_max'):
     return read

@@ -14,7 +14,7 @@ TOWERS = ('vit', 'resnet')
 
 
 def spec(clip, cfg):
-  """Returns the Spec: CLIP's class token, and of every stage the second stream's patches and CLIP's class token."""
+  """Returns the FeatureSpec: CLIP's class token, and of every stage the second stream's patches and CLIP's class token."""
   representative_vectors.check(cfg.rvs)
   return dual_path.spec(clip, cfg)
 

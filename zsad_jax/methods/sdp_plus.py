@@ -17,7 +17,7 @@ EVALUATION_KEYS = ('map', 'multicrop', 'score_norm', 'surgery.prob_scale')
 
 
 def spec(clip, cfg):
-  """Returns the Spec: what SDP reads, and raw patch tokens of CLIP's own stream at every tap."""
+  """Returns the FeatureSpec: what SDP reads, and raw patch tokens of CLIP's own stream at every tap."""
   check(clip, cfg)
   return dual_path.spec(clip, cfg, taps=_taps(clip, cfg).values())
 

@@ -11,14 +11,14 @@ image's patches to them within machine.knn_mib MiB, both times the images of a b
 import jax
 import jax.numpy as jnp
 
-from zsad_jax.clip.feature_spec import Spec, Tap, check_layers
+from zsad_jax.clip.feature_spec import FeatureSpec, Tap, check_layers
 from zsad_jax.ops import maps, neighbours
 
 
 def spec(clip, cfg):
-  """Returns the Spec: CLIP's class token, and patch tokens of cfg.layers as the blocks leave them."""
+  """Returns the FeatureSpec: CLIP's class token, and patch tokens of cfg.layers as the blocks leave them."""
   check(clip, cfg)
-  return Spec(clip.image_size, cls='ln_post_proj', taps=tuple(Tap('clip', block) for block in cfg.layers),
+  return FeatureSpec(clip.image_size, cls='ln_post_proj', taps=tuple(Tap('clip', block) for block in cfg.layers),
               read='none', positions=cfg.positions)
 
 

@@ -11,7 +11,7 @@ multi-crop prediction, which it does not define, can be had as CLIP-AD describes
 
 import jax.numpy as jnp
 
-from zsad_jax.clip.feature_spec import Spec, Tap
+from zsad_jax.clip.feature_spec import FeatureSpec, Tap
 from zsad_jax.methods.parts import prompts
 from zsad_jax.ops import maps, multicrop, windows
 
@@ -20,9 +20,9 @@ COMBINE = ('mean', 'sum')
 
 
 def spec(clip, cfg):
-  """Returns the Spec: class token, also of crops, windows and, with references, the patch tokens of one block."""
+  """Returns the FeatureSpec: class token, also of crops, windows and, with references, the patch tokens of one block."""
   check(clip, cfg)
-  whole = Spec(clip.image_size, cls='ln_post_proj', positions=cfg.positions, windows=tuple(cfg.windows),
+  whole = FeatureSpec(clip.image_size, cls='ln_post_proj', positions=cfg.positions, windows=tuple(cfg.windows),
                crops=multicrop.side(clip.image_size, cfg.multicrop))
   if not cfg.fewshot.shots:
     return whole

@@ -17,7 +17,7 @@ AVERAGES = ('prob', 'embedding', 'logit')
 
 
 def side(image_size, keys):
-  """Returns Spec.crops, pixels a side of the image that crops are cut from, under the config's `multicrop`; 0 for none.
+  """Returns FeatureSpec.crops, pixels a side of the image that crops are cut from, under the config's `multicrop`; 0 for none.
 
   By default 270/240 of image_size, to the nearest even number.
 

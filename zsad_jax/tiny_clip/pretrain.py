@@ -25,7 +25,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from zsad_jax.clip import model as clip_lib
-from zsad_jax.clip.feature_spec import Side, Spec, Tap
+from zsad_jax.clip.feature_spec import FeatureSpec, SideStream, Tap
 from zsad_jax.clip.weights import arch_config, port
 from zsad_jax.engine import runtime
 from zsad_jax.ops import maps
@@ -39,15 +39,15 @@ class State(NamedTuple):
   opt: Any
 
 
-def specs(cfg, image_size: int) -> tuple[Spec, ...]:
-  """What training reads, one Spec after another from step to step: the class token with and without ln_post.
+def specs(cfg, image_size: int) -> tuple[FeatureSpec, ...]:
+  """What training reads, one FeatureSpec after another from step to step: the class token with and without ln_post.
 
   Patch tokens come from the V-V stream. CLIP's own patch tokens are read by no term: as in real CLIP, nothing makes
   them say what they show.
   """
-  side = Side('vv', 'vv', first_block=cfg.side_first_block)
+  side = SideStream('vv', 'vv', first_block=cfg.side_first_block)
   taps = tuple(Tap('vv', b) for b in cfg.side_taps)
-  return tuple(Spec(image_size, cls, taps, (side,)) for cls in ('ln_post_proj', 'proj'))
+  return tuple(FeatureSpec(image_size, cls, taps, (side,)) for cls in ('ln_post_proj', 'proj'))
 
 
 def architecture(cfg, vocab: int) -> clip_lib.Arch:
@@ -69,7 +69,7 @@ def _binary(logits, targets, weight):
   return (means[0] + means[1]) / 2
 
 
-def loss(params, batch, *, clip, spec: Spec, cfg):
+def loss(params, batch, *, clip, spec: FeatureSpec, cfg):
   """Weighted sum of the three terms, and each: (scalar, {name: scalar}).
 
   Args:
@@ -182,11 +182,11 @@ def init(clip, tx, seed: int, start: str = '') -> State:
 
 
 def encoders(clip, cfg):
-  """What `probe` reads with: ([(Spec, images -> Features)] of CLIP's own and the V-V stream, ids -> text features).
+  """What `probe` reads with: ([(FeatureSpec, images -> Features)] of CLIP's own and the V-V stream, ids -> text features).
 
   Jitted once for all probes: a tower that is called without compiles anew each time, until the memory maps run out.
   """
-  own = Spec(clip.image_size, 'ln_post_proj', (Tap('clip', cfg.arch.layers),))
+  own = FeatureSpec(clip.image_size, 'ln_post_proj', (Tap('clip', cfg.arch.layers),))
   jitted = lambda spec: jax.jit(functools.partial(clip.image, spec=spec))
   text = jax.jit(lambda params, ids: clip.text(params, clip.embed(params, ids), clip.eot(ids)))
   return [(spec, jitted(spec)) for spec in (own, specs(cfg, clip.image_size)[1])], text

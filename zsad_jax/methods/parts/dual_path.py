@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from zsad_jax.clip.feature_spec import Side, Spec, Tap, check_layers
+from zsad_jax.clip.feature_spec import FeatureSpec, SideStream, Tap, check_layers
 from zsad_jax.ops import maps, multicrop
 
 PATHS = ('surgery', 'direct')
@@ -54,14 +54,14 @@ def kept(vision, cfg, block, **changes):
 
 
 def spec(clip, cfg, taps=()):
-  """Returns the Spec that reads the class token, the stages and the further `taps`, which say how they are read."""
+  """Returns the FeatureSpec that reads the class token, the stages and the further `taps`, which say how they are read."""
   vision = clip.arch.vision
   check(clip, cfg)
   resnet = vision.kind == 'resnet'
   every = [tap for stage in stages(vision, cfg) for tap in stage if tap is not None]
-  sides = () if resnet else (Side('sdp', 'vv', first_block=1, residual_base=cfg.surgery.residual_base,
+  sides = () if resnet else (SideStream('sdp', 'vv', first_block=1, residual_base=cfg.surgery.residual_base,
                                   reset_every=stage_length(vision, cfg)),)
-  return Spec(clip.image_size, cls='proj' if resnet else 'ln_post_proj', taps=tuple(dict.fromkeys([*every, *taps])),
+  return FeatureSpec(clip.image_size, cls='proj' if resnet else 'ln_post_proj', taps=tuple(dict.fromkeys([*every, *taps])),
               sides=sides if cfg.path == 'surgery' else (), read='none' if resnet else 'ln_post_proj',
               positions=cfg.positions, crops=multicrop.side(clip.image_size, cfg.multicrop))
 

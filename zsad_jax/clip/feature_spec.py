@@ -7,7 +7,7 @@ T taps, C categories, S states, R pixels a side, n windows of one size.  Blocks 
 from typing import Any, NamedTuple
 
 
-class Side(NamedTuple):
+class SideStream(NamedTuple):
   """A second residual stream beside CLIP's own; it reads CLIP's stream and never feeds back.
 
   For every block l >= first_block, with h = LN1(x^{l-1}) taken from CLIP's own stream:
@@ -35,7 +35,7 @@ class Tap(NamedTuple):
   """One place to read tokens.
 
   Attributes:
-    stream: 'clip' or the name of a Side. A side read before its first_block is CLIP's own stream.
+    stream: 'clip' or the name of a SideStream. One read before its first_block is CLIP's own stream.
     block: 1-based block number; a ResNet's blocks are its four stages, each with its own number and width of tokens.
     point: 'block', the block's output; 'attention', the residual stream after its attention, before its MLP. The
       attention pool behind a ResNet's block 4 has three, all after its projection: 'pool', CLIP's own attention asked
@@ -80,7 +80,7 @@ class FeatureSpec(NamedTuple):
   image_size: int
   cls: str = 'proj'
   taps: tuple[Tap, ...] = ()
-  sides: tuple[Side, ...] = ()
+  sides: tuple[SideStream, ...] = ()
   read: str = 'ln_post_proj'
   positions: str = 'bilinear'
   windows: tuple[int, ...] = ()

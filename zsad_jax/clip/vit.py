@@ -134,7 +134,7 @@ class Layer(block.Block):
     last_whole: whether anybody reads CLIP's own patches after the last block; if not, it steps the class token
       alone there.
   """
-  sides: tuple[spec_lib.Side, ...] = ()
+  sides: tuple[spec_lib.SideStream, ...] = ()
   kept: tuple[tuple[str, str, str], ...] = ()
   last_whole: bool = True
 

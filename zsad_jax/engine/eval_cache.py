@@ -22,7 +22,7 @@ FOLDER = 'evaluating'
 SHOWING = ('experiment/sweep.py', 'experiment/aggregate.py', 'report')  # sources that no measured number depends on
 
 
-class Progress:
+class EvalCache:
   """The finished categories of one evaluation, in a folder named by a hash of what its numbers depend on.
 
   Attributes:

@@ -1,8 +1,8 @@
 """One evaluation loop for every method: maps on the device, exact metrics on the host, category by category."""
 
 import contextlib
-from collections.abc import Callable, Collection
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,13 +10,12 @@ from absl import logging
 from tqdm import tqdm
 
 from zsad_jax import metrics
-from zsad_jax.engine import eval_cache as progress_lib
-from zsad_jax.engine import examples, runtime
+from zsad_jax.engine import eval_cache, examples, runtime
 from zsad_jax.engine import features as features_lib
 
 
 class Result(NamedTuple):
-  """What an evaluation found.
+  """An evaluation's metrics, scores and the maps that were asked for.
 
   Attributes:
     rows: {category: {metric: metrics.Value}}.
@@ -25,8 +24,8 @@ class Result(NamedTuple):
       empty at the metric's resolution, and normal ones whose mask is not.
     scores: [n] float32 image scores, in the data set's order.
     maps: {index: [R, R] float32} for the images that were asked for.
-    curves: {category: metrics.Curves} of pixels where they were asked for and are defined.
-    histograms: {category: metrics.Histogram} of pixel scores, the same.
+    curves: {category: metrics.Curves} of pixels, if asked for and defined.
+    histograms: {category: metrics.Histogram} of pixel scores, likewise.
   """
   rows: dict[str, dict[str, metrics.Value]]
   summary: dict[str, dict]
@@ -37,8 +36,8 @@ class Result(NamedTuple):
   histograms: dict[str, metrics.Histogram] = {}  # noqa: RUF012 (never written)
 
 
-class Found(NamedTuple):
-  """What an evaluation found in one category; `scores` are its images', the others what Result has of it."""
+class CategoryResult(NamedTuple):
+  """One category's part of a Result; `scores` are its images'."""
   row: dict[str, metrics.Value]
   counts: dict[str, int]
   scores: np.ndarray
@@ -47,86 +46,91 @@ class Found(NamedTuple):
   histogram: metrics.Histogram | None
 
 
-RECORDS = (Found, metrics.Value, metrics.Curves, metrics.Histogram)  # what a progress.Progress has to know
+class Options(NamedTuple):
+  """What to compute and keep.
+
+  Attributes:
+    fpr_limit: of AUPRO.
+    aupr: rule for the area under the precision-recall curve, one of metrics.AUPR.
+    keep: indices of images whose maps to return.
+    worst: how many errors per category whose maps to return as well, see examples.worst.
+    curves: whether to return curves and histograms.
+  """
+  fpr_limit: float = 0.3
+  aupr: str = 'step'
+  keep: Collection[int] = ()
+  worst: int = 0
+  curves: bool = False
 
 
-def make_predict(method, clip, cfg, *, place: runtime.Placement) -> Callable:
-  """Returns jitted predict(learnable, frozen, bank, memory, features, batch) of a method, replicated outputs."""
-
-  def predict(learnable, frozen, bank, memory, features, batch):
-    return method.predict(learnable, frozen, bank, memory, features, batch, clip=clip, cfg=cfg)
-
-  return jax.jit(predict, out_shardings=place.copy)
+METRICS_ALONE = Options()
+RECORDS = (CategoryResult, metrics.Value, metrics.Curves, metrics.Histogram)  # types that an EvalCache must know
 
 
-def run(predict: Callable, load: Callable, dataset, *, batch: int, place: runtime.Placement,
-        fpr_limit: float = 0.3, aupr: str = 'step', finish: Callable | None = None, keep: Collection[int] = (),
-        worst: int = 0, curves: bool = False, progress: progress_lib.Progress | None = None) -> Result:
+def run(predict: Callable, load: Callable, dataset: Any, *, batch: int, place: runtime.Placement,
+        postprocess: Callable | None = None, options: Options = METRICS_ALONE,
+        cache: eval_cache.EvalCache | None = None) -> Result:
   """Returns the exact metrics of every category; memory is bounded by the largest category's maps.
 
   Args:
-    predict: (features, batch) -> {'score': [B], 'map': [B, R, R]} on the device; batch has category, index and
-      valid [B], never the truth. Without a map pixel metrics are undefined.
+    predict: (features, batch) -> record with score [B] and map [B, R, R] or None, on the device; its batch has
+      category, index and valid [B], never the ground truth. Without a map, pixel metrics are undefined.
     load: indices -> (Features, batch) of numpy arrays, as features.load.
-    dataset: has ids, labels [n], category_index [n] and categories.
+    dataset: has name, ids, labels [n], category_index [n] and categories.
     batch: images predicted at once; the last batch of a category is padded to it.
     place: devices that share a batch.
-    fpr_limit: of AUPRO.
-    aupr: rule for the area under the precision-recall curve, one of metrics.AUPR.
-    finish: outputs of one category -> outputs, for methods whose score needs the whole category.
-    keep: indices of images whose maps to return.
-    worst: so many errors a category whose maps to return as well, see examples.worst.
-    curves: whether to return curves and histograms.
-    progress: keeps every category that is finished; those that it has are not evaluated again.
+    postprocess: outputs of a whole category -> outputs, for scores that depend on its other images.
+    options: see Options.
+    cache: keeps every finished category; categories that it has are not evaluated again.
 
   Raises:
-    runtime.Preempted: the run was asked to stop; finished categories are kept in `progress`.
+    runtime.Preempted: the run was asked to stop; finished categories are in `cache`.
     ValueError: NaN or infinity in a score or map, naming the image; an empty data set.
   """
   if not len(dataset.ids):
     raise ValueError(f'{dataset.name}: no images to evaluate')
   size = place.rows(batch)
   scores = np.full(len(dataset.ids), np.nan, np.float32)
-  maps, every = {}, {}
+  results: dict[str, CategoryResult] = {}
   with tqdm(total=len(dataset.ids), desc='evaluate', unit='image', disable=jax.process_index() > 0) as bar:
     for number, category in enumerate(dataset.categories):
       members = np.flatnonzero(dataset.category_index == number)
-      found = progress and progress.read(number)
-      if found:
+      result = cache and cache.read(number)
+      if result:
         bar.update(len(members))
       else:
-        pixel = metrics.PixelMetrics(fpr_limit, aupr=aupr)
-        parts = _category(predict, load, members, size, place, finish, bar)
-        found = _found(parts, dataset, members, pixel, keep=keep, worst=worst, curves=curves)
-        if progress:
-          progress.write(number, found)
-      scores[members], every[category] = found.scores, found
-      maps |= found.maps
-  rows, counts = ({c: getattr(found, name) for c, found in every.items()} for name in ('row', 'counts'))
+        parts = _predicted(predict, load, members, size, place, postprocess, bar)
+        result = _category_result(parts, dataset, members, options)
+        if cache:
+          cache.write(number, result)
+      scores[members], results[category] = result.scores, result
+  rows, counts = ({c: getattr(result, name) for c, result in results.items()} for name in ('row', 'counts'))
   _warn(counts)
-  drawn = ({c: getattr(found, name) for c, found in every.items() if getattr(found, name)}
-           for name in ('curves', 'histogram'))
-  return Result(rows, metrics.summarise(rows), counts, scores, maps, *drawn)
+  maps = {index: anomaly_map for result in results.values() for index, anomaly_map in result.maps.items()}
+  curves = {c: result.curves for c, result in results.items() if result.curves}
+  histograms = {c: result.histogram for c, result in results.items() if result.histogram}
+  return Result(rows, metrics.summarise(rows), counts, scores, maps, curves, histograms)
 
 
-def _found(parts, dataset, members, pixel, *, keep, worst, curves) -> Found:
-  """What the parts of one category come to; the arguments are those of `run`."""
+def _category_result(parts: Iterator, dataset: Any, members: np.ndarray, options: Options) -> CategoryResult:
+  """The metrics of one category from its predicted parts."""
+  pixel = metrics.PixelMetrics(options.fpr_limit, aupr=options.aupr)
   scores, maps = np.full(len(dataset.ids), np.nan, np.float32), {}
-  masked, mapped, errors = False, True, {}  # does any anomalous image come with a mask; do images get maps?
+  masked, mapped, errors = False, True, {}  # does any anomalous image have a mask; do images get maps?
   for index, out, rest in parts:
-    scores[index] = out['score']
-    mapped = 'map' in out
+    scores[index] = out.score
+    mapped = out.map is not None
     if not mapped:
       continue
-    truth = rest['has_mask']
-    masked |= bool(np.any(truth & (rest['label'] == 1)))
-    ids = [dataset.ids[i] for i in index[truth]]
-    pixel.update(out['map'][truth], rest['mask'][truth], rest['label'][truth], ids)
-    errors |= dict(zip(index.tolist(), out['map']))
-    maps |= _copies(errors, set(keep) & set(index.tolist()))
-    errors = _copies(errors, examples.worst(sorted(errors), scores, dataset.labels, worst))
+    known = rest['has_mask']
+    masked |= bool(np.any(known & (rest['label'] == 1)))
+    ids = [dataset.ids[i] for i in index[known]]
+    pixel.update(out.map[known], rest['mask'][known], rest['label'][known], ids)
+    errors |= dict(zip(index.tolist(), out.map))
+    maps |= _copies(errors, set(options.keep) & set(index.tolist()))
+    errors = _copies(errors, examples.worst(sorted(errors), scores, dataset.labels, options.worst))
   labels = dataset.labels[members]
-  # A set that is anomalous throughout and unmasked has no pixel truth; all-normal sets say so themselves.
+  # A data set that is anomalous throughout and has no masks has no pixel ground truth; all-normal sets say so.
   usable = masked or not np.any(labels == 1)
   row = metrics.evaluate_category(labels, scores[members], pixel if usable and mapped else None,
                                   ids=[dataset.ids[i] for i in members], aupr=pixel.aupr)
@@ -134,33 +138,34 @@ def _found(parts, dataset, members, pixel, *, keep, worst, curves) -> Found:
     row |= dict.fromkeys(metrics.PIXEL_METRICS, metrics.Value(None, 'the method makes no maps'))
   counts = {'normal': int(np.sum(labels == 0)), 'anomalous': int(np.sum(labels == 1)),
             'vanished': pixel.vanished, 'contradicted': pixel.contradicted}
-  histogram = drawn = None
-  if curves and usable and mapped:
+  histogram = curves = None
+  if options.curves and usable and mapped:
     with contextlib.suppress(metrics.Undefined):
       histogram = pixel.histogram()
-      drawn = pixel.curves()
-  return Found(row, counts, scores[members], maps | errors, drawn, histogram)
+      curves = pixel.curves()
+  return CategoryResult(row, counts, scores[members], maps | errors, curves, histogram)
 
 
-def _copies(maps, indices):
-  """The maps of these images; as views they would keep those of a whole batch or category."""
+def _copies(maps: Mapping[int, np.ndarray], indices: Collection[int]) -> dict[int, np.ndarray]:
+  """The maps of these images; views would keep those of a whole batch or category in memory."""
   return {i: maps[i].copy() for i in indices}
 
 
-def _warn(counts):
+def _warn(counts: Mapping[str, Mapping[str, int]]):
   for category, n in counts.items():
     if n['vanished']:
-      logging.warning('%s: the masks of %d of %d anomalous images are empty at this resolution; they count as '
+      logging.warning('%s: the masks of %d of %d anomalous images are empty at this resolution; these images count as '
                       'normal pixels and keep their image label', category, n['vanished'], n['anomalous'])
     if n['contradicted']:
       logging.warning('%s: %d images labelled normal have anomalous pixels in their masks', category,
                       n['contradicted'])
 
 
-def _category(predict, load, members, size, place, finish, bar):
-  """Yields (indices, outputs, batch) of numpy arrays without padding: batch by batch, or at once to finish.
+def _predicted(predict: Callable, load: Callable, members: np.ndarray, size: int, place: runtime.Placement,
+               postprocess: Callable | None, bar: tqdm) -> Iterator[tuple]:
+  """Yields (indices, outputs, batch) in numpy without padding: batch by batch, or all at once to postprocess them.
 
-  Every process reads its share of a batch and yields the whole.
+  Every process reads its share of a batch and yields the whole batch.
   """
 
   def read(start):
@@ -172,18 +177,17 @@ def _category(predict, load, members, size, place, finish, bar):
   for features, batch in runtime.prefetch(read, range(0, len(members), size)):
     if runtime.any_process(runtime.preempted()):
       raise runtime.Preempted('asked to stop during the evaluation')
-    known = {k: batch[k] for k in ('category', 'index', 'valid')}  # the truth stays on the host
-    out = jax.device_get(predict(*runtime.globalize((features, known), place.split)))
-    truth = ('label', 'has_mask', 'mask') if 'map' in out else ()  # masks of a large category fill memory
+    visible = {k: batch[k] for k in ('category', 'index', 'valid')}  # the ground truth stays on the host
+    out = jax.device_get(predict(*runtime.globalize((features, visible), place.split)))
+    truth = () if out.map is None else ('label', 'has_mask', 'mask')  # masks of a large category fill memory
     rest = runtime.gather({k: batch[k] for k in ('index', 'valid', *truth)})
-    out, rest = ({k: np.asarray(v)[rest['valid']] for k, v in tree.items()} for tree in (out, rest))
-    part = rest['index'], out, rest
+    out, rest = (jax.tree.map(lambda x, valid=rest['valid']: np.asarray(x)[valid], tree) for tree in (out, rest))
     bar.update(len(rest['index']))
-    if finish is None:
-      yield part
+    if postprocess is None:
+      yield rest['index'], out, rest
     else:
-      parts.append(part)
+      parts.append((rest['index'], out, rest))
   if parts:
     stack = lambda trees: jax.tree.map(lambda *x: np.concatenate(x), *trees)
     index, outs, rests = zip(*parts)
-    yield np.concatenate(index), finish(stack(outs)), stack(rests)
+    yield np.concatenate(index), postprocess(stack(outs)), stack(rests)

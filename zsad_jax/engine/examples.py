@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def share(count: int) -> tuple[int, int]:
+def split_count(count: int) -> tuple[int, int]:
   """(spread, worst): of `count` images a category a third are its worst errors, the others as they come."""
   worst = 2 * (count // 6)
   return count - worst, worst
 
 
-def chosen(dataset, count: int) -> list[int]:
+def spread_over_defects(dataset, count: int) -> list[int]:
   """Indices of up to `count` images a category, half of them anomalous, spread over its defect types."""
   indices = []
   for number in range(len(dataset.categories)):
@@ -23,7 +23,7 @@ def chosen(dataset, count: int) -> list[int]:
   return indices
 
 
-def worst(indices: Sequence[int], scores, labels, count: int) -> list[int]:
+def worst_errors(indices: Sequence[int], scores, labels, count: int) -> list[int]:
   """Those of `indices` that mislead most: count / 2 anomalous ones of lowest score, count / 2 normal of highest."""
   indices = np.asarray(indices, int)
   order = indices[np.argsort(np.asarray(scores)[indices], kind='stable')]
@@ -31,10 +31,10 @@ def worst(indices: Sequence[int], scores, labels, count: int) -> list[int]:
   return [int(i) for i in (*order[anomalous][:count // 2], *order[~anomalous][::-1][:count // 2])]
 
 
-def shown(dataset, scores, count: int) -> list[int]:
+def select(dataset, scores, count: int) -> list[int]:
   """Indices of up to `count` images a category, its worst errors and others spread over its defect types."""
-  spread, errors = share(count)
-  indices = set(chosen(dataset, spread))
+  spread, errors = split_count(count)
+  indices = set(spread_over_defects(dataset, spread))
   for number in range(len(dataset.categories)):
-    indices.update(worst(np.flatnonzero(dataset.category_index == number), scores, dataset.labels, errors))
+    indices.update(worst_errors(np.flatnonzero(dataset.category_index == number), scores, dataset.labels, errors))
   return sorted(indices)

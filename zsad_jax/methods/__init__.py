@@ -60,7 +60,7 @@ class Prediction(NamedTuple):
   """
   score: jax.Array | np.ndarray
   map: jax.Array | np.ndarray | None = None
-  extras: Mapping[str, Any] = MappingProxyType({})
+  extras: dict[str, Any] = {}  # noqa: RUF012 (never written; a dict, so that it is a tree)
 
 
 class Stage(NamedTuple):

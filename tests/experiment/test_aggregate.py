@@ -10,7 +10,7 @@ import pytest
 from zsad_jax import metrics
 from zsad_jax.configs import anomalyclip, common, sdp_plus
 from zsad_jax.experiment import aggregate, results
-from zsad_jax.report import gather, tables
+from zsad_jax.report import run_tables, tables
 
 NO_MASKS = metrics.Value(None, 'no masks')
 
@@ -66,7 +66,7 @@ def test_seeds_of_one_experiment_are_one_row_with_its_spread_and_interval(tmp_pa
   assert (cell['seeds'], cell['published'], cell['image_size'], cell['selection']) == (
     '0, 1, 2', '0.915', '518', 'last epoch (15)')
   head, _, row = lines(tmp_path)
-  assert head.split(' | ')[5] == 'image auroc'
+  assert head.split(' | ')[5] == 'Image AUROC'
   assert row.startswith('| anomalyclip | visa | 518 | last epoch (15) | 0, 1, 2 |')
   value, std, low, high = (100 * float(cell[k]) for k in ('value', 'std', 'low', 'high'))
   assert f'| {value:.1f} ± {std:.1f} [{low:.1f}, {high:.1f}] (91.5) |' in row
@@ -123,7 +123,7 @@ def test_undefined_cells_say_why(tmp_path):
   text = (tmp_path / 'report.md').read_text()
   assert '| SDP+ | visa | 240 | last epoch (15) | 0 | n/a (no anomalous images) |' in text
   assert '- pixel auroc, pixel ap, pixel f1max, aupro, aupro 200: n/a (no masks) for every row.' in text
-  assert 'pixel auroc |' not in text
+  assert 'Pixel AUROC |' not in text
   assert ('- anomalyclip: image auroc, image ap, image f1max: means over 1 of 2 categories; wood: no anomalous '
           'images.') in text
   assert cells(tmp_path, category='wood', metric='image_ap')[0]['reason'] == 'no anomalous images'
@@ -173,9 +173,9 @@ def test_folders_without_results_are_refused(tmp_path):
 
 def test_the_names_of_rows_tell_weights_apart():
   def run(weights):
-    return gather.Run('p', 'sdp', 'SDP', 1, {'a': 1}, (0,), {'name': 't', 'split': 'test', 'categories': [],
+    return run_tables.Run('p', 'sdp', 'SDP', 1, {'a': 1}, (0,), {'name': 't', 'split': 'test', 'categories': [],
                       'fingerprint': ''}, 'nothing', (weights, 'none'), 240, 'none', 0, '', {}, {}, None, {}, 0.0)
-  (rows,), notes = gather.tables([run('12345678-a'), run('abcdefgh-b')])
+  (rows,), notes = run_tables.group_runs([run('12345678-a'), run('abcdefgh-b')])
   assert [name for name, _ in rows] == ['SDP, 1 shot [weights 12345678, auxiliary data none]',
                                         'SDP, 1 shot [weights abcdefgh, auxiliary data none]'] and not notes
 

@@ -15,7 +15,7 @@ from zsad_jax import methods
 from zsad_jax.clip import model as clip_lib
 from zsad_jax.configs import anomalyclip, patchcore_clip, rwda
 from zsad_jax.experiment import diagnostics, setup
-from zsad_jax.report import plates
+from zsad_jax.report import diagnostic_figures
 
 
 def config(module, tmp, **changes):
@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def drawn(monkeypatch):
-  """What was asked of plates.tsne, in place of the slow layout."""
+  """What was asked of diagnostic_figures.tsne, in place of the slow layout."""
   found = []
   monkeypatch.setattr(plates, 'tsne', lambda *asked: found.append(asked) or b'png')
   return found
@@ -123,11 +123,11 @@ def test_a_resnet_has_no_attention_to_draw():
 
 def test_plates_are_pictures_and_a_seed_fixes_the_plane():
   rng = np.random.default_rng(0)
-  kinds = [plates.Points('image', rng.normal(size=(6, 5)), np.arange(6) % 2),
-           plates.Points('text', rng.normal(size=(2, 5)), np.arange(2))]
-  assert Image.open(io.BytesIO(plates.tsne('points', {'here': kinds}, 3))).format == 'PNG'
+  kinds = [diagnostic_figures.Points('image', rng.normal(size=(6, 5)), np.arange(6) % 2),
+           diagnostic_figures.Points('text', rng.normal(size=(2, 5)), np.arange(2))]
+  assert Image.open(io.BytesIO(diagnostic_figures.tsne('points', {'here': kinds}, 3))).format == 'PNG'
   values = rng.normal(size=(4, 3))
-  np.testing.assert_array_equal(plates.plane(values, 0), plates.plane(10 * values, 0))
-  maps = {mode: np.full((16, 16), 1 / 16) for mode in plates.MODES}
-  item = plates.Attention(Image.new('RGB', (30, 20)), maps, (1, 2), 'a: b')
-  assert Image.open(io.BytesIO(plates.attention('block', [item]))).format == 'PNG'
+  np.testing.assert_array_equal(diagnostic_figures.plane(values, 0), diagnostic_figures.plane(10 * values, 0))
+  maps = {mode: np.full((16, 16), 1 / 16) for mode in diagnostic_figures.MODES}
+  item = diagnostic_figures.Attention(Image.new('RGB', (30, 20)), maps, (1, 2), 'a: b')
+  assert Image.open(io.BytesIO(diagnostic_figures.attention('block', [item]))).format == 'PNG'

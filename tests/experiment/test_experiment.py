@@ -47,7 +47,7 @@ def test_the_report_shows_what_a_run_leaves(run, tmp_path):
     cell, = (row for row in csv.DictReader(file) if (row['category'], row['metric']) == ('', 'image_auroc'))
   mean = json.loads((results / 'metrics.json').read_text())['mean']['image_auroc']['value']
   assert float(cell['value']) == mean and float(cell['low']) <= mean <= float(cell['high'])  # so scores.csv fits
-  assert (cell['learned_from'], cell['seeds']) == (cfg.data.aux, '3')
+  assert (cell['trained_on'], cell['seeds']) == (cfg.data.aux, '3')
   scores = list(csv.DictReader((results / 'scores.csv').open(newline='')))
   assert len(scores) == 16 and scores[0].keys() == {'id', 'category', 'label', 'score'}
 

@@ -48,5 +48,5 @@ def test_tables_2_and_3_and_figure_4():
 
 @pytest.mark.parametrize(('std', 'cell'), [(0.004, '91.2 ± 0.4 (92.2)'), (None, '91.2 (92.2)')])
 def test_a_spread_over_seeds_is_shown(std, cell):
-  text = tables.beside([('a', {'image_auroc': {'value': 0.9125, 'std': std}}, {'image_auroc': 92.2})], ['image_auroc'])
+  text = tables.comparison([('a', {'image_auroc': {'value': 0.9125, 'std': std}}, {'image_auroc': 92.2})], ['image_auroc'])
   assert text.splitlines()[-1] == f'| a | {cell} |'

@@ -139,7 +139,7 @@ def test_a_row_of_another_method_is_that_methods_config_and_heeds_the_tables_key
 
 def test_measured_beside_published():
   summary = {'image_auroc': {'value': 0.9125}, 'pixel_auroc': {'value': None}}
-  text = report.beside([('a', summary, {'image_auroc': 90.9}), ('b', summary, {}), ('c', '', {'image_auroc': 1.0}),
+  text = report.comparison([('a', summary, {'image_auroc': 90.9}), ('b', summary, {}), ('c', '', {'image_auroc': 1.0}),
                         ('d', 'error', {'pixel_auroc': 2.0})], ['image_auroc', 'pixel_auroc'])
   assert text.splitlines() == ['|  | image auroc | pixel auroc |', '| --- | --- | --- |', '| a | 91.2 (90.9) | - |',
                                '| b | 91.2 | - |', '| c | (1.0) |  |', '| d | error | error (2.0) |']

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 from zsad_jax import data, metrics
 from zsad_jax.clip.weights import convert
 from zsad_jax.data import images, protocol
-from zsad_jax.report import page
+from zsad_jax.report import html_page
 
 COLOUR = {'bolt': (40, 100, 40)}
 
@@ -197,5 +197,5 @@ def test_extra_an_image_in_both_sets_is_leakage(photos, load, tmp_path):
 def test_extra_names_cannot_break_out_of_the_page():
   name = '"><script>alert(1)</script>'
   row = {'image_auroc': metrics.Value(None, name)}
-  text = page.render(name, [name], {name: row}, metrics.summarise({name: row}), None)
+  text = html_page.render(name, [name], {name: row}, metrics.summarise({name: row}), None)
   assert '<script>alert' not in text and '&lt;script&gt;alert(1)&lt;/script&gt;' in text

@@ -19,8 +19,8 @@ ALLOWED = {
   'zsad_jax/engine/logs.py': {'lock', 'scalars'}, 'zsad_jax/predict/prediction_log.py': {'append'}, 'zsad_jax/tiny_clip/pretrain.py': {'fit'},
   # into memory
   'zsad_jax/predict/calibration.py': {'_npz'}, 'zsad_jax/predict/export.py': {'_npz'}, 'zsad_jax/engine/eval_cache.py': {'write'},
-  'zsad_jax/report/legend.py': {'colour_bar'},
-  'zsad_jax/report/plates.py': {'_png'},
+  'zsad_jax/report/heatmap.py': {'colour_bar'},
+  'zsad_jax/report/diagnostic_figures.py': {'_png'},
 }
 
 

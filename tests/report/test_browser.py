@@ -8,7 +8,7 @@ from PIL import Image
 
 from zsad_jax import metrics
 from zsad_jax.metrics import Value
-from zsad_jax.report import charts, figures, page
+from zsad_jax.report import charts, gallery, heatmap, html_page
 
 CHROME = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
 sync_api = pytest.importorskip('playwright.sync_api', reason='playwright drives the browser')
@@ -21,13 +21,13 @@ ROWS = {name: {'image_auroc': Value(value), 'aupro': Value(other, '' if other el
 SUMMARY = {'image_auroc': dict(value=.7, count=3, of=3, reason=''), 'aupro': dict(value=.6, count=2, of=3, reason='')}
 
 
-def shown():
+def examples():
   for i, (category, label, score) in enumerate(
       (('bolt', 1, .15), ('bolt', 0, .8), (ODD, 1, .9), (ODD, 0, .1), ('wood', 1, .4), ('wood', 0, .62))):
     pixels = np.full((48, 64, 3), 40 * i, np.uint8)
     mask = np.zeros((48, 64), np.uint8)
     mask[10:20, 10:30] = 255 * label
-    yield figures.Shown(Image.fromarray(pixels), mask, np.full((8, 8), score), score, label, f'{ODD}{i}', category)
+    yield gallery.Example(Image.fromarray(pixels), mask, np.full((8, 8), score), score, label, f'{ODD}{i}', category)
 
 
 @pytest.fixture(scope='module')
@@ -35,12 +35,12 @@ def file(tmp_path_factory):
   rng = np.random.default_rng(0)
   pixel = metrics.PixelMetrics()
   pixel.update(rng.random((2, 8, 8)), rng.integers(0, 2, (2, 8, 8)))
-  drawn = {name: charts.of_category(row, rng.random(9), np.arange(9) % 2, pixel.curves(), pixel.histogram(), score=.5)
-           for name, row in ROWS.items()}
+  of_category = {name: charts.category_charts(row, rng.random(9), np.arange(9) % 2, pixel.curves(), pixel.histogram(),
+                                              score=.5) for name, row in ROWS.items()}
   path = tmp_path_factory.mktemp('page') / 'index.html'
-  path.write_text(page.render(
-    f'a run of {ODD}', [ODD], ROWS, SUMMARY, {'aupro': 81.4}, drawn=drawn, shown=shown(), count=6,
-    rule=page.Rule(.5, figures.threshold_scale(0, .5, 1), 'the threshold', 'Anomalous from 0.5 on.'),
+  path.write_text(html_page.render(
+    f'a run of {ODD}', [ODD], ROWS, SUMMARY, {'aupro': 81.4}, charts=of_category, examples=examples(), count=6,
+    rule=html_page.Rule(.5, 'Anomalous from 0.5 on.', heatmap.threshold_scale(0, .5, 1)),
     sheets={'wood': 'pictures/wood.png'}), encoding='utf-8')
   return path
 
@@ -95,10 +95,10 @@ def test_pictures_are_filtered_and_put_in_order(opened):
   choose('category', ODD)
   assert cards(opened) == ['2', '3']
   assert opened.locator('section:visible').count() == 1
-  assert opened.locator('output').inner_text() == '2 of 6 pictures'
+  assert opened.locator('output').inner_text() == '2 of 6 images'
   choose('category', '')
-  for kind, order, want in (('wrong', 'worst', '0154'), ('alarm', 'worst', '15'), ('missed', 'lowest', '04'),
-                            ('called', 'highest', '215'), ('normal', 'listed', '135')):
+  for kind, order, want in (('error', 'worst', '0154'), ('false-alarm', 'worst', '15'), ('missed', 'lowest', '04'),
+                            ('verdict-anomalous', 'highest', '215'), ('normal', 'listed', '135')):
     choose('kind', kind)
     choose('order', order)
     assert ''.join(cards(opened)) == want, (kind, order)

@@ -20,12 +20,12 @@ def test_a_curve_spans_its_axes():
   ElementTree.fromstring(svg)
   left, right, top, bottom = charts.LEFT, charts.WIDTH - charts.RIGHT, charts.TOP, charts.HEIGHT - charts.BOTTOM
   np.testing.assert_allclose(path(svg, 'curve'), [[left, bottom], [(left + right) / 2, top], [right, top]])
-  np.testing.assert_allclose(path(svg, 'guess'), [[left, bottom], [right, top]])
+  np.testing.assert_allclose(path(svg, 'chance'), [[left, bottom], [right, top]])
   assert 'ROC &lt;1&gt;' in svg
 
 
 def test_histograms_are_shares_of_their_own_class():
-  steps = charts.Steps(np.array([0., 1, 2]), np.array([1, 3]), np.array([0, 50]))
+  steps = charts.Bins(np.array([0., 1, 2]), np.array([1, 3]), np.array([0, 50]))
   svg = charts.histogram('scores', steps, x_label='score', threshold=1.5)
   ElementTree.fromstring(svg)
   floor = charts.HEIGHT - charts.BOTTOM
@@ -36,9 +36,9 @@ def test_histograms_are_shares_of_their_own_class():
 
 
 @pytest.mark.parametrize('steps', [
-  charts.of_scores([.5, .5], [0, 1]), charts.of_scores([1e-9, 1e9], [1, 1]), charts.of_scores([-3.], [0]),
-  charts.of_scores(np.nextafter(np.float32(.5), np.float32([0, 1])), [0, 1]), charts.of_scores([0, 0], [0, 1]),
-  charts.of_scores([1e30, np.nextafter(1e30, 2e30)], [0, 1])])
+  charts.score_bins([.5, .5], [0, 1]), charts.score_bins([1e-9, 1e9], [1, 1]), charts.score_bins([-3.], [0]),
+  charts.score_bins(np.nextafter(np.float32(.5), np.float32([0, 1])), [0, 1]), charts.score_bins([0, 0], [0, 1]),
+  charts.score_bins([1e30, np.nextafter(1e30, 2e30)], [0, 1])])
 def test_odd_scores_still_draw(steps):
   svg = charts.histogram('scores', steps, x_label='score', threshold=1e12)
   ElementTree.fromstring(svg)
@@ -49,10 +49,10 @@ def test_odd_scores_still_draw(steps):
 def test_a_category_has_what_is_defined_for_it():
   row = {'pixel_auroc': metrics.Value(.5), 'pixel_ap': metrics.Value(.25), 'aupro': metrics.Value(None, 'no')}
   scores, labels = np.array([.1, .9]), np.array([0, 1])
-  assert len(charts.of_category(row, scores, labels)) == 1
+  assert len(charts.category_charts(row, scores, labels)) == 1
   pixel = metrics.PixelMetrics()
   pixel.update(np.random.default_rng(0).random((2, 8, 8)), np.repeat([0, 1], 64).reshape(2, 8, 8))
-  found = charts.of_category(row, scores, labels, pixel.curves(), pixel.histogram(), score=.5, pixel=.5, limit=.3)
+  found = charts.category_charts(row, scores, labels, pixel.curves(), pixel.histogram(), score=.5, pixel=.5, limit=.3)
   assert len(found) == 5
   assert 'AP 25.0' in found[3] and 'AUPRO -' in found[4] and '>0.3<' in found[4]
   for svg in found:

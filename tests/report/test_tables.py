@@ -28,12 +28,12 @@ SUMMARY = {
 def test_text_shows_percent_and_names_what_is_undefined():
   out = tables.text(ROWS, SUMMARY, {'image_auroc': 91.5})
   lines = out.splitlines()
-  assert lines[0].split() == ['category', 'image', 'auroc', 'aupro']
+  assert lines[0].split() == ['Category', 'Image', 'AUROC', 'AUPRO']
   assert lines[2].split() == ['bolt', '91.5', '-']
   assert lines[5].split() == ['mean', '70.8', '25.0']
   assert lines[6].split() == ['published', '91.5']
-  assert 'bolt: aupro undefined: no masks' in out
-  assert 'aupro: mean over 1 of 2 categories' in out
+  assert 'bolt: AUPRO undefined: no masks' in out
+  assert 'AUPRO: mean over 1 of 2 categories' in out
 
 
 def test_text_without_published_has_no_published_line():

@@ -53,7 +53,7 @@ class Options(NamedTuple):
     fpr_limit: of AUPRO.
     aupr: rule for the area under the precision-recall curve, one of metrics.AUPR.
     keep: indices of images whose maps to return.
-    worst: how many errors per category whose maps to return as well, see examples.worst.
+    worst: how many errors per category whose maps to return as well, see examples.worst_errors.
     curves: whether to return curves and histograms.
   """
   fpr_limit: float = 0.3
@@ -128,7 +128,7 @@ def _category_result(parts: Iterator, dataset: Any, members: np.ndarray, options
     pixel.update(out.map[known], rest['mask'][known], rest['label'][known], ids)
     errors |= dict(zip(index.tolist(), out.map))
     maps |= _copies(errors, set(options.keep) & set(index.tolist()))
-    errors = _copies(errors, examples.worst(sorted(errors), scores, dataset.labels, options.worst))
+    errors = _copies(errors, examples.worst_errors(sorted(errors), scores, dataset.labels, options.worst))
   labels = dataset.labels[members]
   # A data set that is anomalous throughout and has no masks has no pixel ground truth; all-normal sets say so.
   usable = masked or not np.any(labels == 1)

@@ -12,7 +12,7 @@ from zsad_jax import metrics
 from zsad_jax.engine import logs
 from zsad_jax.experiment import results
 from zsad_jax.metrics import intervals
-from zsad_jax.report import gather
+from zsad_jax.report import run_tables
 
 DRAWS = 1000  # of the bootstrap
 LEGEND = f"""\
@@ -32,19 +32,19 @@ def run(folders, out):
     ValueError: a folder that does not exist, or no results in any.
   """
   runs = read(folders)
-  found, notes = gather.tables(runs)
+  found, notes = run_tables.group_runs(runs)
   for note in notes:
     logging.warning('%s', note)
-  found = [[gather.Row(name, members, cells(members)) for name, members in rows] for rows in found]
-  text = '\n'.join(['# Results', '', LEGEND, *(gather.markdown(rows) for rows in found)])
+  found = [[run_tables.Row(name, members, cells(members)) for name, members in rows] for rows in found]
+  text = '\n'.join(['# Results', '', LEGEND, *(run_tables.markdown(rows) for rows in found)])
   if notes:
     text += '\nLeft out:\n\n' + ''.join(f'- {note}\n' for note in notes)
   logs.write_atomic(out / 'report.md', text)
-  logs.write_atomic(out / 'report.csv', gather.to_csv(found))
+  logs.write_atomic(out / 'report.csv', run_tables.to_csv(found))
   print(f'{text}\n{len(runs)} result{"s" * (len(runs) > 1)}; report: {out / "report.md"}, {out / "report.csv"}')
 
 
-def read(folders) -> list[gather.Run]:
+def read(folders) -> list[run_tables.Run]:
   """Returns every result below the folders; what cannot be read, or is of another program, is named and skipped."""
   places = {}
   for folder in map(Path, folders):
@@ -64,7 +64,7 @@ def read(folders) -> list[gather.Run]:
   return runs
 
 
-def cells(runs) -> dict[str, dict[str, gather.Cell]]:
+def cells(runs) -> dict[str, dict[str, run_tables.Cell]]:
   """Returns {category: {metric: Cell}} of the runs of one experiment, with '' for the mean over categories."""
   first, (drawn, of_mean) = runs[0], _drawn(runs)
   found = {'': {metric: _mean(runs, metric, of_mean.get(metric)) for metric in first.mean}}
@@ -92,10 +92,10 @@ def _mean(runs, metric, interval):
 
 def _number(values, interval, reason):
   if None in values:
-    return gather.Cell(None, reason=reason or 'undefined for some seeds', count=0)
+    return run_tables.Cell(None, reason=reason or 'undefined for some seeds', count=0)
   low, high, _ = interval or (None, None, '')
   std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-  return gather.Cell(float(np.mean(values)), std, low, high, reason)
+  return run_tables.Cell(float(np.mean(values)), std, low, high, reason)
 
 
 def _drawn(runs):
@@ -119,14 +119,14 @@ def _run(place):
   recipe = {key: value for key, value in results.recipe(config, seeds=False).items()
             if key not in ('eval.oracle_epoch', 'data.target')  # the target is known by its content
             and (learns or (key.split('.')[0] not in ('train', 'optim') and not key.startswith('data.aux')))}
-  learned_from = (auxiliary['name'] if auxiliary else 'texts') if learns else 'nothing'
+  trained_on = (auxiliary['name'] if auxiliary else 'texts') if learns else 'nothing'
   if protocol['checkpoint']:
-    learned_from = f'checkpoint {Path(protocol["checkpoint"]).name}'
+    trained_on = f'checkpoint {Path(protocol["checkpoint"]).name}'
   shots = config.get('fewshot', {}).get('shots', 0)
-  made = gather.Run(
+  made = run_tables.Run(
     place=str(place), method=config['method'], label=config.get('label', ''), shots=shots, recipe=recipe,
     draw=(protocol['seed'], *([config['fewshot']['seed']] if shots else [])), target=protocol['target'],
-    learned_from=learned_from, digests=(manifest['weights_sha256'], auxiliary['fingerprint'] if auxiliary else ''),
+    trained_on=trained_on, digests=(manifest['weights_sha256'], auxiliary['fingerprint'] if auxiliary else ''),
     image_size=manifest['metric_resolution'], selection=protocol['selection'],
     shared=protocol['shared_images']['count'], revision=manifest['git'] or manifest['zsad_jax'],
     mean=measured['mean'], rows=measured['per_category'], scores=None,

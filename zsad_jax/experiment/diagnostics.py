@@ -8,7 +8,7 @@ import numpy as np
 from zsad_jax.clip import preprocess
 from zsad_jax.engine import features, text_features
 from zsad_jax.experiment import setup
-from zsad_jax.report import plates
+from zsad_jax.report import diagnostic_figures
 
 IMAGES, GROUPS = 1000, 250  # of a target and of generated texts that are laid out in the plane, at most
 EXAMPLES = 4  # images whose attention is drawn
@@ -54,7 +54,7 @@ def tsne(cfg, method, clip, learnable, dataset):
     words = 'class tokens of images' + (', and the texts they are compared with' if found else
                                         '; this method has no single text a state and category to show')
   title = f't-SNE on {dataset.name}'
-  return plates.tsne(title, panels, cfg.seed), (
+  return diagnostic_figures.tsne(title, panels, cfg.seed), (
     f't-SNE of {words}. Near is similar; distances between groups, and their sizes, mean little. Images and texts lie '
     'apart in CLIP, so compare like with like.')
 
@@ -68,12 +68,12 @@ def attention(cfg, method, clip, dataset):
   for index in _examples(dataset):
     record = dataset[index]
     found = jax.device_get(read(clip.params, transform(record['image'])[None]))
-    items.append(plates.Attention(
+    items.append(diagnostic_figures.Attention(
       record['image'], {mode: weights[0, 1:, 1:] for mode, weights in found.items()},
       asked(record['mask'], clip.grid), f'{dataset.categories[dataset.category_index[index]]}: '
                                         f'{record["defect_type"]}'))
   title = f'Attention of patches in block {number} of {clip.arch.name}, mean over heads'
-  return plates.attention(title, items), (
+  return diagnostic_figures.attention(title, items), (
     f'What one patch (outlined) reads of the others in block {number}, and all patches of one another as a matrix, '
     'when queries, keys or values are compared with themselves in place of queries with keys (AnomalyCLIP, arXiv '
     '2310.18961, fig. 3). Each picture has its own scale.')
@@ -105,7 +105,7 @@ def _images(cfg, method, clip, dataset):
   for start in range(0, len(chosen), size):
     rows, valid = features.padded(chosen[start:start + size], size)
     tokens.append(np.asarray(load(rows)[0].cls, np.float32)[valid])
-  return plates.Points('image', np.concatenate(tokens), dataset.labels[chosen])
+  return diagnostic_figures.Points('image', np.concatenate(tokens), dataset.labels[chosen])
 
 
 def _told(cfg, method, clip):
@@ -114,7 +114,7 @@ def _told(cfg, method, clip):
   store = text_features.store(cfg.machine.feature_dir or f'{cfg.machine.data_dir}/features', groups, clip, text_features.encoder(clip),
                       max_gb=cfg.machine.max_feature_gb)
   found = np.asarray(store.read(np.arange(min(len(groups), GROUPS)))['texts'], np.float32)
-  return plates.Points('generated sentence', found.reshape(-1, found.shape[-1]), np.tile(np.arange(2), len(found)))
+  return diagnostic_figures.Points('generated sentence', found.reshape(-1, found.shape[-1]), np.tile(np.arange(2), len(found)))
 
 
 def _bank(cfg, method, clip, learnable, dataset):
@@ -123,5 +123,5 @@ def _bank(cfg, method, clip, learnable, dataset):
     {} if hasattr(method, 'select') else learnable, clip.params)
   if getattr(found, 'ndim', 0) != 3 or found.shape[1:] != (2, clip.arch.embed_dim):
     return []
-  return [plates.Points('text', np.asarray(found, np.float32).reshape(-1, found.shape[-1]),
+  return [diagnostic_figures.Points('text', np.asarray(found, np.float32).reshape(-1, found.shape[-1]),
                         np.tile(np.arange(2), len(found)))]

@@ -204,7 +204,7 @@ def evaluator(cfg, workdir, method, clip, dataset):
   if chosen:
     texts = runtime.replicate(selected(cfg, method, make_bank({}, frozen), cfg.data.target), place)
   jitted = evaluate.make_predict(method, clip, bounded, place=place)
-  spread, worst = examples.share(cfg.report.pictures)
+  spread, worst = examples.split_count(cfg.report.pictures)
   decides = {'program': eval_cache.sources(), 'weights': clip.fingerprint,
              'target data': dataset.fingerprint, 'config': json.loads(cfg.to_json_best_effort()),
              'references': port.digest(jax.device_get(memory))}
@@ -218,7 +218,7 @@ def evaluator(cfg, workdir, method, clip, dataset):
       load, dataset, batch=cfg.machine.eval_batch, place=place, fpr_limit=cfg.eval.fpr_limit,
       aupr=cfg.eval.aupr,
       finish=functools.partial(method.finish, cfg=cfg) if hasattr(method, 'finish') else None,
-      keep=examples.chosen(dataset, spread), worst=worst, curves=cfg.report.figures and cfg.report.pictures > 0,
+      keep=examples.spread_over_defects(dataset, spread), worst=worst, curves=cfg.report.figures and cfg.report.pictures > 0,
       progress=kept)
 
   return measure, drawn

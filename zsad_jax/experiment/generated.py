@@ -68,7 +68,7 @@ def evaluate(cfg, learnable, one: Callable, folder: Path, published: Mapping | N
   known = [metric for metric, about in made.items() if about['value'] is not None]
   print(f'\nSeeds {", ".join(map(str, seeds(cfg)))}: mean and standard deviation (n - {cfg.eval.std_ddof}) of the means over '
         f'categories, percent; in brackets what is published\n'
-        f'{tables.beside([(cfg.get("label", cfg.method), made, published or {})], known)}')
+        f'{tables.comparison([(cfg.get("label", cfg.method), made, published or {})], known)}')
   return {selection: made}
 
 

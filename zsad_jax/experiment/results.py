@@ -17,7 +17,7 @@ from zsad_jax import metrics
 from zsad_jax.data import naming
 from zsad_jax.engine import examples, logs, runtime
 from zsad_jax.experiment import setup
-from zsad_jax.report import charts, figures, page, pictures, tables
+from zsad_jax.report import charts, gallery, headings, heatmap, html_page, sheet, tables
 
 # Keys on which no result depends: names for people, places on disk, how much is done at once, what is drawn.
 NO_RESULT = ('label', 'published', 'table', 'bench', 'predict', 'export', 'machine', 'report', 'seeds')
@@ -40,28 +40,29 @@ def write(cfg, workdir, clip, learnable, aux, dataset, result, rules, seconds, s
   logs.write_atomic(place / 'per_category.csv', tables.to_csv(result.rows, result.counts))
   logs.write_atomic(place / 'scores.csv', tables.scores_csv(
     dataset.ids, [dataset.categories[c] for c in dataset.category_index], dataset.labels, result.scores))
-  indices = examples.shown(dataset, result.scores, cfg.report.pictures)
+  indices = examples.select(dataset, result.scores, cfg.report.pictures)
   rule, thresholds = ruled(dataset, result)
   logs.write_json(place / 'manifest.json', manifest(cfg, clip, rules, seconds) | {'figures': thresholds})
   sheets = {}
   if result.maps:
-    for category, picture in pictures.sheets(dataset, indices, result.scores, result.maps, rule.scale, rule.middle):
+    for category, picture in sheet.by_category(dataset, indices, result.scores, result.maps, rule.scale):
       sheets[category] = f'pictures/{category}.png'
       logs.write_atomic(place / sheets[category], picture)
   for name, (picture, _) in plates.items():
     logs.write_atomic(place / 'pictures' / f'{name}.png', picture)
-  label, learned = cfg.get('label', cfg.method), sum(x.size for x in jax.tree.leaves(learnable))
-  explanation = page.explain(label, cfg.clip, clip.image_size, learned, aux, dataset, rules['shared_images']['count'],
+  label, learned = cfg.get('label') or headings.method(cfg.method), sum(x.size for x in jax.tree.leaves(learnable))
+  explanation = html_page.explain(label, cfg.clip, clip.image_size, learned, aux, dataset, rules['shared_images']['count'],
                              source == 'texts')
   explanation += [f'{len(one.skipped)} damaged images of {one.name} were left out, among them {one.skipped[0]}.'
                   for one in (aux, dataset) if one is not None and one.skipped]
   if cfg.eval.aupr == 'trapezoid':
     explanation.append('AP is the area under the precision-recall curve by the trapezoidal rule: no average precision.')
-  title = f'{label}, {place.parent.name}: split {cfg.data.split}, seed {cfg.seed}'
-  logs.write_atomic(place / 'index.html', page.render(
-    title, explanation, result.rows, result.summary, published(cfg), drawn=curves(cfg, dataset, result, thresholds),
-    shown=pictures.gallery(dataset, indices, result.scores, result.maps), count=len(indices), rule=rule, sheets=sheets,
-    plates=plates))
+  title = headings.run(label, source, naming.short(cfg.data.target), cfg.seed, split=cfg.data.split,
+                       shots=cfg.fewshot.shots if 'fewshot' in cfg else 0, oracle='oracle' in suffix)
+  logs.write_atomic(place / 'index.html', html_page.render(
+    title, explanation, result.rows, result.summary, published(cfg), charts=curves(cfg, dataset, result, thresholds),
+    examples=gallery.examples(dataset, indices, result.scores, result.maps), count=len(indices), rule=rule, sheets=sheets,
+    figures=plates))
   if result.curves:
     logs.write_json(place / 'curves.json', numbers(cfg, result))
 
@@ -72,19 +73,19 @@ def write(cfg, workdir, clip, learnable, aux, dataset, result, rules, seconds, s
 
 
 def ruled(dataset, result):
-  """(page.Rule, the same as a dict of thresholds and colour scale): what is called anomalous on the page of a run."""
+  """(html_page.Rule, the same as a dict of thresholds and colour scale): what is called anomalous on the page of a run."""
   name, both = 'the pixel threshold with the largest F1 of this run', 0 < np.sum(dataset.labels) < len(dataset.labels)
   right, score = metrics.balanced_threshold(dataset.labels, result.scores) if both else (None, None)
   pixel = metrics.f1_threshold(list(result.curves.values())) if result.curves else None
-  scale, middle = figures.run_scale(list(result.maps.values()), pixel, name) if result.maps else (None, '')
+  scale = heatmap.run_scale(list(result.maps.values()), pixel, name) if result.maps else None
   source = (f'An image is called anomalous from a score of {score:.3g} on: of all thresholds the one with the best '
             f'balanced accuracy in this run, {100 * right:.1f} %. It was chosen with the truth: on new images expect '
             'less.' if both else
             'All images here are of one class, so that no threshold of their scores can be chosen.')
   known = {'image_threshold': score, 'pixel_threshold': pixel}
   if scale:
-    known['colour_scale'] = {'values': scale.values.tolist(), 'levels': scale.levels.tolist(), 'middle': middle}
-  return page.Rule(score, scale, middle, source), known
+    known['colour_scale'] = {'values': scale.values.tolist(), 'levels': scale.levels.tolist(), 'middle': scale.middle}
+  return html_page.Rule(score, source, scale), known
 
 
 def curves(cfg, dataset, result, thresholds):
@@ -92,7 +93,7 @@ def curves(cfg, dataset, result, thresholds):
   if not (cfg.report.figures and cfg.report.pictures):
     return {}
   of = lambda number: dataset.category_index == number
-  return {category: charts.of_category(
+  return {category: charts.category_charts(
     result.rows[category], result.scores[of(number)], dataset.labels[of(number)], result.curves.get(category),
     result.histograms.get(category), score=thresholds['image_threshold'], pixel=thresholds['pixel_threshold'],
     limit=cfg.eval.fpr_limit) for number, category in enumerate(dataset.categories)}

@@ -208,7 +208,7 @@ def write(cfg, workdir, lines, failed) -> str:
     own = [line[1:] for line in lines if line[0].column == column]
     of = [row.cfg for row, *_ in lines if row.column == column and row.cfg is not None]
     parts += ([column] if column else []) + ([caption(of)] if of else [])
-    parts += [tables.beside(own, shown(own, cfg.table.metrics)), *undefined(own)]
+    parts += [tables.comparison(own, shown(own, cfg.table.metrics)), *undefined(own)]
   parts += [f'{name}: error: {error}' for name, error in failed.items()]
   parts.append('Means over categories in percent; in brackets what is published, beside rows on the same weights and '
                'data alone.')

@@ -41,7 +41,7 @@ def area_won(above: np.ndarray, level: np.ndarray, limit: float) -> np.ndarray:
   return (limit - full + (full - start) ** 2 / (2 * np.maximum(level - above, 1))) / limit
 
 
-def loop_of_200(positives, region, sizes, negatives, dtype, *, steps: int = 200, limit: float = 0.3) -> float:
+def aupro_200_thresholds(positives, region, sizes, negatives, dtype, *, steps: int = 200, limit: float = 0.3) -> float:
   """AUPRO as the official AnomalyCLIP code integrates it (metrics.py:cal_pro_score), from sorted pixels.
 
   Thresholds arange(min, max, (max - min) / 200) with bounds and step in the maps' own dtype, as numpy >= 2
@@ -89,7 +89,7 @@ def _rounded_down(thresholds, dtype) -> np.ndarray:
 def overlap(positives, region, sizes, thresholds, side: str = 'right') -> np.ndarray:
   """PRO [T] of `score > threshold` ('left': >=) at ascending thresholds: each pixel is counted once, in its interval.
 
-  Arguments as for `loop_of_200`.
+  Arguments as for `aupro_200_thresholds`.
   """
   bounds = np.append(np.searchsorted(positives, thresholds, side), positives.size)
   covered = np.zeros(sizes.size, np.int64)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from zsad_jax.metrics import curves as curves_lib
-from zsad_jax.metrics.aupro import STRUCTURES, area_won, loop_of_200, regions
+from zsad_jax.metrics.aupro import STRUCTURES, area_won, aupro_200_thresholds, regions
 from zsad_jax.metrics.ranking import check_binary, check_finite, check_rule, counts, heights, higher, ordered
 from zsad_jax.metrics.value import Undefined, Value, one_class, settle
 
@@ -91,7 +91,7 @@ class PixelMetrics:
     if set(metrics) - {'aupro_200'}:
       values = self._ranked()
     if 'aupro_200' in metrics:
-      values['aupro_200'] = settle(loop_of_200, *self._pixels(), self._dtype)
+      values['aupro_200'] = settle(aupro_200_thresholds, *self._pixels(), self._dtype)
     return {name: values[name] for name in metrics}
 
   def curves(self) -> curves_lib.Curves:
@@ -171,7 +171,7 @@ def aupro(maps, masks, *, limit: float = 0.3, connectivity: int = 8) -> float:
 def aupro_200(maps, masks, *, connectivity: int = 8) -> float:
   """AUPRO with the 200 linear thresholds of the official AnomalyCLIP code, for published tables.
 
-  Same value as metrics.py:cal_pro_score there (see `zsad_jax.metrics.aupro.loop_of_200`), from one sort.
+  Same value as metrics.py:cal_pro_score there (see `zsad_jax.metrics.aupro.aupro_200_thresholds`), from one sort.
   Arguments and exceptions as for `aupro`; Undefined also where the official code fails or gives NaN.
   """
   return _one('aupro_200', maps, masks, 0.3, connectivity)

@@ -23,7 +23,7 @@ from zsad_jax.data import images, walk
 from zsad_jax.engine import logs, runtime
 from zsad_jax.predict import calibration, detector, overlays, thresholds
 from zsad_jax.predict.prediction_log import Journal
-from zsad_jax.report import figures, legend, page
+from zsad_jax.report import gallery, headings, heatmap, html_page
 
 COLUMNS = ('path', 'score', 'threshold', 'threshold_source', 'is_anomaly', 'percentile', 'map', 'mask', 'overlay',
            'error')
@@ -185,8 +185,8 @@ def _finish(made, root: Path, plan, out: Path, journal: Journal) -> dict[str, in
   logs.write_atomic(out / 'predictions.csv', _csv(table))
   logs.write_json(out / 'about.json', _about(made, root, levels))
   if any(row['overlay'] for row in table):
-    logs.write_atomic(out / 'colour_bar.png', legend.colour_bar(
-      figures.threshold_scale(levels.low, levels.pixel.value, levels.high), levels.pixel.source))
+    logs.write_atomic(out / 'colour_bar.png', heatmap.colour_bar(
+      heatmap.threshold_scale(levels.low, levels.pixel.value, levels.high), levels.pixel.source))
   if good and jax.process_index() == 0:
     files = {shown: file for file, shown, _ in plan}
     logs.write_atomic(out / 'index.html', _page(made, root, files, table, out, levels))
@@ -196,20 +196,21 @@ def _finish(made, root: Path, plan, out: Path, journal: Journal) -> dict[str, in
 def _page(made, root, files, table, out, levels) -> str:
   """HTML of the pictures with the highest scores, to look through in a browser."""
   good = sorted((row for row in table if not row['error']), key=lambda row: -row['score'])
-  scale = levels.pixel and figures.threshold_scale(levels.low, levels.pixel.value, levels.high)
-  rule = page.Rule(levels.image.value, scale, 'the threshold of maps' if scale else '',
-                   f'A picture is called anomalous from a score of {levels.image.value:.3g} on: {levels.image.source}.')
+  scale = levels.pixel and heatmap.threshold_scale(levels.low, levels.pixel.value, levels.high)
+  rule = html_page.Rule(
+    levels.image.value, f'An image is anomalous if it scores {levels.image.value:.3g} or higher: {levels.image.source}.',
+    scale)
 
   def shown():
     for row in good[:PAGE]:
       drawn = np.asarray(images.read_rgb(out / row['overlay'], made.rules)) if row['overlay'] else None
-      yield figures.Shown(images.read_rgb(root / files[row['path']], made.rules), None, drawn, row['score'], None,
+      yield gallery.Example(images.read_rgb(root / files[row['path']], made.rules), None, drawn, row['score'], None,
                           row['path'])
 
   count = min(len(good), PAGE)
-  words = [f'{made.cfg.get("label", made.cfg.method)} on CLIP {made.cfg.clip}: {len(table)} pictures, of which this '
+  words = [f'{made.cfg.get("label") or headings.method(made.cfg.method)} on CLIP {made.cfg.clip}: {len(table)} pictures, of which this '
            f'page shows the {count} with the highest scores; predictions.csv has all.']
-  return page.render_predictions(f'Predictions on {root.name}', words, shown(), count, rule)
+  return html_page.render_predictions(f'Predictions on {root.name}', words, shown(), count, rule)
 
 
 def _drawn_later(made, root, plan, out, rows, levels) -> list[dict]:

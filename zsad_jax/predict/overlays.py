@@ -10,7 +10,7 @@ from PIL import Image, PngImagePlugin
 
 from zsad_jax.engine import runtime
 from zsad_jax.predict import calibration, detector
-from zsad_jax.report import figures
+from zsad_jax.report import heatmap
 
 BAND = 1 << 19  # pixels of an overlay that are drawn at once
 
@@ -21,7 +21,7 @@ class Artist:
   def __init__(self, made, out: Path, levels: calibration.Levels | None = None):
     self._keys, self._out, self._levels = made.cfg.predict, out, levels or made.levels
     levels = self._levels
-    self._scale = levels.pixel and figures.threshold_scale(levels.low, levels.pixel.value, levels.high)
+    self._scale = levels.pixel and heatmap.threshold_scale(levels.low, levels.pixel.value, levels.high)
 
   def row(self, seen, name: str) -> dict:
     """Returns the journal's row of a picture, whose files are on disk then."""
@@ -61,7 +61,7 @@ class Artist:
     """The overlay [h, w, 3], made band by band: in one piece that of a large photograph takes a gigabyte."""
     height, width = large.shape
     rows = max(1, BAND // width)
-    return np.concatenate([figures.overlay(image.crop((0, top, width, min(top + rows, height))), large[top:top + rows],
+    return np.concatenate([heatmap.overlay(image.crop((0, top, width, min(top + rows, height))), large[top:top + rows],
                                            self._scale) for top in range(0, height, rows)])
 
   def _save_map(self, name: str, large: np.ndarray) -> str:

@@ -13,7 +13,7 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 240, 176, 44, 10, 22, 34
 DIGITS = 1  # of a coordinate, behind the point
 
 
-class Steps(NamedTuple):
+class Bins(NamedTuple):
   """Counts between `edges` [n + 1]; normal, anomalous [n]. A metrics.Histogram is one."""
   edges: np.ndarray
   normal: np.ndarray
@@ -34,12 +34,12 @@ def curve(title: str, x, y, *, x_label: str, y_label: str, x_end: float = 1.0, g
   parts = [_frame(title, x_label, y_label, [(v, f'{v:g}') for v in (0, x_end / 2, x_end)],
                   [(v, f'{v:g}') for v in (0, 0.5, 1)], across, up)]
   if guess is not None:
-    parts.append(f'<path class="guess" d="{_path(across([0, x_end]), up(guess))}"/>')
+    parts.append(f'<path class="chance" d="{_path(across([0, x_end]), up(guess))}"/>')
   parts.append(f'<path class="curve" d="{_path(across(x), up(y))}"/>')
   return _svg(title, parts)
 
 
-def histogram(title: str, steps: Steps, *, x_label: str, threshold: float | None = None) -> Markup:
+def histogram(title: str, steps: Bins, *, x_label: str, threshold: float | None = None) -> Markup:
   """SVG of two histograms over each other, each as shares of its own class; a threshold is a dashed line."""
   shares = [counts / max(counts.sum(), 1) for counts in (steps.normal, steps.anomalous)]
   top = max(share.max() for share in shares)
@@ -58,7 +58,7 @@ def histogram(title: str, steps: Steps, *, x_label: str, threshold: float | None
   return _svg(title, parts)
 
 
-def of_category(row: Mapping, scores, labels, curves=None, pixels=None, *, score=None, pixel=None,
+def category_charts(row: Mapping, scores, labels, curves=None, pixels=None, *, score=None, pixel=None,
          limit: float = 0.3) -> list:
   """The charts of one category: histograms of image and pixel scores, ROC, precision-recall and PRO curves of pixels.
 
@@ -70,7 +70,7 @@ def of_category(row: Mapping, scores, labels, curves=None, pixels=None, *, score
     limit: the false-positive rate that AUPRO ends at.
   """
   said = lambda metric: tables.percent(row[metric].value) if metric in row else '-'
-  found = [histogram('image scores', of_scores(scores, labels), x_label='score of an image',
+  found = [histogram('image scores', score_bins(scores, labels), x_label='score of an image',
                             threshold=score)]
   if pixels is not None:
     found.append(histogram('pixel scores', pixels, x_label='anomaly map', threshold=pixel))
@@ -86,14 +86,14 @@ def of_category(row: Mapping, scores, labels, curves=None, pixels=None, *, score
   return found
 
 
-def of_scores(scores, labels, bins: int = 24) -> Steps:
-  """The Steps of a category's image scores [n] with labels [n]."""
+def score_bins(scores, labels, bins: int = 24) -> Bins:
+  """The Bins of a category's image scores [n] with labels [n]."""
   scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
   low, high, largest = scores.min(), scores.max(), np.abs(scores).max()
   if high - low <= 1e-9 * largest:  # all one score, but for rounding: too narrow for bins
     low, high = low - max(.5, 1e-9 * largest), high + max(.5, 1e-9 * largest)
   edges = np.linspace(low, high, bins + 1)
-  return Steps(edges, *(np.histogram(scores[labels == label], edges)[0] for label in (0, 1)))
+  return Bins(edges, *(np.histogram(scores[labels == label], edges)[0] for label in (0, 1)))
 
 
 def _axis(low, high, start, end):

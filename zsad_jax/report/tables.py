@@ -4,6 +4,8 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 
+from zsad_jax.report import headings
+
 
 def text(
   rows: Mapping[str, Mapping], summary: Mapping[str, Mapping], published: Mapping[str, float] | None = None,
@@ -17,7 +19,7 @@ def text(
     published: {metric: percent} printed as its own line, labelled; None or {} for none.
   """
   names = list(next(iter(rows.values())))
-  lines = [['category', *(n.replace('_', ' ') for n in names)]]
+  lines = [['Category', *map(headings.metric, names)]]
   lines += [[c, *(percent(r[n].value) for n in names)] for c, r in rows.items()]
   lines += [['mean', *(percent(summary[n]['value']) for n in names)]]
   if published:
@@ -37,9 +39,9 @@ def notes(rows, summary, names: Sequence[str]) -> list[str]:
     for name in names:
       if row[name].value is None:
         reasons.setdefault((row[name].reason, category), []).append(name)
-  lines = [f'  - {c}: {", ".join(ms)} undefined: {reason}' for (reason, c), ms in reasons.items()]
+  lines = [f'  - {c}: {", ".join(map(headings.metric, ms))} undefined: {reason}' for (reason, c), ms in reasons.items()]
   partial = {m: s for m in names if 0 < (s := summary[m])['count'] < s['of']}
-  return lines + [f'  {m}: mean over {s["count"]} of {s["of"]} categories' for m, s in partial.items()]
+  return lines + [f'  {headings.metric(m)}: mean over {s["count"]} of {s["of"]} categories' for m, s in partial.items()]
 
 
 def percent(value: float | None) -> str:
@@ -70,7 +72,7 @@ def scores_csv(ids: Sequence[str], categories: Sequence[str], labels, scores) ->
   return out.getvalue()
 
 
-def beside(rows: Sequence[tuple[str, Mapping, Mapping]], metrics: Sequence[str]) -> str:
+def comparison(rows: Sequence[tuple[str, Mapping, Mapping]], metrics: Sequence[str]) -> str:
   """A Markdown table in percent, measured means with the published ones behind them in brackets.
 
   Args:
@@ -79,7 +81,7 @@ def beside(rows: Sequence[tuple[str, Mapping, Mapping]], metrics: Sequence[str])
       In place of a summary, the text that every cell of the row has, such as 'error'; '' for a row that is quoted.
     metrics: the columns.
   """
-  lines = [['', *(m.replace('_', ' ') for m in metrics)], ['---'] * (1 + len(metrics))]
+  lines = [['', *map(headings.metric, metrics)], ['---'] * (1 + len(metrics))]
   for label, summary, published in rows:
     cells = [summary if isinstance(summary, str) else percent(summary[m]['value']) + _spread(summary[m].get('std'))
              for m in metrics]

@@ -6,9 +6,10 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from zsad_jax.report import headings
 from zsad_jax.report.tables import percent
 
-HEADER = ('target', 'split', 'system', 'method', 'learned_from', 'image_size', 'selection', 'seeds', 'config',
+HEADER = ('target', 'split', 'system', 'method', 'trained_on', 'image_size', 'selection', 'seeds', 'config',
           'category', 'metric', 'value', 'std', 'low', 'high', 'published', 'categories', 'of', 'reason')
 
 
@@ -21,7 +22,7 @@ class Run(NamedTuple):
     recipe: {config key: value} of what results depend on, without the seeds.
     draw: what makes it one of several seeds.
     target: the protocol's record of the target set: name, split, categories, normal, anomalous, fingerprint.
-    learned_from: name of what was learned from; 'nothing', 'texts'.
+    trained_on: name of what was trained on; 'nothing', 'texts'.
     digests: of the weights and of the auxiliary set.
     image_size: pixels a side of images, maps and masks.
     selection: the rule by which the epoch was chosen.
@@ -39,7 +40,7 @@ class Run(NamedTuple):
   recipe: Mapping
   draw: tuple
   target: Mapping
-  learned_from: str
+  trained_on: str
   digests: tuple[str, str]
   image_size: int
   selection: str
@@ -91,14 +92,14 @@ class Row(NamedTuple):
   cells: Mapping
 
 
-def tables(runs: Iterable[Run]) -> tuple[list[list[tuple[str, tuple[Run, ...]]]], list[str]]:
+def group_runs(runs: Iterable[Run]) -> tuple[list[list[tuple[str, tuple[Run, ...]]]], list[str]]:
   """Returns ([[(name, runs of all seeds)] of one target] of all targets, what was left out and why).
 
   Runs of different configs, weights or auxiliary data are never of one row; where their names are the same, the
   names say in what they differ. Of two runs with the same seed the newer stands.
   """
   by_target: dict[tuple, dict] = {}
-  for run in sorted(runs, key=lambda run: (run.name, run.learned_from, run.draw, -run.age)):
+  for run in sorted(runs, key=lambda run: (run.name, run.trained_on, run.draw, -run.age)):
     rows = by_target.setdefault(
       (run.target['name'], run.target['split'], tuple(run.target['categories']), run.target['fingerprint']), {})
     rows.setdefault(run.experiment, []).append(run)
@@ -141,7 +142,7 @@ def markdown(rows: Sequence[Row]) -> str:
   lines = [f'## {target["name"]}, split {target["split"]}', '',
            f'{target["normal"]} normal and {target["anomalous"]} anomalous images of {len(target["categories"])} '
            f'{"category" if len(target["categories"]) == 1 else "categories"}; {_settings(rows)}.', '']
-  head = ['system', 'learned from', 'px', 'selection', 'seeds', *(m.replace('_', ' ') for m in shown)]
+  head = ['system', 'trained on', 'px', 'selection', 'seeds', *map(headings.metric, shown)]
   lines += [f'| {" | ".join(line)} |' for line in (
     head, ['---'] * len(head), *([*about(row), *(_cell(row.cells[''][m], row.runs[0].published.get(m)) for m in shown)]
                                  for row in rows))]
@@ -153,7 +154,7 @@ def about(row: Row) -> list[str]:
   run = row.runs[0]
   seeds = ', '.join(str(one.draw[0]) if len(set(one.draw)) == 1 else '/'.join(map(str, one.draw)) for one in row.runs)
   selection = ' / '.join(dict.fromkeys(one.selection for one in row.runs))
-  return [row.name.replace('|', r'\|'), run.learned_from, str(run.image_size), selection, seeds]
+  return [row.name.replace('|', r'\|'), run.trained_on, str(run.image_size), selection, seeds]
 
 
 def to_csv(found: Sequence[Sequence[Row]]) -> str:
@@ -192,7 +193,7 @@ def _cell(cell: Cell, published: float | None) -> str:
 
 
 def _notes(rows, metrics, shown) -> list[str]:
-  said = lambda metrics: ', '.join(m.replace('_', ' ') for m in metrics)
+  said = lambda metrics: ', '.join(map(headings.metric, metrics))
   nowhere: dict[str, list[str]] = {}
   for m in metrics:
     if m not in shown:

@@ -1,13 +1,19 @@
-"""CLIP and CLIP-AC: zero-shot anomaly detection by naming the two states, nothing learned.
+"""CLIP and CLIP-AC: training-free zero-shot anomaly detection by naming the two states.
 
-An image is scored by the softmax of its cosines with the texts of the two states, a pixel by that of its patch; the
-image tower is CLIP's own, class and patch tokens both read through ln_post and the projection. These are the
+The score of an image is the softmax of its cosines with the texts of the two states, that of a pixel the same for its
+patch; the image tower is CLIP's own, class and patch tokens both read through ln_post and the projection. These are the
 baselines of AnomalyCLIP (arXiv 2310.18961, sec. A.2): CLIP says "A photo of a normal [cls]" and "A photo of an
 anomalous [cls]", CLIP-AC fills the ImageNet templates with "normal [cls]" and "anomalous [cls]".
 """
 
-from zsad_jax.clip.feature_spec import FeatureSpec, Tap
+from collections.abc import Sequence
+
+import jax
+
+from zsad_jax.clip.feature_spec import Features, FeatureSpec, Tap
+from zsad_jax.methods import Batch, Clip, Config, Context, Params, Prediction, Traits
 from zsad_jax.methods.parts import prompts
+from zsad_jax.methods.parts.bounds import NOT_NEGATIVE, POSITIVE, OneOf
 from zsad_jax.ops import maps, multicrop
 
 # {prompt.ensemble: (states, templates)}.
@@ -16,52 +22,38 @@ ENSEMBLES = {
   'imagenet': (prompts.CLIP_AC_STATES, prompts.IMAGENET_TEMPLATES),
   'compound': (prompts.COMPOUND_STATES, prompts.COMPOUND_TEMPLATES),
 }
-TOWERS = ('vit', 'resnet')
+
+TRAITS = Traits(towers=('vit', 'resnet'))
+BOUNDS = {'prompt.ensemble': OneOf(tuple(ENSEMBLES)), 'temperature': POSITIVE, 'map.sigma': NOT_NEGATIVE}
 
 
-def spec(clip, cfg):
-  """Returns the FeatureSpec: class token, also of crops, and last block's patch tokens, through ln_post and projection.
+def feature_spec(clip: Clip, cfg: Config) -> FeatureSpec:
+  """Returns the class token, also of crops, and the last block's patch tokens, through ln_post and projection.
 
-  Of a ResNet it is the class feature and what its attention pool gives for every place of the last map.
+  For a ResNet: the class feature and the output of its attention pool at every position of the last feature map.
   """
-  check(cfg)
-  read = FeatureSpec(clip.image_size, cls='ln_post_proj', taps=(Tap('clip', clip.arch.vision.layers),),
-              positions=cfg.positions, crops=multicrop.side(clip.image_size, cfg.multicrop))
+  whole = FeatureSpec(clip.image_size, cls='ln_post_proj', taps=(Tap('clip', clip.arch.vision.layers),),
+                      positions=cfg.positions, crops=multicrop.side(clip.image_size, cfg.multicrop))
   if clip.arch.vision.kind == 'resnet':
-    read = read._replace(cls='proj', taps=(read.taps[0]._replace(point='pool'),), read='none')
-  return read
+    whole = whole._replace(cls='proj', taps=(whole.taps[0]._replace(point='pool'),), read='none')
+  return whole
 
 
-def init(rng, clip, cfg):
-  """Returns {}: nothing is learned."""
-  del rng, clip, cfg
-  return {}
-
-
-def bank(learnable, frozen, categories, *, clip, cfg):
-  """Returns text features [C, 2, E], normal and abnormal; one pair for all where prompt.class_word is set."""
-  del learnable
+def encode_text(params: Params, clip_params: Params, names: Sequence[str], *, clip: Clip, cfg: Config) -> jax.Array:
+  """Returns text features [C, 2, E], normal and abnormal; one pair for all categories if prompt.class_word is set."""
+  del params
   states, templates = ENSEMBLES[cfg.prompt.ensemble]
-  names = (cfg.prompt.class_word,) if cfg.prompt.class_word else categories
-  return prompts.ensemble(clip, frozen, names, states, templates)
+  return prompts.ensemble(clip, clip_params, (cfg.prompt.class_word,) if cfg.prompt.class_word else names,
+                          states, templates)
 
 
-def predict(learnable, frozen, bank, memory, features, batch, *, clip, cfg):
+def predict(params: Params, context: Context, features: Features, batch: Batch, *,
+            clip: Clip, cfg: Config) -> Prediction:
   """Returns score [B], the probability of the abnormal state (eq. 1; multicrop.score), and map [B, R, R]."""
-  del learnable, memory
-  temperature = prompts.temperature(frozen, cfg)
-  pair = maps.of_category(bank, batch['category'])
+  del params
+  temperature = prompts.temperature(context.clip_params, cfg)
+  pair = maps.of_category(context.text_features, batch['category'])
   patches, = features.taps.values()
   score = multicrop.score(features, pair, temperature, cfg.multicrop)
   abnormal = maps.states(patches, pair, temperature)[..., 1]
-  return {'score': score, 'map': maps.upsample_blur(maps.square(abnormal), clip.image_size, cfg.map.sigma)}
-
-
-def check(cfg):
-  """Raises ValueError naming the first config key that is out of range."""
-  if cfg.prompt.ensemble not in ENSEMBLES:
-    raise ValueError(f'prompt.ensemble {cfg.prompt.ensemble!r} is not one of {", ".join(ENSEMBLES)}')
-  if not cfg.temperature > 0:
-    raise ValueError(f'temperature {cfg.temperature} is not positive')
-  if not cfg.map.sigma >= 0:
-    raise ValueError(f'map.sigma {cfg.map.sigma} is not 0 or more')
+  return Prediction(score, maps.upsample_blur(maps.square(abnormal), clip.image_size, cfg.map.sigma))

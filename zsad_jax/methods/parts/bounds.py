@@ -16,11 +16,12 @@ class Bound(Protocol):
 
 
 class Range(NamedTuple):
-  """A finite number between `low` and `high`, both allowed unless the ends are open."""
+  """A finite number between `low` and `high`, both allowed unless the ends are open; `reason` explains the limits."""
   low: float = -math.inf
   high: float = math.inf
   open_low: bool = False
   open_high: bool = False
+  reason: str = ''
 
   def allows(self, value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -30,10 +31,11 @@ class Range(NamedTuple):
     return above and below
 
   def __str__(self) -> str:
+    reason = f', {self.reason}' if self.reason else ''
     if math.isinf(self.high):
-      return ('positive' if self.low == 0 else f'greater than {self.low:g}') if self.open_low else (
-        f'at least {self.low:g}')
-    return f'in {"(" if self.open_low else "["}{self.low:g}, {self.high:g}{")" if self.open_high else "]"}'
+      return (('positive' if self.low == 0 else f'greater than {self.low:g}') if self.open_low else
+              f'at least {self.low:g}') + reason
+    return f'in {"(" if self.open_low else "["}{self.low:g}, {self.high:g}{")" if self.open_high else "]"}{reason}'
 
 
 class OneOf(NamedTuple):
@@ -47,10 +49,21 @@ class OneOf(NamedTuple):
     return f'one of {", ".join(str(value) if isinstance(value, str) else repr(value) for value in self.values)}'
 
 
+class Odd(NamedTuple):
+  """An odd number of at least 1, such as the side of a window around a patch."""
+
+  def allows(self, value: Any) -> bool:
+    return isinstance(value, int) and value > 0 and value % 2 == 1
+
+  def __str__(self) -> str:
+    return 'odd and at least 1'
+
+
 POSITIVE = Range(0, open_low=True)
 NOT_NEGATIVE = Range(0)
 AT_LEAST_ONE = Range(1)
 PROBABILITY = Range(0, 1)
+ODD = Odd()
 
 
 def value_of(cfg: Any, dotted: str) -> Any:

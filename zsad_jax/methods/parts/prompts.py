@@ -1,13 +1,19 @@
-"""State words and template ensembles as data, and contexts to learn; `{}` is where the object's name goes.
+"""State words and template ensembles as data, and trainable contexts; `{}` stands for the object's name.
 
 Nothing here knows a method: each method names the lists that its paper uses.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zsad_jax.methods import Clip, Config, Params
+from zsad_jax.methods.parts import bounds
 from zsad_jax.ops import maps
+
+Groups = Sequence[Sequence[str]]
 
 CHUNK = 512  # texts encoded at once: some hundred MB of activations in a large text tower
 
@@ -83,12 +89,11 @@ WINCLIP_TEMPLATES = (
   'a photo of the {} for anomaly detection.', 'a photo of a {} for anomaly detection.',
 )
 
-# The same as Accurate-WinCLIP and anomalib have them: two are missing, and one stands twice and so weighs double.
+# The same in Accurate-WinCLIP and anomalib: two are missing, and one is listed twice and so weighs double.
 ACCURATE_TEMPLATES = (
   *(t for t in WINCLIP_TEMPLATES if t not in ('a cropped photo of a {}.', 'a jpeg corrupted photo of a {}.')),
   'a jpeg corrupted photo of the {}.',
 )
-
 
 # The states of CLIP-AD (arXiv 2311.00453, suppl. A), whose templates are WINCLIP_TEMPLATES.
 CLIP_AD_STATES = (
@@ -97,12 +102,12 @@ CLIP_AD_STATES = (
   ('damaged {}', 'imperfect {}', 'blemished {}', 'broken {}', '{} with flaw', '{} with defect', '{} with damage',
    '{} with scratch', '{} with crack', '{} with contamination'),
 )
-# What it says of medical images in place of scratches and cracks, and what it calls what they show.
+# Its words for medical images in place of scratches and cracks, and its names of the objects in them.
 CLIP_AD_UNMEDICAL = ('scratch', 'crack')
 CLIP_AD_MEDICAL = {'head_ct': ('hemorrhage',), 'brain_mri': ('tumor',), 'cvc_clinicdb': ('polypus', 'polyp')}
 CLIP_AD_OBJECTS = {'head_ct': 'head ct', 'brain_mri': 'brain ct', 'isic2016': 'skin', 'cvc_clinicdb': 'colon'}
 
-# The pairs that FuzzyCLIP's image prompts are learned from (table 9, in its order): normal, abnormal.
+# The pairs from which FuzzyCLIP's image prompts are trained (table 9, in its order): normal, abnormal.
 FUZZY_TEMPLATES = {
   'a_photo': ('a photo of a good {}', 'a photo of a damaged {}'),
   'this_is': ('This is a good photo of {}', 'This is a damaged photo of {}'),
@@ -112,11 +117,11 @@ FUZZY_TEMPLATES = {
 }
 
 
-def clip_ad_states(dataset, words=()):
+def clip_ad_states(dataset: str, words: Sequence[str] = ()) -> tuple[tuple[str, ...], ...]:
   """Returns CLIP-AD's normal and abnormal states for a data set.
 
-  Where its list has `words` of its own, by default those of CLIP_AD_MEDICAL, "without" and "with" each of them stand
-  in place of scratch and crack. The paper names the words alone; both forms are a guess.
+  If its list has `words` of its own, by default those of CLIP_AD_MEDICAL, "without" and "with" each of them replace
+  scratch and crack. The paper gives the words alone; both forms are a guess.
   """
   words = tuple(words) or CLIP_AD_MEDICAL.get(dataset.partition('/')[0], ())
   if not words:
@@ -126,84 +131,86 @@ def clip_ad_states(dataset, words=()):
                for states, form in forms)
 
 
-def clip_ad(clip, frozen, categories, dataset, *, words=(), raw_names=False):
+def clip_ad(clip: Clip, clip_params: Params, categories: Sequence[str], dataset: str, *, words: Sequence[str] = (),
+            raw_names: bool = False) -> tuple[jax.Array, ...]:
   """Returns the L2-normalised features of every text of CLIP-AD, (normal [C, n, E], abnormal [C, m, E]).
 
-  22 templates around 9 and 10 states of every category, of which a rule then makes one vector a state.
+  22 templates around 9 and 10 states of every category; representative_vectors reduces them to one vector per state.
 
   Args:
-    clip, frozen, raw_names: see ensemble.
-    categories: object names, those of CLIP_AD_OBJECTS taking their place.
+    clip, clip_params, raw_names: see ensemble.
+    categories: object names, replaced by those of CLIP_AD_OBJECTS.
     dataset: the data set's name in the config.
     words: see clip_ad_states.
   """
-  name = CLIP_AD_OBJECTS.get(dataset.partition('/')[0])
-  called = tuple(name or category for category in categories)
+  common = CLIP_AD_OBJECTS.get(dataset.partition('/')[0])
+  names = tuple(common or category for category in categories)
   return tuple(
-    encode(clip, frozen, [compose(forms, WINCLIP_TEMPLATES, said, raw_names=raw_names) for said in called])
+    encode(clip, clip_params, [compose(forms, WINCLIP_TEMPLATES, name, raw_names=raw_names) for name in names])
     for forms in clip_ad_states(dataset, words))
 
 
-def spoken(name):
+def spoken(name: str) -> str:
   """Returns an object name as text: 'metal_nut' becomes 'metal nut'."""
   return name.replace('_', ' ')
 
 
-def compose(states, templates, name, *, raw_names=False):
-  """Returns every template around every state of `name`, states outermost, as a list of texts.
+def compose(states: Sequence[str], templates: Sequence[str], name: str, *, raw_names: bool = False) -> list[str]:
+  """Returns every template around every state of `name`, states outermost.
 
-  The name is spoken, unless raw_names keeps it as it is.
+  Underscores of the name become spaces, unless raw_names keeps it unchanged.
   """
   name = name if raw_names else spoken(name)
   return [template.format(state.format(name)) for state in states for template in templates]
 
 
-def ensemble(clip, frozen, names, states, templates, *, normalize_each=True, normalize_mean=True, raw_names=False):
+def ensemble(clip: Clip, clip_params: Params, names: Sequence[str], states: Groups, templates: Sequence[str], *,
+             normalize_each: bool = True, normalize_mean: bool = True, raw_names: bool = False) -> jax.Array:
   """Returns one L2-normalised text feature per name and state, [C, S, E].
 
   The features of all texts of a state are normalised, averaged and normalised again. Ids are cut after the longest
   text's end token, which the text tower's causal mask makes exact.
 
   Args:
-    clip: a models.clip.Clip; its tokenizer and pure functions are used.
-    frozen: its weights.
+    clip: a zsad_jax.clip.model.Clip; its tokenizer and pure functions are used.
+    clip_params: its weights.
     names: object names.
     states: per state, forms with a `{}` for the name.
     templates: texts with a `{}` for the form.
-    normalize_each: False averages the features as they are, so that longer ones weigh more (WinCLIP).
-    normalize_mean: False leaves the averages as they are.
+    normalize_each: False averages the features without normalising them, so that longer ones weigh more (WinCLIP).
+    normalize_mean: False leaves the averages unnormalised.
     raw_names: see compose.
   """
   groups = [compose(forms, templates, name, raw_names=raw_names) for name in names for forms in states]
-  features = _encode(clip, frozen, [text for group in groups for text in group], normalize_each)
+  features = _encode(clip, clip_params, [text for group in groups for text in group], normalize_each)
   ends = np.cumsum([len(group) for group in groups])
   means = [part.mean(0) for part in jnp.split(features, ends[:-1])]
   means = [maps.normalize(mean) for mean in means] if normalize_mean else means
   return jnp.stack(means).reshape(len(names), len(states), -1)
 
 
-def encode(clip, frozen, groups):
-  """Returns the L2-normalised features of equally many texts a group, [G, n, E]; ids are cut as in ensemble."""
-  features = _encode(clip, frozen, [text for group in groups for text in group], True)
+def encode(clip: Clip, clip_params: Params, groups: Groups) -> jax.Array:
+  """Returns the L2-normalised features of groups of equally many texts, [G, n, E]; ids are cut as in ensemble."""
+  features = _encode(clip, clip_params, [text for group in groups for text in group], True)
   return features.reshape(len(groups), len(groups[0]), -1)
 
 
-def _encode(clip, frozen, texts, normalize_each):
+def _encode(clip, clip_params, texts, normalize_each):
   """Returns the features of texts, [T, E]."""
   ids = clip.tokenize(texts)
   eot = clip.eot(ids)
 
   def one(row):
-    tokens = clip.embed(frozen, row[0][None])
-    feature = clip.text(frozen, tokens, row[1][None])[0]
+    tokens = clip.embed(clip_params, row[0][None])
+    feature = clip.text(clip_params, tokens, row[1][None])[0]
     return maps.normalize(feature) if normalize_each else feature
 
   rows = jnp.asarray(ids[:, :eot.max() + 1]), jnp.asarray(eot, jnp.int32)
   return jax.lax.map(one, rows, batch_size=CHUNK)
 
 
-def around_context(names, keys):
-  """Returns the texts of CoOp's kind to tokenize, normal and abnormal in turn; each X stands for a learned vector.
+def context_texts(names: Sequence[str], keys: Config) -> list[str]:
+  """Returns the texts of CoOp's kind to tokenize, normal and abnormal in turn; each X stands for a context vector.
 
   `keys` is a config's prompt: n_ctx, normal_word, abnormal_word and trailing.
   """
@@ -211,34 +218,40 @@ def around_context(names, keys):
           for name in names for state in (keys.normal_word, keys.abnormal_word)]
 
 
-def context(rng, clip, keys):
-  """Returns the vectors [N, W] that learning starts from: token embeddings of keys.ctx_init, or N(0, init_std^2).
+def initial_context(rng: jax.Array, clip: Clip, keys: Config) -> jax.Array:
+  """Returns the initial context vectors [N, W]: token embeddings of keys.ctx_init, or N(0, init_std^2).
 
   Raises:
-    ValueError: ctx_init is not of n_ctx tokens.
+    ValueError: ctx_init does not have n_ctx tokens.
   """
   if not keys.ctx_init:
     return keys.init_std * jax.random.normal(rng, (keys.n_ctx, clip.arch.text.width))
   ids = clip.tokenize([keys.ctx_init])
   count = int(clip.eot(ids)[0]) - 1
   if count != keys.n_ctx:
-    raise ValueError(f'prompt.ctx_init {keys.ctx_init!r} is {count} tokens, prompt.n_ctx is {keys.n_ctx}; make them '
-                     'equal')
+    raise ValueError(f'prompt.ctx_init={keys.ctx_init!r} has {count} tokens, but prompt.n_ctx={keys.n_ctx}; set '
+                     f'prompt.n_ctx={count}')
   return clip.embed(clip.params, jnp.asarray(ids))[0, 1:1 + count]
 
 
-def check_context(clip, keys):
-  """Raises ValueError naming the first of these keys that is out of range."""
+def check_context(clip: Clip, keys: Config) -> None:
+  """Raises ValueError if the context does not fit into the texts of this CLIP, or the two state words are equal."""
   longest = clip.arch.text.context
-  if not 1 <= keys.n_ctx <= longest - 4:
-    raise ValueError(f'prompt.n_ctx {keys.n_ctx} is not in 1..{longest - 4}: the texts have {longest} tokens')
+  bounds.check({'prompt': keys}, {'prompt.n_ctx': bounds.Range(
+    1, longest - 4, reason=f'to fit into the {longest} tokens of a text')})
   if not (keys.normal_word and keys.abnormal_word) or keys.normal_word == keys.abnormal_word:
-    raise ValueError(f'prompt.normal_word {keys.normal_word!r} and prompt.abnormal_word {keys.abnormal_word!r} must be '
+    raise ValueError(f'prompt.normal_word={keys.normal_word!r} and prompt.abnormal_word={keys.abnormal_word!r} must be '
                      'two different words')
-  if not keys.init_std > 0:
-    raise ValueError(f'prompt.init_std {keys.init_std} is not positive')
 
 
-def temperature(frozen, keys):
-  """Returns what cosines are divided by: keys.temperature, or CLIP's own where keys.use_logit_scale is set."""
-  return jnp.exp(-frozen['logit_scale']) if keys.use_logit_scale else keys.temperature
+def auxiliary_names(keys: Config) -> tuple[str, ...]:
+  """Returns keys.categories, the names of the auxiliary categories; raises ValueError if there are none."""
+  if not keys.categories:
+    raise ValueError('prompt.categories=() does not name the auxiliary categories; set it to their object names, in '
+                     'the order of batch["category"]')
+  return tuple(keys.categories)
+
+
+def temperature(clip_params: Params, keys: Config) -> jax.Array | float:
+  """Returns the divisor of cosines: keys.temperature, or CLIP's own if keys.use_logit_scale is True."""
+  return jnp.exp(-clip_params['logit_scale']) if keys.use_logit_scale else keys.temperature

@@ -67,7 +67,7 @@ def test_seeds_of_one_experiment_are_one_row_with_its_spread_and_interval(tmp_pa
     '0, 1, 2', '0.915', '518', 'last epoch (15)')
   head, _, row = lines(tmp_path)
   assert head.split(' | ')[5] == 'Image AUROC'
-  assert row.startswith('| anomalyclip | visa | 518 | last epoch (15) | 0, 1, 2 |')
+  assert row.startswith('| AnomalyCLIP | visa | 518 | last epoch (15) | 0, 1, 2 |')
   value, std, low, high = (100 * float(cell[k]) for k in ('value', 'std', 'low', 'high'))
   assert f'| {value:.1f} ± {std:.1f} [{low:.1f}, {high:.1f}] (91.5) |' in row
   pixel, = cells(tmp_path, category='', metric='pixel_auroc')  # 0.60 and 0.71 of the two categories
@@ -87,7 +87,7 @@ def test_other_configs_are_never_averaged_and_say_in_what_they_differ(tmp_path):
   aggregate.run([tmp_path], tmp_path)
   rows = [line.split(' | ') for line in lines(tmp_path)[2:]]
   assert sorted((row[0], row[4]) for row in rows) == [
-    ('| anomalyclip [optim.lr=0.0003]', '1'), ('| anomalyclip [optim.lr=0.001]', '0, 1')]
+    ('| AnomalyCLIP [optim.lr=0.0003]', '1'), ('| AnomalyCLIP [optim.lr=0.001]', '0, 1')]
 
 
 def test_what_trains_nothing_is_one_experiment_whatever_it_would_have_been_trained_on(tmp_path):
@@ -97,7 +97,7 @@ def test_what_trains_nothing_is_one_experiment_whatever_it_would_have_been_train
   write(tmp_path / 'b', seed=1, selection='none', auxiliary=None, config=other)
   aggregate.run([tmp_path], tmp_path)
   assert [line.split(' | ')[:5] for line in lines(tmp_path)[2:]] == [
-    ['| anomalyclip', 'nothing', '518', 'none', '0, 1']]
+    ['| AnomalyCLIP', 'nothing', '518', 'none', '0, 1']]
 
 
 def test_targets_stand_apart_oracles_are_marked_and_resolutions_told(tmp_path):
@@ -111,7 +111,7 @@ def test_targets_stand_apart_oracles_are_marked_and_resolutions_told(tmp_path):
   text = (tmp_path / 'report.md').read_text()
   assert text.index('## one, split test') < text.index('## two, split test')
   assert '| SDP+ | visa | 240 |' in text and '| SDP+ (oracle) | visa | 240 | oracle epoch 2 of 5' in text
-  assert 'SDP+ (oracle): the epoch was chosen on these very images' in text
+  assert 'SDP+ (oracle): the epoch was chosen on these test images' in text
   assert 'Rows differ in resolution (240, 518 px)' in text.split('## two')[0]
   assert 'resolution' not in text.split('## two')[1]
 
@@ -122,9 +122,9 @@ def test_undefined_cells_say_why(tmp_path):
   aggregate.run([tmp_path], tmp_path)
   text = (tmp_path / 'report.md').read_text()
   assert '| SDP+ | visa | 240 | last epoch (15) | 0 | n/a (no anomalous images) |' in text
-  assert '- pixel auroc, pixel ap, pixel f1max, aupro, aupro 200: n/a (no masks) for every row.' in text
+  assert '- Pixel AUROC, Pixel AP, Pixel F1-max, AUPRO, AUPRO-200: n/a (no masks) for every row.' in text
   assert 'Pixel AUROC |' not in text
-  assert ('- anomalyclip: image auroc, image ap, image f1max: means over 1 of 2 categories; wood: no anomalous '
+  assert ('- AnomalyCLIP: Image AUROC, Image AP, Image F1-max: means over 1 of 2 categories; wood: no anomalous '
           'images.') in text
   assert cells(tmp_path, category='wood', metric='image_ap')[0]['reason'] == 'no anomalous images'
 
@@ -134,7 +134,7 @@ def test_of_the_same_seed_the_newer_stands(tmp_path, caplog):
   os.utime(old / 'metrics.json', (1, 1))
   aggregate.run([tmp_path], tmp_path)
   assert float(cells(tmp_path, category='', metric='image_auroc')[0]['value']) > 0.95
-  said = f'{old}: anomalyclip with the same config and seed is in {new} too, which is newer'
+  said = f'{old}: left out, because {new} is newer and has the same config and seed'
   assert said in caplog.text and said in (tmp_path / 'report.md').read_text()
 
 
@@ -173,7 +173,7 @@ def test_folders_without_results_are_refused(tmp_path):
 
 def test_the_names_of_rows_tell_weights_apart():
   def run(weights):
-    return run_tables.Run('p', 'sdp', 'SDP', 1, {'a': 1}, (0,), {'name': 't', 'split': 'test', 'categories': [],
+    return run_tables.RunResult('p', 'sdp', 'SDP', 1, {'a': 1}, (0,), {'name': 't', 'split': 'test', 'categories': [],
                       'fingerprint': ''}, 'nothing', (weights, 'none'), 240, 'none', 0, '', {}, {}, None, {}, 0.0)
   (rows,), notes = run_tables.group_runs([run('12345678-a'), run('abcdefgh-b')])
   assert [name for name, _ in rows] == ['SDP, 1 shot [weights 12345678, auxiliary data none]',

@@ -44,7 +44,7 @@ def run(folders, out):
   print(f'{text}\n{len(runs)} result{"s" * (len(runs) > 1)}; report: {out / "report.md"}, {out / "report.csv"}')
 
 
-def read(folders) -> list[run_tables.Run]:
+def read(folders) -> list[run_tables.RunResult]:
   """Returns every result below the folders; what cannot be read, or is of another program, is named and skipped."""
   places = {}
   for folder in map(Path, folders):
@@ -123,7 +123,7 @@ def _run(place):
   if protocol['checkpoint']:
     trained_on = f'checkpoint {Path(protocol["checkpoint"]).name}'
   shots = config.get('fewshot', {}).get('shots', 0)
-  made = run_tables.Run(
+  made = run_tables.RunResult(
     place=str(place), method=config['method'], label=config.get('label', ''), shots=shots, recipe=recipe,
     draw=(protocol['seed'], *([config['fewshot']['seed']] if shots else [])), target=protocol['target'],
     trained_on=trained_on, digests=(manifest['weights_sha256'], auxiliary['fingerprint'] if auxiliary else ''),

@@ -52,7 +52,7 @@ def work(folder, sets, phase, mark):
   """The run, and then the prediction, as launch.py does them; tells through `mark` when each phase began."""
   from absl import flags
 
-  import launch
+  from zsad_jax import cli as launch
   from zsad_jax.engine import evaluate, features, train
   from zsad_jax.experiment import results
   from zsad_jax.predict import folder

@@ -12,7 +12,7 @@ from unittest import mock
 from absl import flags
 from ml_collections import config_flags
 
-import launch
+from zsad_jax import cli as launch
 from zsad_jax import methods
 from zsad_jax.configs import common
 

@@ -14,7 +14,7 @@ import pages
 from absl import flags, logging
 from absl.testing import flagsaver
 
-import launch
+from zsad_jax import cli as launch
 
 SIZES = {518: 70, 240: 80}  # pixels a side: five patches
 ROWS, EPOCHS = 1, 2  # of a table; of training where the CLIP is a stand-in
@@ -70,7 +70,7 @@ def _launch(argv, rows):
     config, mode, workdir = launch.CONFIG.value, launch.MODE.value, Path(launch.WORKDIR.value or '.')
     if config is not None:
       _smaller(config, rows)
-    with mock.patch.object(launch.runtime, 'compilation_cache'):  # the tests have theirs
+    with mock.patch('zsad_jax.engine.runtime.compilation_cache'):  # the tests have theirs
       launch.main(rest)
   left = 'table.md' if config is not None and 'table' in config else LEFT.get(mode)
   assert left is None or any(workdir.glob(left)), f'{" ".join(argv)} left no {workdir / left}'
@@ -82,7 +82,7 @@ def parsed(argv):
   with flagsaver.flagsaver(), mock.patch.object(sys, 'argv', argv):  # config flags look for their keys there
     flags.FLAGS.set_gnu_getopt(True)
     try:
-      rest = launch._parse(argv)
+      rest = launch.parse(argv)
     finally:
       flags.FLAGS.set_gnu_getopt(False)
     yield rest

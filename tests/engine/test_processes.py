@@ -19,7 +19,7 @@ from absl import app
 from absl.testing import flagsaver
 from drawn_folders import draw
 
-import launch
+from zsad_jax import cli as launch
 from zsad_jax.configs import anomalyclip
 from zsad_jax.engine import checkpoint
 from zsad_jax.experiment import experiment

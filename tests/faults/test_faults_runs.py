@@ -19,7 +19,7 @@ from absl.testing import flagsaver
 from drawn_folders import draw
 from PIL import Image
 
-import launch
+from zsad_jax import cli as launch
 from zsad_jax import data, methods
 from zsad_jax.clip import model as clip_lib
 from zsad_jax.clip import preprocess
@@ -235,7 +235,7 @@ def test_case_15_the_exit_code_says_to_run_the_same_command_again(tmp_path, monk
   with flagsaver.flagsaver(workdir=str(tmp_path)), pytest.raises(SystemExit) as ended:
     launch.main(['launch.py'])
   assert ended.value.code == launch.EXIT_PREEMPTED == 75
-  assert 'asked to stop after step 3 of 9; the same command goes on from there' in capsys.readouterr().err
+  assert 'asked to stop after step 3 of 9; run the same command again to resume' in capsys.readouterr().err
 
 
 def test_case_16_a_damaged_checkpoint_costs_a_step_and_nothing_is_cast(tmp_path, caplog):
@@ -303,13 +303,13 @@ def test_case_18_values_out_of_range_are_refused_before_weights_load(tmp_path, m
 
 
 @pytest.mark.parametrize(('flag', 'message'), [
-  ('--config.prompt.dept=3', "error: config: unknown key 'dept'; did you mean 'depth'?"),
-  ('--config.data.on_bda=skip', "error: config: unknown key 'on_bda'; did you mean 'on_bad'?")])
+  ('--config.prompt.dept=3', 'error: unknown key --config.prompt.dept; did you mean --config.prompt.depth?'),
+  ('--config.data.on_bda=skip', 'error: unknown key --config.data.on_bda; did you mean --config.data.on_bad?')])
 def test_case_18_mistyped_keys_get_the_nearest(monkeypatch, flag, message):
   words = ['launch.py', f'--config={ROOT}/configs/anomalyclip.py:demo', flag]
   monkeypatch.setattr(sys, 'argv', words)  # where config flags look for the keys
   with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
-    launch._parse(words)
+    launch.parse(words)
   assert str(ended.value) == message
 
 

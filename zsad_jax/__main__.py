@@ -1,0 +1,5 @@
+"""`python -m zsad_jax`: the command line."""
+
+from zsad_jax import cli
+
+cli.run()

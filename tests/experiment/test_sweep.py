@@ -141,7 +141,7 @@ def test_measured_beside_published():
   summary = {'image_auroc': {'value': 0.9125}, 'pixel_auroc': {'value': None}}
   text = report.comparison([('a', summary, {'image_auroc': 90.9}), ('b', summary, {}), ('c', '', {'image_auroc': 1.0}),
                         ('d', 'error', {'pixel_auroc': 2.0})], ['image_auroc', 'pixel_auroc'])
-  assert text.splitlines() == ['|  | image auroc | pixel auroc |', '| --- | --- | --- |', '| a | 91.2 (90.9) | - |',
+  assert text.splitlines() == ['|  | Image AUROC | Pixel AUROC |', '| --- | --- | --- |', '| a | 91.2 (90.9) | - |',
                                '| b | 91.2 | - |', '| c | (1.0) |  |', '| d | error | error (2.0) |']
 
 

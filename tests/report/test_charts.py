@@ -16,7 +16,7 @@ def path(svg, name):
 
 
 def test_a_curve_spans_its_axes():
-  svg = charts.curve('ROC <1>', [0, .5, 1], [0, 1, 1], x_label='a & b', y_label='c', guess=(0, 1))
+  svg = charts.curve('ROC <1>', [0, .5, 1], [0, 1, 1], x_label='a & b', y_label='c', chance=(0, 1))
   ElementTree.fromstring(svg)
   left, right, top, bottom = charts.LEFT, charts.WIDTH - charts.RIGHT, charts.TOP, charts.HEIGHT - charts.BOTTOM
   np.testing.assert_allclose(path(svg, 'curve'), [[left, bottom], [(left + right) / 2, top], [right, top]])

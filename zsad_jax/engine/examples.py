@@ -1,18 +1,19 @@
-"""Which images of an evaluation are shown: its worst errors, and others spread over the defect types."""
+"""Which images of an evaluation are shown: the worst errors, and others spread over the defect types."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 
 def split_count(count: int) -> tuple[int, int]:
-  """(spread, worst): of `count` images a category a third are its worst errors, the others as they come."""
-  worst = 2 * (count // 6)
-  return count - worst, worst
+  """Returns (spread, errors): of `count` images per category a third are the worst errors."""
+  errors = 2 * (count // 6)
+  return count - errors, errors
 
 
-def spread_over_defects(dataset, count: int) -> list[int]:
-  """Indices of up to `count` images a category, half of them anomalous, spread over its defect types."""
+def spread_over_defects(dataset: Any, count: int) -> list[int]:
+  """Returns indices of up to `count` images per category, half of them anomalous, spread over the defect types."""
   indices = []
   for number in range(len(dataset.categories)):
     members = dataset.category_index == number
@@ -23,18 +24,31 @@ def spread_over_defects(dataset, count: int) -> list[int]:
   return indices
 
 
-def worst_errors(indices: Sequence[int], scores, labels, count: int) -> list[int]:
-  """Those of `indices` that mislead most: count / 2 anomalous ones of lowest score, count / 2 normal of highest."""
+def worst_errors(indices: Sequence[int], scores: np.ndarray, labels: np.ndarray, count: int) -> list[int]:
+  """Returns the anomalous images of lowest score, then the normal ones of highest, count / 2 of each.
+
+  Args:
+    indices: candidates, positions in scores and labels.
+    scores, labels: [n], of all images.
+    count: how many to return; even.
+  """
   indices = np.asarray(indices, int)
   order = indices[np.argsort(np.asarray(scores)[indices], kind='stable')]
   anomalous = np.asarray(labels)[order] == 1
   return [int(i) for i in (*order[anomalous][:count // 2], *order[~anomalous][::-1][:count // 2])]
 
 
-def select(dataset, scores, count: int) -> list[int]:
-  """Indices of up to `count` images a category, its worst errors and others spread over its defect types."""
+def select(dataset: Any, scores: np.ndarray, count: int) -> list[int]:
+  """Returns indices of up to `count` images per category: its worst errors, and others spread over its defect types.
+
+  Args:
+    dataset: data.Dataset.
+    scores: [n], of all its images.
+    count: images per category.
+  """
   spread, errors = split_count(count)
   indices = set(spread_over_defects(dataset, spread))
   for number in range(len(dataset.categories)):
-    indices.update(worst_errors(np.flatnonzero(dataset.category_index == number), scores, dataset.labels, errors))
+    members = np.flatnonzero(dataset.category_index == number)
+    indices.update(worst_errors(members, scores, dataset.labels, errors))
   return sorted(indices)

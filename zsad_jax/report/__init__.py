@@ -1,1 +1,1 @@
-"""What a run shows: tables as text and pictures as PNG bytes. Nothing here touches the disk."""
+"""Tables, charts, heat maps, figures and the HTML page of a run: data in, text or PNG bytes out, no files."""

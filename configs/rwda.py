@@ -56,7 +56,7 @@ def get_config(arg=None):
   if variant == 'demo':
     c.update(common.embedded())
     c.seeds = 3
-    c.examples.pairs = 4000
+    c.sentences.pairs = 4000
   return c
 
 
@@ -75,11 +75,11 @@ def method(score, known, shots):
   c.words.normal = 'a'  # [n], of sentences and guide prompts
   c.words.anomalous = 'a damaged'  # [a]
 
-  c.examples = mlc.ConfigDict()
-  c.examples.pairs = 10000  # N_p, sentences of each state
-  c.examples.shortest = 5  # characters of a random word
-  c.examples.longest = 10
-  c.examples.alphabet = 62  # both cases and digits, a guess; 36: one case, which the tokenizer hears alike, and digits
+  c.sentences = mlc.ConfigDict()
+  c.sentences.pairs = 10000  # N_p, sentences of each state
+  c.sentences.shortest = 5  # characters of a random word
+  c.sentences.longest = 10
+  c.sentences.alphabet = 62  # both cases and digits, a guess; 36: one case, which the tokenizer hears alike, and digits
 
   c.prompt = mlc.ConfigDict()
   c.prompt.class_word = '' if known else 'object'  # what guide prompts call every object; '' = its category's name

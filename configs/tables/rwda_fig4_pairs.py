@@ -17,6 +17,6 @@ def get_config(arg=None):
   c = rwda.get_config(arg)
   target, counts = ('mvtec_ad', PAIRS) if arg != 'demo' else (c.data.target, DEMO)
   return rwda_1_main.rwda_table(c, 'RWDA, figure 4: number of pairs', [
-    rwda_1_main.row(f'{said}, {pairs} pairs', score, target=target, changes={'examples.pairs': pairs},
+    rwda_1_main.row(f'{said}, {pairs} pairs', score, target=target, changes={'sentences.pairs': pairs},
                     published=None if pairs == 10000 else ())
     for score, said in (('fnn', 'ours'), ('sum', 'CLIP + ours')) for pairs in counts])

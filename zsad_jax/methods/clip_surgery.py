@@ -26,6 +26,7 @@ EMPTY_TEMPLATES = prompts.IMAGENET_TEMPLATES + tuple(
   template for template in prompts.COMPOUND_TEMPLATES if template not in prompts.IMAGENET_TEMPLATES)
 
 BOUNDS = {
+  **representative_vectors.BOUNDS,
   'prompt.ensemble': OneOf(('clip_ad', 'compound')),
   'temperature': POSITIVE,
   'surgery.prob_scale': POSITIVE,
@@ -36,7 +37,6 @@ BOUNDS = {
 def feature_spec(clip: Clip, cfg: Config) -> FeatureSpec:
   """Returns CLIP's class token, also of crops, and the V-V stream at the end, all through ln_post and projection."""
   last = clip.arch.vision.layers
-  representative_vectors.check(cfg.rvs)
   bounds.check(cfg, {'surgery.last_n': Range(1, last, reason=f'the blocks of the image tower of {clip.arch.name}')})
   return FeatureSpec(clip.image_size, cls='ln_post_proj', taps=(Tap('surgery', last),),
                      sides=(SideStream('surgery', 'vv', first_block=last - cfg.surgery.last_n + 1),),
@@ -67,7 +67,7 @@ def reduce_text_features(text_features: Any, dataset: str, *, cfg: Config) -> np
   """Returns text features [C, 2, E], normal and abnormal, or [C, 3, E] with the empty string's."""
   pair = np.concatenate(text_features[:2], axis=1)
   if cfg.prompt.ensemble == 'clip_ad':
-    pair = representative_vectors.pairs(text_features[:2], cfg.rvs, dataset)
+    pair = representative_vectors.represent_states(text_features[:2], cfg.rvs, dataset)
   return np.concatenate([pair, *text_features[2:]], axis=1)
 
 

@@ -1,32 +1,38 @@
-"""CLIP-AD's dual path: where it reads an image tower, and the map and score that come of it (arXiv 2311.00453).
+"""CLIP-AD's staged dual path: where it reads the image tower, its map and its score (arXiv 2311.00453).
 
-Beside CLIP's own stream h runs a second one, n, which within each quarter of the blocks adds up the attention of
-values with values, read from h, and starts from zero in the next quarter. At the end of a quarter the patches of n
-and the class token of h go through feature surgery (maps.surgery), and the quarters' maps add up. The formulas are
-the released code's; the paper's eq. 8 and 9 count one block twice.
+Next to CLIP's own stream h runs a second one, n. Within each quarter of the blocks it adds up the attention of values
+with values, read from h, and it starts from zero in the next quarter. At the end of a quarter the patches of n and the
+class token of h go through feature surgery (maps.surgery), and the quarters' maps add up. The formulas are those of the
+released code; the paper's eq. 8 and 9 count one block twice.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
-from zsad_jax.clip.feature_spec import FeatureSpec, SideStream, Tap, check_layers
+from zsad_jax.clip.feature_spec import Features, FeatureSpec, SideStream, Tap, check_layers
+from zsad_jax.methods import Clip, Config, Prediction
+from zsad_jax.methods.parts.bounds import NOT_NEGATIVE, POSITIVE, OneOf
 from zsad_jax.ops import maps, multicrop
 
-PATHS = ('surgery', 'direct')
-SCORE_NORMS = ('class_minmax', 'none', 'no_map')
+BOUNDS = {
+  'stage': NOT_NEGATIVE, 'path': OneOf(('surgery', 'direct')), 'temperature': POSITIVE,
+  'score_norm': OneOf(('class_minmax', 'none', 'no_map')), 'surgery.prob_scale': POSITIVE, 'map.sigma': NOT_NEGATIVE,
+}
 
 
 class Stage(NamedTuple):
-  """Where one map is read: patches, and the class token that weighs the texts, None for CLIP's own."""
+  """Where one map is read: the patches, and the class token that weighs the texts, None for CLIP's own."""
   patches: Tap
   cls: Tap | None
 
 
-def stages(vision, cfg):
-  """Returns the Stages that the config's `layers`, `stage`, `tap_alias` and `path` say, in order of depth.
+def stages(vision: Any, cfg: Config) -> tuple[Stage, ...]:
+  """Returns the Stages of the config's `layers`, `stage`, `tap_alias` and `path`, in order of depth.
 
-  With path 'direct' it is one: CLIP's own patches at the end. So it is with a ResNet, whose surgery is in its
+  With path 'direct' there is one: CLIP's own patches at the end. A ResNet has one too, since its surgery is in its
   attention pool alone.
 
   With tap_alias they are those of the released code, which keeps a block's output by reference while the next block
@@ -41,39 +47,45 @@ def stages(vision, cfg):
     return (Stage(Tap('clip', last), None),)
   length = stage_length(vision, cfg)
   end = lambda block: min(-(-block // length) * length, last) if cfg.tap_alias else block
-  return tuple(Stage(Tap('sdp', end(block)), None if block == last else kept(vision, cfg, block, token='cls'))
+  return tuple(Stage(Tap('sdp', end(block)), None if block == last else own_tap(vision, cfg, block, token='cls'))
                for block in sorted(cfg.layers))
 
 
-def kept(vision, cfg, block, **changes):
-  """Returns the Tap of CLIP's own stream after `block`, as the released code keeps it; see stages."""
+def own_tap(vision: Any, cfg: Config, block: int, **changes: str) -> Tap:
+  """Returns the Tap of CLIP's own stream after `block`, as the released code reads it; see stages."""
   own = Tap('clip', block)
   if cfg.tap_alias and vision.kind == 'vit' and block < vision.layers:
     own = Tap('clip', block + 1, 'attention')
   return own._replace(**changes)
 
 
-def spec(clip, cfg, taps=()):
-  """Returns the FeatureSpec that reads the class token, the stages and the further `taps`, which say how they are read."""
+def feature_spec(clip: Clip, cfg: Config, taps: Iterable[Tap] = ()) -> FeatureSpec:
+  """Returns the FeatureSpec of the class token, the stages and further `taps`, whose `read` is set.
+
+  Raises:
+    ValueError: `layers`, `stage` or `multicrop` do not fit the architecture.
+  """
   vision = clip.arch.vision
-  check(clip, cfg)
+  _check_architecture(clip, cfg)
   resnet = vision.kind == 'resnet'
-  every = [tap for stage in stages(vision, cfg) for tap in stage if tap is not None]
-  sides = () if resnet else (SideStream('sdp', 'vv', first_block=1, residual_base=cfg.surgery.residual_base,
-                                  reset_every=stage_length(vision, cfg)),)
-  return FeatureSpec(clip.image_size, cls='proj' if resnet else 'ln_post_proj', taps=tuple(dict.fromkeys([*every, *taps])),
-              sides=sides if cfg.path == 'surgery' else (), read='none' if resnet else 'ln_post_proj',
-              positions=cfg.positions, crops=multicrop.side(clip.image_size, cfg.multicrop))
+  stage_taps = [tap for stage in stages(vision, cfg) for tap in stage if tap is not None]
+  sides = () if resnet or cfg.path == 'direct' else (
+    SideStream('sdp', 'vv', first_block=1, residual_base=cfg.surgery.residual_base,
+               reset_every=stage_length(vision, cfg)),)
+  return FeatureSpec(clip.image_size, cls='proj' if resnet else 'ln_post_proj',
+                     taps=tuple(dict.fromkeys([*stage_taps, *taps])), sides=sides,
+                     read='none' if resnet else 'ln_post_proj', positions=cfg.positions,
+                     crops=multicrop.side(clip.image_size, cfg.multicrop))
 
 
-def similarity(features, text, vision, cfg):
-  """Returns the abnormal text's similarity at every patch, [B, G, G]: 0 is as normal as abnormal.
+def similarity(features: Features, text: jax.Array, vision: Any, cfg: Config) -> jax.Array:
+  """Returns the abnormal text's similarity at every patch, [B, G, G]; at 0 a patch is as near to either text.
 
-  The sum over the stages of maps.surgery; with path 'direct' half the difference of the two cosines, which is the
-  same with equal weights of the texts.
+  The sum over the stages of maps.surgery. With path 'direct' it is half the difference of the two cosines, which is
+  the same with equal weights of the texts.
 
   Args:
-    features: what `spec` reads.
+    features: read by `feature_spec`.
     text: [2, E] or [B, 2, E], L2-normalised, normal then abnormal.
     vision: shape of the image tower.
     cfg: the config.
@@ -89,56 +101,51 @@ def similarity(features, text, vision, cfg):
   return maps.square(total)
 
 
-def probability(features, text, vision, cfg):
-  """Returns the probability of the abnormal text, [B], for the class token of the deepest stage (multicrop.score)."""
+def probability(features: Features, text: jax.Array, vision: Any, cfg: Config) -> jax.Array:
+  """Returns the probability [B] of the abnormal text for the class token of the deepest stage; see multicrop.score."""
   cls = _class(features, stages(vision, cfg)[-1])
   return multicrop.score(features._replace(cls=cls), text, cfg.temperature, cfg.multicrop)
 
 
-def score(probability, smoothed, cfg):
-  """Returns predict's score [B]: with score_norm 'none' the probability and the map's maximum, else the former.
+def predict(features: Features, text: jax.Array, smoothed: jax.Array, vision: Any, cfg: Config) -> Prediction:
+  """Returns the Prediction of a batch: the smoothed map [B, R, R] and the image score.
 
-  The sum of both is the paper's (sec. 3.1), and needs no other image. The released code stretches either to 0..1 over
-  the images of the category first, which is for `finish` to do. With 'no_map' the probability is all (suppl. D).
+  With score_norm 'none' the score is the paper's, the sum of the probability and the map's maximum (sec. 3.1), and
+  needs no other image. The released code stretches either to 0..1 over the images of the category first, which
+  `postprocess_category` does. With 'no_map' the score is the probability (suppl. D).
   """
-  return probability + smoothed.max((1, 2)) if cfg.score_norm == 'none' else probability
+  score = probability(features, text, vision, cfg)
+  return Prediction(score + smoothed.max((1, 2)) if cfg.score_norm == 'none' else score, smoothed)
 
 
-def alone(cfg):
-  """Returns the change of the config that scores an image by itself: the paper's plain sum."""
+def single_image_overrides(cfg: Config) -> Mapping[str, Any]:
+  """Returns the key that scores an image without others: the paper's plain sum."""
   return {'score_norm': 'none'} if cfg.score_norm == 'class_minmax' else {}
 
 
-def finish(outputs, cfg):
-  """Returns the outputs of one category, numpy arrays, with the score that score_norm says; see score."""
+def postprocess_category(prediction: Prediction, cfg: Config) -> Prediction:
+  """Returns the Prediction of one category, numpy arrays, with its final score; see `predict`."""
   if cfg.score_norm != 'class_minmax':
-    return outputs
-  return {**outputs, 'score': maps.stretch(outputs['score']) + maps.stretch(outputs['map'].max((1, 2)))}
+    return prediction
+  score = maps.stretch(prediction.score) + maps.stretch(prediction.map.max((1, 2)))
+  return prediction._replace(score=score)
 
 
-def stage_length(vision, cfg):
-  """Returns how many blocks a stage has: `stage`, or for 0 a quarter of the blocks."""
+def stage_length(vision: Any, cfg: Config) -> int:
+  """Returns how many blocks a stage has: `stage`, or a quarter of the blocks if it is 0."""
   return cfg.stage or vision.layers // 4
 
 
-def check(clip, cfg):
-  """Raises ValueError naming the first config key that is out of range."""
-  vision, last = clip.arch.vision, clip.arch.vision.layers
+def _check_architecture(clip: Clip, cfg: Config):
+  vision = clip.arch.vision
   check_layers(clip, cfg.layers)
-  if vision.kind == 'vit' and (cfg.stage < 0 or last % (cfg.stage or 4)):
-    raise ValueError(f'stage {cfg.stage} is no number of blocks that divides the {last} of {clip.arch.name}; 0 is a '
-                     'quarter of them, where there is one')
-  for key, value, allowed in (('path', cfg.path, PATHS), ('score_norm', cfg.score_norm, SCORE_NORMS)):
-    if value not in allowed:
-      raise ValueError(f'{key} {value!r} is not one of {", ".join(allowed)}')
-  for key, value in (('temperature', cfg.temperature), ('surgery.prob_scale', cfg.surgery.prob_scale)):
-    if not value > 0:
-      raise ValueError(f'{key} {value} is not positive')
-  if not cfg.map.sigma >= 0:
-    raise ValueError(f'map.sigma {cfg.map.sigma} is not 0 or more')
+  if vision.kind == 'vit' and vision.layers % (cfg.stage or 4):
+    raise ValueError(f'stage={cfg.stage} must divide the number of blocks of {clip.arch.name} ({vision.layers}); '
+                     '0 stands for a quarter of them, if that is a whole number')
   if cfg.multicrop.recipe != 'none' and stages(vision, cfg)[-1].cls is not None:
-    raise ValueError(f'multicrop.recipe {cfg.multicrop.recipe!r}: crops are scored by CLIP\'s own class token, and '
-                     'under these layers and this path the whole image is not')
+    raise ValueError(f'multicrop.recipe={cfg.multicrop.recipe!r} scores crops by CLIP\'s own class token, but with '
+                     f'layers={tuple(cfg.layers)} and path={cfg.path!r} the whole image is not; set '
+                     f"multicrop.recipe='none' or include the last block, {vision.layers}")
 
 
 def _class(features, stage):

@@ -1,26 +1,46 @@
-"""One vector for many: what a set of prompt embeddings is represented by (CLIP-AD, arXiv 2311.00453, suppl. A).
+"""Representative vectors (RVS): one vector for a set of prompt embeddings (CLIP-AD, arXiv 2311.00453, suppl. A).
 
-Everything is numpy in float64 on the host: a set has some two hundred points, and clustering has no fixed shapes.
+All of it is numpy in float64 on the host: a set has some two hundred points, and clustering has no fixed shapes.
 """
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
 from sklearn import cluster
 
-METHODS = ('mean', 'pca', 'kde', 'mean_shift', 'dbscan')
+from zsad_jax.methods import Config
+from zsad_jax.methods.parts.bounds import POSITIVE, OneOf
 
 
-def mean(points):
+class _Neighbourhood(NamedTuple):
+  """A pair (eps, min_samples) of DBSCAN."""
+
+  def allows(self, value: Any) -> bool:
+    return len(value) == 2 and value[0] > 0 and value[1] >= 1
+
+  def __str__(self) -> str:
+    return '(eps, min_samples) with eps > 0 and min_samples >= 1'
+
+
+BOUNDS = {
+  'rvs.method': OneOf(('mean', 'pca', 'kde', 'mean_shift', 'dbscan')), 'rvs.kde_bandwidth': POSITIVE,
+  'rvs.shift_bandwidth': POSITIVE, 'rvs.dbscan.default': _Neighbourhood(), 'rvs.dbscan.visa': _Neighbourhood(),
+}
+
+
+def mean(points: np.ndarray) -> np.ndarray:
   """Returns the mean of points [n, E], [E]."""
   return points.mean(0)
 
 
-def pca(points, *, textbook=False):
+def pca(points: np.ndarray, *, textbook: bool = False) -> np.ndarray:
   """Returns the first principal direction of points [n, E], [E], turned to the side that their mean is on.
 
-  As CLIP-AD's code has it, a point is a variable and a coordinate a sample: from each point the mean of its own
-  coordinates is subtracted, which leaves a direction close to the mean of the points. `textbook` subtracts the mean
-  point, which leaves the direction along which points differ.
+  In CLIP-AD's code a point is a variable and a coordinate a sample: from each point the mean of its own coordinates
+  is subtracted, which leaves a direction close to the mean of the points. `textbook` subtracts the mean point, which
+  leaves the direction along which points differ.
   """
   centred = points - points.mean(0 if textbook else 1, keepdims=True)
   _, _, directions = np.linalg.svd(centred, full_matrices=False)
@@ -28,10 +48,10 @@ def pca(points, *, textbook=False):
   return first if first @ mean(points) >= 0 else -first
 
 
-def kde(points, *, bandwidth=0.3):
+def kde(points: np.ndarray, *, bandwidth: float = 0.3) -> np.ndarray:
   """Returns the mean of points [n, E] weighted by their Gaussian kernel density, [E].
 
-  Densities in hundreds of dimensions leave float32, so weights are a softmax of their logarithms, which is the same.
+  Densities in hundreds of dimensions overflow float32, so the weights are a softmax of their logarithms.
   """
   norms = np.sum(points ** 2, axis=1)
   square = norms[:, None] + norms[None] - 2 * points @ points.T
@@ -40,7 +60,7 @@ def kde(points, *, bandwidth=0.3):
   return weights @ points / weights.sum()
 
 
-def mean_shift(points, *, bandwidth=2.0):
+def mean_shift(points: np.ndarray, *, bandwidth: float = 2.0) -> np.ndarray:
   """Returns the mean of the largest cluster that mean shift finds in points [n, E], [E].
 
   Unit vectors are at most 2 apart, so that with the default this is the mean of all.
@@ -48,67 +68,57 @@ def mean_shift(points, *, bandwidth=2.0):
   return _largest(points, cluster.MeanShift(bandwidth=bandwidth).fit_predict(points))
 
 
-def dbscan(points, *, eps=0.5, min_samples=15):
-  """Returns the mean of the largest cluster that DBSCAN finds in points [n, E], [E], without the points it drops.
+def dbscan(points: np.ndarray, *, eps: float = 0.5, min_samples: int = 15) -> np.ndarray:
+  """Returns the mean of the largest cluster that DBSCAN finds in points [n, E], [E], without its outliers.
 
-  Where no point has min_samples points within eps, itself included, there is no cluster: then it is the mean of all,
+  If no point has min_samples points within eps, itself included, there is no cluster: the mean of all is returned,
   and the log says so.
   """
   labels = cluster.DBSCAN(eps=eps, min_samples=min_samples).fit_predict(points)
   if labels.max() < 0:
-    logging.warning('DBSCAN: none of %d points has %d within %g, so there is no cluster; taking the mean of all',
-                    len(points), min_samples, eps)
+    logging.warning('DBSCAN found no cluster: none of %d points has %d within %g; taking the mean of all', len(points),
+                    min_samples, eps)
     return mean(points)
   return _largest(points, labels)
 
 
-def represent(points, keys, dataset):
-  """Returns the L2-normalised representative of points [n, E], float32 [E].
+def represent(points: np.ndarray, keys: Config, dataset: str) -> np.ndarray:
+  """Returns the L2-normalised representative of points [n, E], [E] float32.
 
   Args:
-    points: any length; they are normalised first.
-    keys: the config's `rvs`: method, one of METHODS, and what each of them takes.
-    dataset: name of the data set that the points are of; DBSCAN's (eps, min_samples) are those of keys.dbscan under
-      this name, or under 'default'.
-
-  Raises:
-    ValueError: an unknown method.
+    points: L2-normalised first, in float64.
+    keys: the config's `rvs`: the method and the keys of each.
+    dataset: name of the data set of the points; DBSCAN's (eps, min_samples) are those of keys.dbscan under this
+      name, or under 'default'.
   """
-  check(keys)
   points = _unit(np.asarray(points, np.float64))
   if keys.method == 'pca':
-    found = pca(points, textbook=keys.pca_textbook)
+    vector = pca(points, textbook=keys.pca_textbook)
   elif keys.method == 'kde':
-    found = kde(points, bandwidth=keys.kde_bandwidth)
+    vector = kde(points, bandwidth=keys.kde_bandwidth)
   elif keys.method == 'mean_shift':
-    found = mean_shift(points, bandwidth=keys.shift_bandwidth)
+    vector = mean_shift(points, bandwidth=keys.shift_bandwidth)
   elif keys.method == 'dbscan':
     eps, min_samples = keys.dbscan.get(dataset.partition('/')[0], keys.dbscan.default)
-    found = dbscan(points, eps=eps, min_samples=int(min_samples))
+    vector = dbscan(points, eps=eps, min_samples=int(min_samples))
   else:
-    found = mean(points)
-  return _unit(found).astype(np.float32)
+    vector = mean(points)
+  return _unit(vector).astype(np.float32)
 
 
-def pairs(texts, keys, dataset):
-  """Returns [C, S, E] float32, the representatives of texts, S arrays [C, n, E], one a state; see represent."""
-  return np.stack([np.stack([represent(points, keys, dataset) for points in state]) for state in texts], axis=1)
+def represent_states(text_features: Sequence[np.ndarray], keys: Config, dataset: str) -> np.ndarray:
+  """Returns the representatives [C, S, E] float32 of text features, one array [C, n, E] for each of S states.
 
-
-def check(keys):
-  """Raises ValueError naming the first key of the config's `rvs` that is out of range."""
-  if keys.method not in METHODS:
-    raise ValueError(f'rvs.method {keys.method!r} is not one of {", ".join(METHODS)}')
-  for key in ('kde_bandwidth', 'shift_bandwidth'):
-    if not keys[key] > 0:
-      raise ValueError(f'rvs.{key} {keys[key]} is not positive')
-  for name, values in keys.dbscan.items():
-    if len(values) != 2 or not values[0] > 0 or values[1] < 1:
-      raise ValueError(f'rvs.dbscan.{name} {tuple(values)} is not (eps > 0, min_samples >= 1)')
+  Args:
+    text_features: normal, then abnormal.
+    keys, dataset: see represent.
+  """
+  return np.stack([np.stack([represent(points, keys, dataset) for points in state]) for state in text_features],
+                  axis=1)
 
 
 def _largest(points, labels):
-  """The mean of the points of the most frequent label, of equally frequent ones the lowest; -1 is none."""
+  """The mean of the points of the most frequent label, the lowest of equally frequent ones; -1 marks outliers."""
   return points[labels == np.bincount(labels[labels >= 0]).argmax()].mean(0)
 
 

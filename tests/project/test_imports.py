@@ -17,7 +17,7 @@ MAY_IMPORT = {
   'experiment': ('clip', 'ops', 'metrics', 'report', 'data', 'methods', 'engine', 'tiny_clip'),
   'predict': ('clip', 'ops', 'metrics', 'report', 'data', 'methods', 'engine', 'experiment'),
 }
-DOORS = ('__init__', 'cli')  # modules at the top level: the Python API and the command line
+DOORS = ('__init__', '__main__', 'cli')  # modules at the top level: the Python API and the command line
 ONLY_IN = {'flax': ('clip',), 'orbax': ('engine/checkpoint.py',), 'absl.flags': ('cli.py',)}
 NOWHERE = ('pickle', 'tensorflow', 'torch', 'launch', 'configs')
 

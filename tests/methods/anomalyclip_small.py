@@ -1,13 +1,13 @@
-"""A small random CLIP for the tests of AnomalyCLIP, configs that fit it, and features as it would give them."""
+"""A small random CLIP for the tests of AnomalyCLIP, configs that fit it, and features of its shapes."""
 
 import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
-import ml_collections as mlc
 import numpy as np
 from golden import record_anomalyclip as small
+from method_checks import with_keys
 
 from zsad_jax.clip import model as clip_lib
 from zsad_jax.clip.feature_spec import Features
@@ -20,27 +20,19 @@ N = (small.SIZE // small.VISION['patch']) ** 2
 loss = jax.jit(method.loss, static_argnames=('clip', 'cfg'))
 predict = jax.jit(method.predict, static_argnames=('clip', 'cfg'))
 step = jax.jit(jax.value_and_grad(method.loss, has_aux=True), static_argnames=('clip', 'cfg'))
-texts = jax.jit(method.texts, static_argnames=('names', 'clip', 'cfg'))
-bank_of = jax.jit(method.bank, static_argnames=('categories', 'clip', 'cfg'))
+encode_prompts = jax.jit(method._encode_prompts, static_argnames=('names', 'clip', 'cfg'))
+encode_text = jax.jit(method.encode_text, static_argnames=('names', 'clip', 'cfg'))
 
 
 def configured(**changes):
   """The published config for the small CLIP, with dotted changes written as part__key."""
-  c = config.get_config()
   fitted = dict(image_size=small.SIZE, local_layers=(8,), dpam__first_block=small.FIRST_BLOCK,
                 prompt__depth=small.DEPTH)
-  for key, value in {**fitted, **changes}.items():
-    *path, last = key.split('__')
-    setattr(functools.reduce(getattr, path, c), last, value)
-  return mlc.FrozenConfigDict(c)
+  return with_keys(config.get_config(), **{**fitted, **changes})
 
 
 def published(**changes):
-  c = config.get_config()
-  for key, value in changes.items():
-    *path, last = key.split('__')
-    setattr(functools.reduce(getattr, path, c), last, value)
-  return mlc.FrozenConfigDict(c)
+  return with_keys(config.get_config(), **changes)
 
 
 @functools.cache
@@ -49,14 +41,14 @@ def loaded():
 
 
 def without_weights(kind=clip_lib.Clip):
-  """That CLIP as `kind`: whatever a method computes, it computes from `frozen`."""
+  """That CLIP as `kind`: whatever a method computes, it computes from `clip_params`."""
   fields = {f.name: getattr(loaded(), f.name) for f in dataclasses.fields(clip_lib.Clip)}
   return kind(**fields | {'params': None})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Shallow(clip_lib.Clip):
-  """A Clip whose text tower compiles at once, for what does not depend on the tower."""
+  """A Clip whose text tower compiles quickly, for tests that do not depend on the tower."""
 
   def text(self, params, embeddings, eot, *, deep=None, deep_mode='overwrite'):
     del deep_mode
@@ -66,7 +58,8 @@ class Shallow(clip_lib.Clip):
     return jnp.tanh(pooled) @ params['text']['text_projection']['kernel']
 
 
-def learned():
+def trained():
+  """The recorded prompts, as params."""
   return {name: jnp.asarray(array) for name, array in small.prompts().items()}
 
 
@@ -74,7 +67,7 @@ def features_and_batch(cfg, clip, rows=4, seed=0):
   """Random features for every tap of the spec, and a batch whose odd rows are anomalous."""
   rng = np.random.default_rng(seed)
   draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
-  taps = {tap.name: draw(rows, N, small.EMBED) for tap in method.spec(clip, cfg).taps}
+  taps = {tap.name: draw(rows, N, small.EMBED) for tap in method.feature_spec(clip, cfg).taps}
   _, masks, labels = small.batch(rows=rows)
   batch = dict(mask=jnp.asarray(masks), label=jnp.asarray(labels), category=jnp.zeros(rows, jnp.int32),
                valid=jnp.ones(rows, bool))

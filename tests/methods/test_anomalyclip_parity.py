@@ -8,15 +8,17 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import ml_collections as mlc
 import numpy as np
 import optax
 import pytest
 from golden import record_anomalyclip as official
+from method_checks import with_keys
 
+from zsad_jax.clip import encoder
 from zsad_jax.clip import model as clip_lib
 from zsad_jax.clip.feature_spec import Features
 from zsad_jax.configs import anomalyclip as config
+from zsad_jax.methods import Context
 from zsad_jax.methods import anomalyclip as method
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
@@ -28,10 +30,7 @@ def configured(layers, weight, **changes):
   c = config.get_config()
   c.image_size, c.local_layers, c.loss.lambda_local = official.SIZE, tuple(layers), weight
   c.dpam.first_block, c.prompt.depth = official.FIRST_BLOCK, official.DEPTH
-  for key, value in changes.items():
-    *path, last = key.split('__')
-    setattr(functools.reduce(getattr, path, c), last, value)
-  return mlc.FrozenConfigDict(c)
+  return with_keys(c, **changes)
 
 
 @pytest.fixture(scope='module')
@@ -46,15 +45,15 @@ def encoded(clip):
   done = {}
 
   def encode(cfg):
-    spec = method.spec(clip, cfg)
+    spec = method.feature_spec(clip, cfg)
     if spec not in done:
-      done[spec] = encode.encode(clip, spec)(clip.params, jnp.asarray(images))
+      done[spec] = encoder.encode(clip, spec)(clip.params, jnp.asarray(images))
     return done[spec]
 
   return encode
 
 
-def learned():
+def trained():
   return jax.tree.map(jnp.asarray, official.prompts())
 
 
@@ -69,22 +68,22 @@ def train(clip, cfg, features, steps):
   """Returns the losses of each step, the first gradient and the prompts after the last step."""
   grad = jax.jit(jax.value_and_grad(functools.partial(method.loss, clip=clip, cfg=cfg), has_aux=True))
   adam = optax.adam(cfg.optim.lr, b1=cfg.optim.b1, b2=cfg.optim.b2, eps=cfg.optim.eps)
-  learnable, history, first = learned(), [], None
-  state = adam.init(learnable)
+  params, history, first = trained(), [], None
+  state = adam.init(params)
   for _ in range(steps):
-    (total, parts), gradient = grad(learnable, clip.params, features, batch(), None)
+    (total, parts), gradient = grad(params, Context(clip.params), features, batch(), None)
     history.append([total, parts['loss_global'], parts['loss_local']])
     first = first or gradient
-    updates, state = adam.update(gradient, state, learnable)
-    learnable = optax.apply_updates(learnable, updates)
-  return np.float32(history), first, learnable
+    updates, state = adam.update(gradient, state, params)
+    params = optax.apply_updates(params, updates)
+  return np.float32(history), first, params
 
 
-def predict(clip, cfg, learnable, features):
-  bank = jax.jit(functools.partial(method.bank, categories=(), clip=clip, cfg=cfg))(learnable, clip.params)
+def predict(clip, cfg, params, features):
+  text = jax.jit(functools.partial(method.encode_text, names=(), clip=clip, cfg=cfg))(params, clip.params)
   out = jax.jit(functools.partial(method.predict, clip=clip, cfg=cfg))(
-    learnable, clip.params, bank, None, features, batch())
-  return bank, out
+    params, Context(clip.params, text), features, batch())
+  return text, out
 
 
 def assert_gradients_close(ours, theirs):
@@ -110,15 +109,15 @@ def assert_prompts_close(ours, theirs):
 
 def assert_same_run(ours, theirs):
   """Compares train and predict of one variant with what `official.run` returned."""
-  (history, gradient, after), (bank, before), (_, later) = ours
-  np.testing.assert_allclose(bank, theirs['text'], atol=2e-6)
+  (history, gradient, after), (text, before), (_, later) = ours
+  np.testing.assert_allclose(text, theirs['text'], atol=2e-6)
   np.testing.assert_allclose(history[0], theirs['losses'][0], rtol=1e-5)
   np.testing.assert_allclose(history, theirs['losses'], rtol=5e-5)
   assert_gradients_close(gradient, {name: theirs[f'grad_{name}'] for name in gradient})
   assert_prompts_close(after, {name: theirs[f'after_{name}'] for name in after})
   for out, suffix in ((before, ''), (later, '_after')):
-    np.testing.assert_allclose(out['score'], theirs[f'score{suffix}'], atol=1e-4)
-    np.testing.assert_allclose(out['map'], theirs[f'map{suffix}'], atol=1e-4)
+    np.testing.assert_allclose(out.score, theirs[f'score{suffix}'], atol=1e-4)
+    np.testing.assert_allclose(out.map, theirs[f'map{suffix}'], atol=1e-4)
 
 
 @pytest.mark.parametrize('variant', official.VARIANTS)
@@ -134,18 +133,18 @@ def test_image_tower_reads_what_the_released_one_reads(clip, encoded, variant):
 def test_five_steps_and_predictions_on_recorded_features(clip, variant):
   golden = np.load(GOLDEN / f'anomalyclip_{variant}.npz')
   cfg = configured(*official.VARIANTS[variant])
-  names = [tap.name for tap in method.spec(clip, cfg).taps]
+  names = [tap.name for tap in method.feature_spec(clip, cfg).taps]
   features = Features(jnp.asarray(golden['cls']), dict(zip(names, jnp.asarray(golden['taps']))))
   run = train(clip, cfg, features, official.STEPS)
-  assert_same_run((run, predict(clip, cfg, learned(), features), predict(clip, cfg, run[2], features)), golden)
+  assert_same_run((run, predict(clip, cfg, trained(), features), predict(clip, cfg, run[2], features)), golden)
 
 
 def test_from_pixels_to_maps(clip, encoded):
   golden = np.load(GOLDEN / 'anomalyclip_released.npz')
   cfg = configured(*official.VARIANTS['released'])
-  _, out = predict(clip, cfg, learned(), encoded(cfg))
-  np.testing.assert_allclose(out['score'], golden['score'], atol=1e-4)
-  np.testing.assert_allclose(out['map'], golden['map'], atol=1e-4)
+  _, out = predict(clip, cfg, trained(), encoded(cfg))
+  np.testing.assert_allclose(out.score, golden['score'], atol=1e-4)
+  np.testing.assert_allclose(out.map, golden['map'], atol=1e-4)
 
 
 @pytest.mark.parametrize('changes', [
@@ -154,9 +153,9 @@ def test_parity_would_notice(clip, encoded, changes):
   """Each of these departures from the released code is larger than the tolerances above."""
   golden = np.load(GOLDEN / 'anomalyclip_released.npz')
   cfg = configured(*official.VARIANTS['released'], **changes)
-  bank, out = predict(clip, cfg, learned(), encoded(cfg))
-  off = max(np.abs(bank - golden['text']).max() / 2e-6, np.abs(out['score'] - golden['score']).max() / 1e-4,
-            np.abs(out['map'] - golden['map']).max() / 1e-4)
+  text, out = predict(clip, cfg, trained(), encoded(cfg))
+  off = max(np.abs(text - golden['text']).max() / 2e-6, np.abs(out.score - golden['score']).max() / 1e-4,
+            np.abs(out.map - golden['map']).max() / 1e-4)
   assert off > 3
 
 
@@ -188,11 +187,12 @@ def test_other_image_paths_equal_the_released_ones(clip, encoded, changes, readi
   np.testing.assert_allclose(features.cls, cls.numpy(), atol=1e-4)
   for tap, theirs in zip(features.taps.values(), tokens):
     np.testing.assert_allclose(tap, theirs[:, 1:].numpy(), atol=1e-4)
-  learnable = reference.learned(official.prompts())
-  total = reference.loss(learnable, cls, tokens, masks, labels, weight)[0].item()
-  ours, _ = jax.jit(functools.partial(method.loss, clip=clip, cfg=cfg))(learned(), clip.params, features, batch(), None)
+  params = reference.learned(official.prompts())
+  total = reference.loss(params, cls, tokens, masks, labels, weight)[0].item()
+  loss = jax.jit(functools.partial(method.loss, clip=clip, cfg=cfg))
+  ours, _ = loss(trained(), Context(clip.params), features, batch(), None)
   assert float(ours) == pytest.approx(total, rel=1e-5)
-  score, maps = reference.predict(learnable, cls, tokens)
-  _, out = predict(clip, cfg, learned(), features)
-  np.testing.assert_allclose(out['score'], score, atol=1e-4)
-  np.testing.assert_allclose(out['map'], maps, atol=1e-4)
+  score, maps = reference.predict(params, cls, tokens)
+  _, out = predict(clip, cfg, trained(), features)
+  np.testing.assert_allclose(out.score, score, atol=1e-4)
+  np.testing.assert_allclose(out.map, maps, atol=1e-4)

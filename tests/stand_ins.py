@@ -56,7 +56,7 @@ def checkout(patch, folder, whole=False):
   picture(folder / 'part.png')
   for name, shapes in RELEASED.items():
     rng = np.random.default_rng(0)
-    safetensors_files.write_safetensors(folder / f'{name}.safetensors', {
+    safetensors_files.write(folder / f'{name}.safetensors', {
       key: rng.normal(0, .02, shape).astype(np.float32) for key, shape in shapes.items()})
   patch.chdir(folder)
 
@@ -78,7 +78,7 @@ def clips(patch, folder):
       functools.partial(_random, np.random.default_rng(seed)), archs.template(published.find(name)[2]))
     path = folder / name.replace(':', '.') / 'model.safetensors'
     path.parent.mkdir(parents=True)
-    safetensors_files.write_safetensors(path, port.unport(params))
+    safetensors_files.write(path, port.to_state_dict(params))
 
 
 def narrow(arch):

@@ -52,7 +52,7 @@ def pair(request):
   arch = clip_lib.ARCHS[request.param]
   model = hugging_face(arch)
   arrays = {name: value.numpy() for name, value in model.state_dict().items()}
-  params = port.port(arrays, model.template(arch), arch)
+  params = port.from_state_dict(arrays, model.template(arch), arch)
   yield clip_lib.build(arch, params), model
   del arrays, params, model
   gc.collect()

@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp('rn_tiny')
   arrays = record_resnet.weights(DIMS, np.random.RandomState(0))
   halved = {k: v.astype(np.float16) if v.dtype == np.float32 else v for k, v in arrays.items()}
-  safetensors_files.write_safetensors(folder / 'open_clip_model.safetensors', halved)
+  safetensors_files.write(folder / 'open_clip_model.safetensors', halved)
   (folder / 'open_clip_config.json').write_text(json.dumps({
       'model_cfg': {
           'embed_dim': DIMS.embed, 'quick_gelu': True,

@@ -296,7 +296,7 @@ def test_a_tap_may_be_read_its_own_way(small):
   own = run(small, FeatureSpec(SIZE, taps=(Tap('clip', 2, token='cls'),))).taps['clip/2/block/cls']
   np.testing.assert_allclose(other, own, atol=1e-6)
   assert not vit.VisionTower(SIZE, DIMS.patch, DIMS.width, last, DIMS.heads, DIMS.embed, DIMS.activation,
-                             spec)._last_whole()
+                             spec)._reads_last_patches()
 
 
 @pytest.mark.parametrize('tap, message', [

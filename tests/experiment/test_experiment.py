@@ -136,7 +136,7 @@ def test_official_prompts_evaluate_without_training(run, tmp_path):
   rng = np.random.default_rng(0)
   arrays = {name: rng.normal(0, 0.02, (1, 1, 12, 128)).astype(np.float32) for name in ('ctx_pos', 'ctx_neg')}
   arrays |= {f'compound_prompts_text.{i}': rng.normal(0, 0.02, (4, 128)).astype(np.float32) for i in range(3)}
-  safetensors_files.write_safetensors(tmp_path / 'prompts.safetensors', arrays)
+  safetensors_files.write(tmp_path / 'prompts.safetensors', arrays)
   changed = mlc.ConfigDict(cfg.to_dict())
   changed.checkpoint = str(tmp_path / 'prompts.safetensors')
   experiment.run(mlc.FrozenConfigDict(changed), tmp_path, 'run')

@@ -1,13 +1,14 @@
-"""Architectures of CLIP as data, the towers they describe, and the trees of their parameters."""
+"""CLIP architectures as data, the towers that they describe, and their parameter trees."""
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from zsad_jax.clip import feature_spec as spec_lib
 from zsad_jax.clip import resnet, text, vit
+from zsad_jax.clip.feature_spec import FeatureSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,13 +16,13 @@ class Vision:
   """Shape of an image tower.
 
   Attributes:
-    image_size: the pretrained one, in pixels.
-    patch: pixels a side of a patch, or of one place of a ResNet's last map.
-    width: of the tokens, or of a ResNet's stem.
-    layers: blocks that a Tap can name: transformer blocks, or a ResNet's four stages.
-    heads: of every attention, or of a ResNet's attention pool.
+    image_size: pixels per side at which the tower was pretrained.
+    patch: pixels per side of a patch, or of one position of a ResNet's last feature map.
+    width: width of the tokens, or of a ResNet's stem.
+    layers: number of blocks that a Tap can name: transformer blocks, or a ResNet's four stages.
+    heads: heads of every attention, or of a ResNet's attention pool.
     kind: 'vit' or 'resnet'.
-    stages: how many bottlenecks each stage of a ResNet has.
+    stages: number of bottlenecks in each stage of a ResNet.
   """
   image_size: int
   patch: int
@@ -32,23 +33,23 @@ class Vision:
   stages: tuple[int, ...] = ()
 
   def channels(self, block: int) -> int:
-    """Returns the width of the tokens that block `block` leaves."""
+    """Returns the width of the tokens after block `block`."""
     return resnet.channels(self.width, block) if self.kind == 'resnet' else self.width
 
   def grid(self, image_size: int, block: int) -> int:
-    """Returns how many tokens a side block `block` leaves of an image."""
+    """Returns the tokens per side of an image of `image_size` pixels after block `block`."""
     return image_size // (resnet.stride(block) if self.kind == 'resnet' else self.patch)
-
-  def __repr__(self):
-    # Feature stores are known by this text, and were before there were ResNets.
-    fields = dataclasses.asdict(self)
-    if not self.stages:
-      del fields['stages']
-    return f'Vision({", ".join(f"{name}={value!r}" for name, value in fields.items())})'
 
 
 def resnet_vision(image_size: int, width: int, stages: tuple[int, ...], head_width: int = 64) -> Vision:
-  """Returns the Vision of a CLIP ResNet with a stem of `width` and so many bottlenecks in each of its stages."""
+  """Returns the Vision of a CLIP ResNet.
+
+  Args:
+    image_size: pixels per side at which it was pretrained.
+    width: width of the stem.
+    stages: number of bottlenecks in each of the four stages.
+    head_width: width of each head of the attention pool.
+  """
   heads = resnet.channels(width, resnet.BLOCKS) // head_width
   return Vision(image_size, resnet.STRIDE, width, resnet.BLOCKS, heads, 'resnet', stages)
 
@@ -65,13 +66,16 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Arch:
-  """Everything but the weights that decides what a CLIP computes.
+  """Everything besides the weights that decides what a CLIP computes.
 
   Attributes:
-    activation: of the transformers, 'quick_gelu' (OpenAI, LAION-400M ViT-B/32) or 'gelu' (exact erf; other
-      LAION-400M weights); ResNets have ReLU in any case.
-    mean, std: channel statistics that images are normalised with.
-    resize: filter of the image preprocessing.
+    name: name of the architecture, for messages.
+    embed_dim: width of the joint embedding of images and texts.
+    vision, text: shapes of the towers.
+    activation: activation of the transformers, 'quick_gelu' (OpenAI, LAION-400M ViT-B/32) or 'gelu' (exact erf;
+      other LAION-400M weights). ResNets always use ReLU.
+    mean, std: channel statistics by which images are normalised.
+    resize: resize filter of the image preprocessing, 'bicubic' or 'bilinear'.
   """
   name: str
   embed_dim: int
@@ -105,39 +109,39 @@ def find(arch: Arch | str) -> Arch:
   return ARCHS[arch]
 
 
-def init_params(arch: Arch | str, rng):
-  """Returns fresh float32 parameters, initialised as OpenAI's CLIP initialises its transformers and ResNets."""
+def init_params(arch: Arch | str, rng: jax.Array) -> Any:
+  """Returns random float32 parameters, initialised as OpenAI's CLIP initialises its transformers and ResNets."""
   arch = find(arch)
   keys = jax.random.split(rng)
   size, tokens = arch.vision.patch, jnp.zeros((1, 1), jnp.int32)
-  # These read through every parameter, on an image of one patch.
-  every = spec_lib.FeatureSpec(size, cls='proj' if arch.vision.kind == 'resnet' else 'ln_post_proj')
+  # An image of one patch is enough to reach every parameter.
+  spec = FeatureSpec(size, cls='proj' if arch.vision.kind == 'resnet' else 'ln_post_proj')
   return {
-      'visual': vision_tower(arch, every).init(keys[0], jnp.zeros((1, size, size, 3)))['params'],
-      'text': text_tower(arch).init(keys[1], tokens, method='everything')['params'],
+      'visual': vision_tower(arch, spec).init(keys[0], jnp.zeros((1, size, size, 3)))['params'],
+      'text': text_tower(arch).init(keys[1], tokens, method='encode_ids')['params'],
       'logit_scale': jnp.log(jnp.float32(1 / 0.07)),
   }
 
 
-def cast(params, precision: str):
-  """Returns `params` whose towers compute matrix products and convolutions in `precision`, one of PRECISIONS.
+def cast(params: Any, precision: str) -> Any:
+  """Returns `params` with which the towers compute matrix products and convolutions in `precision`.
 
-  Their kernels are rounded, once; what adds up along a tower stays float32, and so do the features that leave it.
+  The kernels are rounded once. The residual streams and the features stay float32.
 
   Raises:
-    ValueError: another precision.
+    ValueError: a precision that is not one of PRECISIONS.
   """
   if precision not in PRECISIONS:
-    raise ValueError(f'precision {precision!r} is not one of {", ".join(PRECISIONS)}')
+    raise ValueError(f'precision={precision!r} is not one of {", ".join(PRECISIONS)}')
   if precision == 'float32':
     return params
-  kernel = lambda path: path[-1].key == 'kernel'
-  return jax.tree_util.tree_map_with_path(lambda path, x: x.astype(precision) if kernel(path) else x, params)
+  is_kernel = lambda path: path[-1].key == 'kernel'
+  return jax.tree_util.tree_map_with_path(lambda path, x: x.astype(precision) if is_kernel(path) else x, params)
 
 
-def template(arch: Arch | str):
-  """Returns the parameter tree as jax.ShapeDtypeStruct leaves, allocating nothing."""
-  return jax.tree.map(lambda leaf: leaf, _shapes(find(arch)))  # the caller's own dicts
+def template(arch: Arch | str) -> Any:
+  """Returns the parameter tree with jax.ShapeDtypeStruct leaves, without allocating memory."""
+  return jax.tree.map(lambda leaf: leaf, _shapes(find(arch)))  # a copy, because the cached dicts are mutable
 
 
 @functools.cache
@@ -145,22 +149,28 @@ def _shapes(arch):
   return jax.eval_shape(lambda rng: init_params(arch, rng), jax.random.key(0))
 
 
-def validate(arch: Arch, spec: spec_lib.FeatureSpec) -> None:
-  """Raises ValueError, naming key, value and allowed range, where the image tower cannot give what `spec` asks."""
+def validate(arch: Arch, spec: FeatureSpec) -> None:
+  """Raises ValueError with key, value and allowed range if the image tower does not support `spec`."""
   if _checked_kind(arch) == 'resnet':
     resnet.validate(spec)
     return
   for i, tap in enumerate(spec.taps):
     if tap.point in resnet.POOLS:
-      raise ValueError(f'spec.taps[{i}].point {tap.point!r} is in the attention pool of a ResNet; {arch.name} is a '
-                       f'vision transformer, whose points are {vit.POINTS}')
+      raise ValueError(f'spec.taps[{i}].point={tap.point!r} is in the attention pool of a ResNet, but {arch.name} is '
+                       f'a vision transformer, whose points are {", ".join(vit.POINTS)}')
   vit.validate(spec, patch=arch.vision.patch, layers=arch.vision.layers)
 
 
-def vision_tower(arch: Arch, spec: spec_lib.FeatureSpec, unroll: bool = False) -> vit.VisionTower | resnet.ResNetTower:
-  """Returns the image tower that reads `spec`; raises ValueError for a tower or a spec that is not to be had.
+def vision_tower(arch: Arch, spec: FeatureSpec, unroll: bool = False) -> vit.VisionTower | resnet.ResNetTower:
+  """Returns the image tower that reads `spec`.
 
-  A ResNet takes no notice of `unroll`.
+  Args:
+    arch: the architecture.
+    spec: features to read.
+    unroll: whether the blocks of a vision transformer are compiled one by one; ignored for a ResNet.
+
+  Raises:
+    ValueError: an architecture that does not support the spec, or a `vision` that is not a valid tower.
   """
   validate(arch, spec)
   v = arch.vision
@@ -171,24 +181,25 @@ def vision_tower(arch: Arch, spec: spec_lib.FeatureSpec, unroll: bool = False) -
 
 
 def text_tower(arch: Arch, unroll: bool = False) -> text.TextTower:
-  """Returns the text tower."""
+  """Returns the text tower; with `unroll` its blocks are compiled one by one."""
   t = arch.text
   return text.TextTower(t.context, t.vocab, t.width, t.layers, t.heads, arch.embed_dim, arch.activation, unroll)
 
 
 def _checked_kind(arch):
-  """Returns vision.kind; raises ValueError where it is unknown, or where the record of a ResNet is none."""
+  """Returns vision.kind; raises ValueError if it is unknown or does not fit the other fields."""
   v = arch.vision
   if v.kind == 'vit' and not v.stages:
     return v.kind
   if v.kind not in ('vit', 'resnet'):
-    raise ValueError(f'vision.kind {v.kind!r} of {arch.name} is not one of: vit, resnet')
+    raise ValueError(f'vision.kind={v.kind!r} of {arch.name} is not one of vit, resnet')
   if v.kind == 'vit':
-    raise ValueError(f'vision.stages {v.stages} of {arch.name} are of a ResNet, but vision.kind is {v.kind!r}')
+    raise ValueError(f'vision.stages={v.stages} of {arch.name} describes a ResNet, but vision.kind is vit')
   if (v.patch, v.layers, len(v.stages)) != (resnet.STRIDE, resnet.BLOCKS, resnet.BLOCKS) or min(v.stages) < 1:
-    raise ValueError(f'vision of {arch.name}: a ResNet has patch {resnet.STRIDE}, layers {resnet.BLOCKS} and as many '
-                     f'stages, each of at least one bottleneck; not {v.patch}, {v.layers} and {v.stages}')
+    raise ValueError(f'vision.patch={v.patch}, vision.layers={v.layers} and vision.stages={v.stages} of {arch.name} '
+                     f'do not fit a ResNet, which has patch {resnet.STRIDE}, {resnet.BLOCKS} layers and '
+                     f'{resnet.BLOCKS} stages of at least one bottleneck each')
   if v.heads < 1 or v.channels(resnet.BLOCKS) % v.heads:
-    raise ValueError(f'vision.heads {v.heads} of {arch.name} do not divide {v.channels(resnet.BLOCKS)}, the width of '
+    raise ValueError(f'vision.heads={v.heads} of {arch.name} must divide {v.channels(resnet.BLOCKS)}, the width of '
                      'its attention pool')
   return v.kind

@@ -1,11 +1,13 @@
-"""The residual block that both CLIP towers stack; parameters carry CLIP's names.
+"""Residual block of both CLIP towers, with CLIP's parameter names.
 
-A matrix product is computed in the dtype of its kernel, so that kernels alone in bfloat16 (archs.cast) make products
-in bfloat16 around a residual stream, biases and class and position embeddings in float32. Layer norms and softmaxes
-are float32 in any case.
+Every matrix product runs in the dtype of its kernel. Casting only the kernels to bfloat16 (archs.cast) therefore gives
+bfloat16 products, while the residual stream, the biases and the class and position embeddings stay float32. Layer
+norms and softmaxes are always float32.
 """
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,24 +16,25 @@ import jax.numpy as jnp
 from zsad_jax.clip import attention
 
 
-def quick_gelu(x):
+def quick_gelu(x: jax.Array) -> jax.Array:
   """Returns x sigmoid(1.702 x), the GELU of OpenAI's CLIP."""
   return x * jax.nn.sigmoid(1.702 * x)
 
 
-def gelu(x):
+def gelu(x: jax.Array) -> jax.Array:
   """Returns the exact (erf) GELU of open_clip's LAION-400M weights."""
   return jax.nn.gelu(x, approximate=False)
 
 
-def like_kernel(inputs, kernel, bias=None, **_):
-  """Returns what a product is computed from, all in the kernel's dtype: promote_dtype of Flax's dense layers."""
+def like_kernel(inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None = None,
+                **_: Any) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+  """Returns the operands of a product in the kernel's dtype, as `promote_dtype` of Flax's dense layers."""
   return inputs.astype(kernel.dtype), kernel, None if bias is None else bias.astype(kernel.dtype)
 
 
 Dense = functools.partial(nn.Dense, promote_dtype=like_kernel)
 DenseGeneral = functools.partial(nn.DenseGeneral, promote_dtype=like_kernel)
-# Without a bias, and not rounded again: for features that leave a tower.
+# For the features that leave a tower: no bias, and float32 results even from a bfloat16 kernel.
 Projection = functools.partial(Dense, use_bias=False, dot_general=functools.partial(
   jax.lax.dot_general, preferred_element_type=jnp.float32))
 ACTIVATIONS = {'quick_gelu': quick_gelu, 'gelu': gelu}
@@ -52,7 +55,7 @@ class LayerNorm(nn.Module):
 
 
 class Attention(nn.Module):
-  """The packed projections of multi-head attention; what is attended to is the caller's choice."""
+  """The packed projections of multi-head attention; the caller chooses the attention mode."""
   width: int
   heads: int
   layers: int
@@ -81,9 +84,9 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-  """The parts of one pre-LN residual block; each tower's scan body puts them together.
+  """The parts of one pre-LN residual block, which each tower's scan body combines.
 
-  Weights start as OpenAI's CLIP.initialize_parameters starts the text tower's, biases at zero.
+  Initialised as the text tower in OpenAI's CLIP.initialize_parameters, with biases at zero.
   """
   width: int
   heads: int
@@ -96,24 +99,30 @@ class Block(nn.Module):
     self.ln_2 = LayerNorm()
     self.mlp = Mlp(self.width, self.layers, self.activation)
 
-  def qkv(self, x):
+  def qkv(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns q, k, v of LN1(x), each [B, N, H, d]."""
     packed = self.attn.qkv(self.ln_1(x))
     return packed[:, :, 0], packed[:, :, 1], packed[:, :, 2]
 
-  def attended(self, x, q, k, v, mode='qk', mask=None):
-    """Returns what attention adds to the stream x, [B, N, D] of its dtype."""
+  def attention(self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, mode: str = 'qk',
+                mask: jax.Array | None = None) -> jax.Array:
+    """Returns the projected attention output [B, N, D] that is added to the stream x, in the dtype of x."""
     return self.attn.out(attention.attend(q, k, v, mode, mask)).astype(x.dtype)
 
-  def feed_forward(self, x):
+  def feed_forward(self, x: jax.Array) -> jax.Array:
     """Returns x + MLP(LN2(x))."""
     return x + self.mlp(self.ln_2(x)).astype(x.dtype)
 
 
-def stack(layer, layers, in_axes, unroll=False):
-  """Returns `layer` (a Block whose call is a scan body) scanned over a leading layer axis of its weights.
+def stack(layer: type[Block], layers: int, in_axes: Sequence[Any], unroll: bool = False) -> Any:
+  """Returns `layer` scanned over a leading layer axis of its weights.
 
-  Unrolled, a backward pass stacks no residuals: faster where the blocks are small, slower to compile.
+  Args:
+    layer: a Block whose call is a scan body.
+    layers: number of blocks.
+    in_axes: axes of the body's further arguments, as flax.linen.scan takes them.
+    unroll: compile the blocks one by one. A backward pass then stacks no residuals, which is faster for small blocks
+      and slower to compile.
   """
   return nn.scan(layer, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=in_axes,
                  length=layers, unroll=layers if unroll else 1)

@@ -1,4 +1,4 @@
-"""From a PIL image to the input of an image tower."""
+"""Image preprocessing: from a PIL image to the input of an image tower."""
 
 import functools
 from collections.abc import Callable
@@ -16,35 +16,35 @@ def image_transform(arch: archs.Arch | str, image_size: int | None = None,
                     mode: str = 'squash') -> Callable[[Image.Image], np.ndarray]:
   """Returns a function from a PIL image (mode RGB or L) to [R, R, 3] float32, normalised as in training.
 
-  Resizing is PIL's, which widens the filter when it shrinks and rounds to 8 bits in between, as the official
-  code's is. The function can be pickled.
+  Images are resized by PIL, which antialiases and rounds to 8 bits in between, as in the official code. The function
+  can be pickled, for worker processes.
 
   Args:
-    arch: a record or a name of archs.ARCHS; gives the mean, std and resize filter.
-    image_size: R; None takes the pretrained size.
-    mode: 'squash' resizes both axes to R, the aspect ratio is lost and nothing is cut off (AnomalyCLIP, arXiv
+    arch: an architecture, or its name in archs.ARCHS, for mean, std and resize filter.
+    image_size: R in pixels; None takes the pretrained size.
+    mode: 'squash' resizes both axes to R, which changes the aspect ratio and cuts nothing off (AnomalyCLIP, arXiv
       2310.18961, official code); 'clip' resizes the shorter side to R and crops the centre (CLIP, arXiv
       2103.00020).
 
   Raises:
-    ValueError: an unknown mode or filter, or a size below 1; later, an image of another mode.
+    ValueError: an unknown mode or filter, or a size below 1; when called, an image that is neither RGB nor L.
   """
   arch = archs.find(arch)
   size = arch.vision.image_size if image_size is None else image_size
   if size < 1:
-    raise ValueError(f'image_size must be at least 1, not {size}')
+    raise ValueError(f'image_size={size} must be at least 1')
   if mode not in MODES:
-    raise ValueError(f'unknown preprocessing {mode!r}, not one of {", ".join(MODES)}')
+    raise ValueError(f'preprocessing mode={mode!r} is not one of {", ".join(MODES)}')
   if arch.resize not in FILTERS:
-    raise ValueError(f'unknown resize filter {arch.resize!r} of {arch.name}, not one of {", ".join(FILTERS)}')
+    raise ValueError(f'resize={arch.resize!r} of {arch.name} is not one of {", ".join(FILTERS)}')
   return functools.partial(_transform, size=size, mode=mode, resample=FILTERS[arch.resize],
                            mean=np.float32(arch.mean), std=np.float32(arch.std))
 
 
 def _transform(image, *, size, mode, resample, mean, std):
   if image.mode not in ('RGB', 'L'):
-    raise ValueError(f'an image of mode {image.mode}, not RGB or L: transparency, palettes and 16 bits need '
-                     'a rule, so open images with zsad_jax.data, which has one')
+    raise ValueError(f'the image has mode {image.mode}; it must be RGB or L. zsad_jax.data.images.read_rgb converts '
+                     'transparency, palettes and 16-bit pixels')
   if mode == 'squash':
     image = image.resize((size, size), resample)
   else:

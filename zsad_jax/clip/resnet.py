@@ -1,6 +1,7 @@
-"""CLIP's ResNets: a stem of three convolutions, bottlenecks that pool before they stride, attention in place of a mean.
+"""CLIP's ResNets: a stem of three convolutions, bottlenecks with average pooling for strides, and an attention pool.
 
-Tokens of block l = 1..4 are the places of the l-th stage's feature map, 4, 8, 16 and 32 pixels a side, row by row.
+The tokens of block l = 1..4 are the positions of the l-th stage's feature map in row-major order, which are 4, 8, 16
+and 32 pixels wide.
 """
 
 import flax.linen as nn
@@ -8,75 +9,73 @@ import jax
 import jax.numpy as jnp
 
 from zsad_jax.clip import attention, block, vit
-from zsad_jax.clip import feature_spec as spec_lib
+from zsad_jax.clip.feature_spec import Features, FeatureSpec
 
 CLS = ('proj', '')
 READ = 'none'
 BLOCKS = 4
-STRIDE = 32  # pixels a side of one place of the last map
+STRIDE = 32  # pixels per side of one position of the last feature map
 EXPANSION = 4
 POOLS = ('pool', 'pool_vv', 'pool_cosine')
 POINTS = ('block', *POOLS)
-COSINE_GAIN = 8  # of cosines over sqrt(head width): 1 for CLIP's heads of 64
+COSINE_GAIN = 8  # scale of the cosines; cancels the 1 / sqrt(d) of attention for CLIP's heads of width 64
 
 
-def channels(width, block):
-  """Returns the width of the feature map that stage `block` gives, for a stem of `width`."""
+def channels(width: int, block: int) -> int:
+  """Returns the width of the feature map after stage `block`, for a stem of `width`."""
   return EXPANSION * width * 2 ** (block - 1)
 
 
-def stride(block):
-  """Returns the pixels a side of one place of the feature map that stage `block` gives."""
+def stride(block: int) -> int:
+  """Returns the pixels per side of one position of the feature map after stage `block`."""
   return 2 ** (block + 1)
 
 
-def validate(spec):
-  """Raises ValueError where a CLIP ResNet cannot give what `spec` asks for."""
+def validate(spec: FeatureSpec) -> None:
+  """Raises ValueError with key, value and allowed range if a CLIP ResNet does not support `spec`."""
   if spec.image_size < STRIDE or spec.image_size % STRIDE:
-    raise ValueError(f'spec.image_size {spec.image_size} is not a positive multiple of {STRIDE}, the stride of a '
+    raise ValueError(f'spec.image_size={spec.image_size} is not a positive multiple of {STRIDE}, the stride of a '
                      'ResNet')
   if spec.cls not in CLS:
-    raise ValueError(f'spec.cls {spec.cls!r} is not one of {CLS}: a ResNet has no ln_post, and the projection of its '
-                     'attention pool gives its class feature')
-  if spec.positions not in vit.POSITIONS:
-    raise ValueError(f'spec.positions {spec.positions!r} is not one of {vit.POSITIONS}')
+    raise ValueError(f"spec.cls={spec.cls!r} is not one of proj, ''; a ResNet has no ln_post, and its attention pool "
+                     'projects its class feature')
+  vit.validate_choice('spec.positions', spec.positions, vit.POSITIONS)
   if spec.sides:
-    raise ValueError(f'spec.sides {[side.name for side in spec.sides]}: a ResNet has no side streams; its surgery is '
-                     f'read at the tap points {POOLS[1:]}')
+    raise ValueError(f'spec.sides={[side.name for side in spec.sides]} is not supported: a ResNet has no side streams; '
+                     f'use taps at the points {" and ".join(POOLS[1:])}')
   if spec.windows:
-    raise ValueError(f'spec.windows {spec.windows}: a ResNet cannot leave out patches')
+    raise ValueError(f'spec.windows={spec.windows} is not supported: a ResNet cannot drop patches')
   names = [tap.name for tap in spec.taps]
   if len(set(names)) < len(names):
-    raise ValueError(f'spec.taps names a tap twice: {names}')
+    raise ValueError(f'spec.taps has a tap twice: {", ".join(names)}')
   for i, tap in enumerate(spec.taps):
     _validate_tap(f'spec.taps[{i}]', tap, tap.read or spec.read)
 
 
-def _validate_tap(at, tap, read):
+def _validate_tap(key, tap, read):
   if tap.stream != 'clip':
-    raise ValueError(f'{at}.stream {tap.stream!r} is not clip, the one stream of a ResNet')
+    raise ValueError(f'{key}.stream={tap.stream!r} is not clip, the only stream of a ResNet')
   if not 1 <= tap.block <= BLOCKS:
-    raise ValueError(f'{at}.block {tap.block} is not in 1..{BLOCKS}, the stages of a ResNet')
-  if tap.point not in POINTS:
-    raise ValueError(f'{at}.point {tap.point!r} is not one of {POINTS}, the places to read a ResNet at')
+    raise ValueError(f'{key}.block={tap.block} must be in [1, {BLOCKS}], the stages of a ResNet')
+  vit.validate_choice(f'{key}.point', tap.point, POINTS)
   if tap.point in POOLS and tap.block != BLOCKS:
-    raise ValueError(f'{at}.point {tap.point!r} is at block {BLOCKS} alone, not {tap.block}')
-  if tap.token not in vit.TOKENS:
-    raise ValueError(f'{at}.token {tap.token!r} is not one of {vit.TOKENS}')
+    raise ValueError(f'{key}.point={tap.point!r} exists at block {BLOCKS} alone, not at {tap.block}')
+  vit.validate_choice(f'{key}.token', tap.token, vit.TOKENS)
   if tap.token == 'cls' and tap.point not in POOLS:
-    raise ValueError(f'{at}.token {tap.token!r}: a ResNet has a class token at {POOLS} alone, not at {tap.point!r}')
+    raise ValueError(f"{key}.token='cls' does not exist at {tap.point!r}; a ResNet has a class token at "
+                     f'{", ".join(POOLS)} alone')
   if read != READ:
-    raise ValueError(f'{at}: read {read!r} is not {READ!r}: nothing follows the taps of a ResNet')
+    raise ValueError(f'{key} has read={read!r}; taps of a ResNet support read={READ!r} alone')
 
 
 def _torch_uniform(fan_in):
-  """Returns the initialiser of torch's layers, uniform within fan_in^-0.5, which CLIP leaves as it is."""
+  """Returns torch's default initialiser, uniform within fan_in^-0.5, which CLIP keeps for these layers."""
   bound = fan_in ** -0.5
   return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class Conv(nn.Module):
-  """A convolution without bias, then a batch norm by its running statistics (eps 1e-5), which nothing here updates."""
+  """A convolution without bias and a batch norm with fixed running statistics (eps 1e-5)."""
   features: int
   size: int = 1
   stride: int = 1
@@ -100,14 +99,14 @@ class Conv(nn.Module):
 
 
 def _halve(x):
-  """Returns x [B, H, W, C] with every 2 x 2 square averaged."""
+  """Returns x [B, H, W, C] averaged over squares of 2 x 2."""
   return nn.avg_pool(x, (2, 2), (2, 2))
 
 
 class Bottleneck(nn.Module):
-  """1 x 1, 3 x 3 and 1 x 1 convolutions beside a shortcut, as a scan body.
+  """Convolutions of 1 x 1, 3 x 3 and 1 x 1 plus a shortcut, as a scan body.
 
-  A stride of 2 is an average pool on either way. Only the first bottleneck of a stage has a shortcut with weights.
+  A stride of 2 is an average pool in both branches. Only the first bottleneck of a stage has weights in its shortcut.
   """
   planes: int
   stride: int = 1
@@ -128,7 +127,7 @@ class Bottleneck(nn.Module):
 
 
 class Stage(nn.Module):
-  """The bottlenecks of one resolution: the first changes the shape, the others are a scan over stacked weights."""
+  """The bottlenecks of one resolution: the first changes the shape, the others are scanned over stacked weights."""
   planes: int
   count: int
   stride: int
@@ -145,7 +144,7 @@ class Stage(nn.Module):
 
 
 class AttentionPool(nn.Module):
-  """Attention over the last map and its mean, which is the class token, then a projection (CLIP, sec. 2.4)."""
+  """Attention over the last feature map and its mean, the class token, then a projection (CLIP, sec. 2.4)."""
   grid: int
   width: int
   heads: int
@@ -160,39 +159,44 @@ class AttentionPool(nn.Module):
     self.q_proj, self.k_proj, self.v_proj = dense(self.width), dense(self.width), dense(self.width)
     self.c_proj = dense(self.embed_dim)
 
-  def tokens(self, x, positions):
-    """Returns the mean and then the places of x [B, G, G, D], with their positions, [B, 1 + G^2, D]."""
+  def tokens(self, x: jax.Array, positions: str) -> jax.Array:
+    """Returns the tokens [B, 1 + G^2, D] of x [B, G, G, D], its mean first, with positional embeddings added."""
     table = vit.resample_positions(self.positional_embedding, x.shape[1], positions)
     x = x.reshape(x.shape[0], -1, x.shape[-1])
     return jnp.concatenate([x.mean(1, keepdims=True), x], 1) + table[None].astype(x.dtype)
 
-  def read(self, tokens, point, only=slice(None)):
-    """Returns what the pool gives at one of POOLS for the tokens `only`, [B, ?, E].
+  def read(self, tokens: jax.Array, point: str, rows: slice = slice(None)) -> jax.Array:
+    """Returns the output of the pool [B, rows, E] at one of POOLS.
 
-    'pool' is CLIP's own. 'pool_vv' takes the values as queries and keys, and 'pool_cosine' these at unit length and
-    with a larger scale: the original and the new path of CLIP-AD's pool (arXiv 2311.00453, official code).
+    'pool' is CLIP's own attention. 'pool_vv' uses the values as queries and keys, and 'pool_cosine' their cosines with
+    a larger scale: the original and the new path of CLIP-AD's pool (arXiv 2311.00453, official code).
+
+    Args:
+      tokens: [B, 1 + G^2, D], from `tokens`.
+      point: one of POOLS.
+      rows: tokens that serve as queries.
     """
     split = lambda x: x.reshape(*x.shape[:2], self.heads, self.width // self.heads)
     v = split(self.v_proj(tokens))
     if point == 'pool':
-      q, k = split(self.q_proj(tokens[:, only])), split(self.k_proj(tokens))
+      q, k = split(self.q_proj(tokens[:, rows])), split(self.k_proj(tokens))
     elif point == 'pool_vv':
-      q, k = v[:, only], v
+      q, k = v[:, rows], v
     else:
       k = v / (jnp.linalg.norm(v.astype(jnp.float32), axis=-1, keepdims=True) + 1e-6).astype(v.dtype)
-      q = COSINE_GAIN * k[:, only]
+      q = COSINE_GAIN * k[:, rows]
     out = attention.attend(q, k, v)
     return self.c_proj(out.reshape(*out.shape[:2], self.width)).astype(tokens.dtype)
 
 
 class ResNetTower(nn.Module):
-  """The image half of a CLIP ResNet (arXiv 2103.00020, sec. 2.4), reading what `spec` says."""
+  """CLIP's ResNet (arXiv 2103.00020, sec. 2.4), which reads the features of `spec`."""
   image_size: int
   width: int
   stages: tuple[int, ...]
   heads: int
   embed_dim: int
-  spec: spec_lib.FeatureSpec
+  spec: FeatureSpec
 
   def setup(self):
     self.conv1, self.conv2, self.conv3 = Conv(self.width // 2, 3, 2), Conv(self.width // 2, 3), Conv(self.width, 3)
@@ -200,12 +204,12 @@ class ResNetTower(nn.Module):
       Stage(self.width * 2 ** i, count, 2 if i else 1) for i, count in enumerate(self.stages))
     self.attnpool = AttentionPool(self.image_size // STRIDE, channels(self.width, BLOCKS), self.heads, self.embed_dim)
 
-  def __call__(self, images):
+  def __call__(self, images: jax.Array) -> Features:
     """Returns Features of normalised images [B, R, R, 3]; see Clip.image."""
     validate(self.spec)
     size = self.spec.image_size
     if images.shape[1:] != (size, size, 3):
-      raise ValueError(f'images {images.shape} are not [B, {size}, {size}, 3], the size in their FeatureSpec')
+      raise ValueError(f'images have shape {images.shape}; spec.image_size={size} needs [B, {size}, {size}, 3]')
     maps = self._maps(images)
     pooled = self._pooled(maps[-1])
     taps = {}
@@ -216,10 +220,10 @@ class ResNetTower(nn.Module):
       else:
         x = maps[tap.block - 1]
         taps[tap.name] = x.reshape(x.shape[0], -1, x.shape[-1])
-    return spec_lib.Features(pooled['pool'][:, 0] if self.spec.cls else None, taps)
+    return Features(pooled['pool'][:, 0] if self.spec.cls else None, taps)
 
   def _maps(self, images):
-    """Returns the feature maps of all stages, [B, H, W, C] each."""
+    """Returns the feature maps of the four stages, [B, H, W, C] each."""
     x, maps = images.astype(self.attnpool.positional_embedding.dtype), []
     for conv in (self.conv1, self.conv2, self.conv3):
       x = nn.relu(conv(x))
@@ -230,7 +234,7 @@ class ResNetTower(nn.Module):
     return maps
 
   def _pooled(self, x):
-    """Returns {point: [B, 1 + N, E]} of what is read of the pool, [B, 1, E] where only its class token is."""
+    """Returns {point: [B, 1 + N, E]} of the pool's points that are read, [B, 1, E] if only the class token is."""
     points = {tap.point for tap in self.spec.taps} | ({'pool'} if self.spec.cls else set())
     patches = {tap.point for tap in self.spec.taps if tap.token == 'patches'}
     tokens = self.attnpool.tokens(x, self.spec.positions)

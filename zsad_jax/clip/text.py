@@ -1,6 +1,7 @@
-"""CLIP's causal text transformer, from token embeddings, with prompt tokens at every depth."""
+"""CLIP's causal text transformer on token embeddings, with deep prompt tokens."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from zsad_jax.clip import block
@@ -9,7 +10,7 @@ DEEP_MODES = ('overwrite', 'concat', 'insert')
 
 
 class Layer(block.Block):
-  """Scan body of the text tower; `slots` [1 or B, K, W] replaces positions 1..K where `active`."""
+  """Scan body of the text tower; `slots` [1 or B, K, W] replaces positions 1..K if `active`."""
 
   def __call__(self, x, slots, active, mask, slot_keys):
     if slots is not None:
@@ -19,12 +20,12 @@ class Layer(block.Block):
       if slot_keys is not None:
         mask = mask & (active | ~slot_keys[None])
     q, k, v = self.qkv(x)
-    x = x + self.attended(x, q, k, v, 'qk', mask)
+    x = x + self.attention(x, q, k, v, 'qk', mask)
     return self.feed_forward(x), None
 
 
 class TextTower(nn.Module):
-  """The text half of CLIP (arXiv 2103.00020, sec. 2.4); a causal mask, pooled at the end-of-text token."""
+  """CLIP's text tower (arXiv 2103.00020, sec. 2.4), pooled at the end-of-text token."""
   context: int
   vocab: int
   width: int
@@ -45,15 +46,12 @@ class TextTower(nn.Module):
     self.text_projection = block.Projection(
       self.embed_dim, kernel_init=nn.initializers.normal(self.width ** -0.5))
 
-  def embed(self, ids):
-    """Returns token embeddings [B, L, W] of ids [B, L], positions not yet added."""
-    return self.token_embedding(ids)
+  def encode_ids(self, ids: jax.Array) -> jax.Array:
+    """Runs every module once on ids [B, L], so that `init` creates every parameter."""
+    return self(self.token_embedding(ids), jnp.zeros(ids.shape[:1], jnp.int32))
 
-  def everything(self, ids):
-    """Runs every module once, so that init makes every parameter."""
-    return self(self.embed(ids), jnp.zeros(ids.shape[:1], jnp.int32))
-
-  def __call__(self, embeddings, eot, deep=None, deep_mode='overwrite'):
+  def __call__(self, embeddings: jax.Array, eot: jax.Array, deep: jax.Array | None = None,
+               deep_mode: str = 'overwrite') -> jax.Array:
     """Returns text features [B, E] before normalisation; see Clip.text."""
     self._check(embeddings, deep, deep_mode)
     length = embeddings.shape[1]
@@ -64,8 +62,8 @@ class TextTower(nn.Module):
       slots, active = _by_layer(deep, first=2, layers=self.layers)
       x, _ = self.blocks(x, slots, active, _causal(length), None)
     else:
-      # One scan runs L + K tokens through every block. In concat mode the slots are hidden from all later tokens
-      # after block n, which is the same as taking them out and keeps one body to compile.
+      # One scan runs L + K tokens through every block. In concat mode, later tokens cannot read the slots after
+      # block n. That equals removing the slots, with a single body to compile.
       slots, active = _by_layer(deep, first=1, layers=self.layers)
       k = deep.shape[-2]
       empty = jnp.zeros((x.shape[0], k, x.shape[2]), x.dtype)
@@ -80,17 +78,17 @@ class TextTower(nn.Module):
   def _check(self, embeddings, deep, deep_mode):
     length = embeddings.shape[1]
     if length > self.context:
-      raise ValueError(f'text of {length} tokens is longer than the context of {self.context}')
+      raise ValueError(f'a text of {length} tokens is longer than the context of {self.context}')
     if deep_mode not in DEEP_MODES:
-      raise ValueError(f'deep_mode {deep_mode!r} is not one of {DEEP_MODES}')
+      raise ValueError(f'deep_mode={deep_mode!r} is not one of {", ".join(DEEP_MODES)}')
     if deep is None:
       return
     most = self.layers - (deep_mode == 'overwrite')
     if not 1 <= deep.shape[0] <= most:
-      raise ValueError(f'deep holds prompt tokens for {deep.shape[0]} blocks; deep_mode {deep_mode!r} of a '
+      raise ValueError(f'deep has prompt tokens for {deep.shape[0]} blocks; deep_mode={deep_mode!r} of a '
                        f'{self.layers}-block tower takes 1 to {most}')
     if deep_mode == 'overwrite' and deep.shape[-2] >= length:
-      raise ValueError(f'{deep.shape[-2]} deep tokens do not fit behind position 0 of a {length}-token text')
+      raise ValueError(f'{deep.shape[-2]} deep tokens do not fit after position 0 of a text of {length} tokens')
 
 
 def _causal(length):
@@ -98,7 +96,7 @@ def _causal(length):
 
 
 def _by_layer(deep, *, first, layers):
-  """Returns deep tokens [layers, 1 or B, K, W] from block `first` on, and which blocks have any [layers]."""
+  """Returns deep tokens [layers, 1 or B, K, W] from block `first` on, and a mask [layers] of the blocks with tokens."""
   if deep.ndim == 3:
     deep = deep[:, None]
   before, after = first - 1, layers - deep.shape[0] - (first - 1)

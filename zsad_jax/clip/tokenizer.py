@@ -1,9 +1,10 @@
-"""CLIP's byte-pair tokenizer: text cleaned as OpenAI cleans it, ids padded with 0."""
+"""CLIP's byte-pair tokenizer, with OpenAI's text cleaning and ids padded with 0."""
 
 import functools
 import gzip
 import html
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,42 +13,42 @@ import numpy as np
 from zsad_jax.clip.weights import hub
 
 VOCABULARY = Path(__file__).with_name('bpe_simple_vocab_16e6.txt.gz')  # OpenAI's, as open_clip ships it (MIT)
-MERGES = slice(1, 49152 - 256 - 2 + 1)  # of its lines: the first is a comment, and not every merge was used
+MERGES = slice(1, 49152 - 256 - 2 + 1)  # lines of VOCABULARY: the first is a comment, and CLIP uses only these merges
 START, END = '<|startoftext|>', '<|endoftext|>'
 
 
 class Tokenizer:
-  """Text to token ids through transformers' CLIPTokenizer, imported when text is first tokenized.
+  """Converts text to token ids by transformers' CLIPTokenizer, which is imported on first use.
 
   Attributes:
     size: number of tokens in the vocabulary.
-    start, end: ids of the start-of-text and end-of-text tokens; `end` is the largest id, which is what lets
-      CLIP find it by argmax.
+    start, end: ids of the start-of-text and end-of-text tokens. `end` is the largest id, because CLIP finds it by
+      argmax.
   """
 
   def __init__(self, vocabulary: dict[str, int], merges: Sequence[tuple[str, str]]):
-    """Takes token to id, and the merges in order of rank.
+    """Takes {token: id} and the merges in order of rank.
 
     Raises:
-      ValueError: ids that are not 0..n-1, a special token missing, or an end of text that is not the last.
+      ValueError: ids that are not 0 to n - 1, a missing special token, or an end-of-text id that is not the largest.
     """
     if sorted(vocabulary.values()) != list(range(len(vocabulary))):
-      raise ValueError(f'the ids of its {len(vocabulary)} tokens must be 0 to {len(vocabulary) - 1}')
+      raise ValueError(f'the ids of the {len(vocabulary)} tokens must be 0 to {len(vocabulary) - 1}')
     if missing := [t for t in (START, END) if t not in vocabulary]:
       raise ValueError(f'the vocabulary has no {" and no ".join(missing)}')
     self.size, self.start, self.end = len(vocabulary), vocabulary[START], vocabulary[END]
     if self.end != self.size - 1:
-      raise ValueError(f'{END} has id {self.end}, but must have the largest, {self.size - 1}: CLIP finds it '
-                       'by argmax')
+      raise ValueError(f'{END} has id {self.end}, but must have the largest id, {self.size - 1}, because CLIP finds '
+                       'it by argmax')
     self._vocabulary, self._merges = vocabulary, merges
 
   def encode(self, texts: Sequence[str], context: int = 77, truncate: bool = False) -> np.ndarray:
-    """Returns ids [B, context] int32: start of text, the text, end of text, then 0.
+    """Returns ids [B, context] int32: start of text, the text, end of text, then padding with 0.
 
     Args:
-      texts: any strings; the empty one is start and end alone.
+      texts: any strings, also empty ones.
       context: number of positions.
-      truncate: cut a long text and make its last id the end of text; otherwise it is an error.
+      truncate: whether to cut a long text, which keeps its end-of-text token; otherwise it is an error.
 
     Raises:
       ValueError: a text too long for the context, or a single string instead of a sequence.
@@ -59,8 +60,8 @@ class Tokenizer:
       tokens = [self.start, *body, self.end]
       if len(tokens) > context:
         if not truncate:
-          raise ValueError(f'{len(tokens)} tokens with start and end, but there is room for {context}: '
-                           f'{text[:60]!r}...; shorten the text or pass truncate=True')
+          raise ValueError(f'the text {text[:60]!r}... has {len(tokens)} tokens with start and end, but there is room '
+                           f'for {context}; shorten it or pass truncate=True')
         tokens = tokens[:context - 1] + [self.end]
       row[:len(tokens)] = tokens
     return ids
@@ -75,53 +76,53 @@ class Tokenizer:
     import tokenizers
     import transformers
     result = transformers.CLIPTokenizer(vocab=self._vocabulary, merges=list(self._merges))
-    # Its own cleaning is not OpenAI's: it composes characters that entities leave apart. `clean` has done it.
+    # Its normaliser composes characters that OpenAI's cleaning leaves apart; `clean` replaces it.
     result.backend_tokenizer.normalizer = tokenizers.normalizers.Sequence([])
     return result
 
 
 def clean(text: str) -> str:
-  """Returns text as OpenAI's CLIP cleans it: mended, entities unescaped twice, spaces joined, lower case."""
+  """Returns text after OpenAI's cleaning: encoding repaired, entities unescaped twice, spaces joined, lower case."""
   import ftfy
   text = html.unescape(html.unescape(ftfy.fix_text(text)))
   return ' '.join(text.split()).lower()
 
 
-def load(path=None) -> Tokenizer:
-  """Returns the tokenizer of a path, or CLIP's own (49408 tokens, in the package) for None.
+def load(path: str | os.PathLike[str] | None = None) -> Tokenizer:
+  """Returns the tokenizer of a path, or CLIP's own (49,408 tokens, part of the package) for None.
 
   Args:
-    path: a tokenizer.json whose model is a byte-level BPE with '</w>' word ends (of it, only vocabulary and
-      merges are read; text is split as CLIP splits it); a CLIP vocabulary bpe_simple_vocab_16e6.txt.gz; a
-      vocab.json with merges.txt beside it; a folder with one of these; or a Hugging Face hub repository
-      'owner/name', whose tokenizer.json is downloaded.
+    path: a tokenizer.json whose model is a byte-level BPE with '</w>' word ends (only its vocabulary and merges are
+      read; text is split as CLIP splits it); a CLIP vocabulary bpe_simple_vocab_16e6.txt.gz; a vocab.json next to
+      merges.txt; a folder with one of these; or a Hugging Face hub repository 'owner/name', whose tokenizer.json is
+      downloaded.
 
   Raises:
-    FileNotFoundError: nothing there, and no such thing on the hub, or no network.
-    ValueError: a file that is no such vocabulary; the message names it.
+    FileNotFoundError: the path does not exist, and the hub does not have it or cannot be reached.
+    ValueError: a file that is not a CLIP vocabulary, named in the message.
   """
   path = VOCABULARY if path is None else Path(path)
   if path.is_dir():
     path = _in_folder(path)
   if not path.exists():
     if path.suffix or len(path.parts) != 2:
-      raise FileNotFoundError(f'no tokenizer file {path}')
+      raise FileNotFoundError(f'the tokenizer file {path} does not exist')
     path = _from_hub(path)
   try:
     if path.suffix not in ('.json', '.gz'):
-      raise ValueError('it is neither tokenizer.json, nor vocab.json, nor bpe_simple_vocab_16e6.txt.gz')
+      raise ValueError(f'it must be tokenizer.json, vocab.json or {VOCABULARY.name}')
     read = _clip_vocabulary if path.suffix == '.gz' else \
         _vocab_and_merges if path.name == 'vocab.json' else _tokenizer_json
     return Tokenizer(*read(path))
   except (KeyError, TypeError, ValueError, EOFError, gzip.BadGzipFile) as error:
-    raise ValueError(f'{path} holds no CLIP vocabulary: {error}') from error
+    raise ValueError(f'{path} is not a CLIP vocabulary: {error}') from error
 
 
 def _in_folder(folder):
-  for name in ('tokenizer.json', 'vocab.json', VOCABULARY.name):
+  for name in hub.TOKENIZERS:
     if (folder / name).is_file():
       return folder / name
-  raise FileNotFoundError(f'{folder} holds no tokenizer.json, no vocab.json and no {VOCABULARY.name}')
+  raise FileNotFoundError(f'{folder} has no tokenizer; expected {" or ".join(hub.TOKENIZERS)}')
 
 
 def _from_hub(path):
@@ -132,8 +133,8 @@ def _tokenizer_json(path):
   record = json.loads(path.read_text(encoding='utf-8'))
   model = record['model']
   if model.get('type', 'BPE') != 'BPE' or model.get('end_of_word_suffix') != '</w>':
-    raise ValueError(f'its model is {model.get("type")} with word end {model.get("end_of_word_suffix")!r}, '
-                     "not BPE with '</w>'")
+    raise ValueError(f'its model is {model.get("type")} with word end {model.get("end_of_word_suffix")!r}; it must be '
+                     "BPE with '</w>'")
   vocabulary = dict(model['vocab'])
   vocabulary |= {token['content']: token['id'] for token in record.get('added_tokens', [])}
   return vocabulary, [tuple(m.split(' ')) if isinstance(m, str) else tuple(m) for m in model['merges']]
@@ -154,6 +155,6 @@ def _clip_vocabulary(path):
 
 
 def _byte_characters():
-  """The character that stands for each byte, in the order of CLIP's vocabulary: printable ones first."""
+  """Returns the character that stands for each byte, in the order of CLIP's vocabulary: printable ones first."""
   printable = [*range(ord('!'), ord('~') + 1), *range(ord('¡'), ord('¬') + 1), *range(ord('®'), ord('ÿ') + 1)]
   return [*map(chr, printable), *(chr(256 + i) for i in range(256 - len(printable)))]

@@ -1,6 +1,7 @@
 """CLIP's vision transformer with side streams and taps."""
 
 import functools
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -8,33 +9,33 @@ import jax.numpy as jnp
 import numpy as np
 
 from zsad_jax.clip import attention, block
-from zsad_jax.clip import feature_spec as spec_lib
+from zsad_jax.clip.feature_spec import Features, FeatureSpec, SideStream, Tap
 
 POSITIONS = ('bilinear', 'bicubic_antialias', 'bicubic')
 CLS = ('proj', 'ln_post_proj', '')
 READ = ('ln_post_proj', 'proj', 'ln_post', 'none')
 POINTS = ('block', 'attention')
 TOKENS = ('patches', 'cls')
-# Tokens of windows that run at once. On a CPU more would fall out of its caches; an accelerator wants to be filled,
-# and this many take 2 GB in the widest tower.
+# Window tokens per pass. A CPU needs them to fit its caches; an accelerator needs many to be busy, and these take 2 GB
+# in the widest tower.
 _WINDOW_TOKENS_CPU = 1000
 _WINDOW_TOKENS = 2 ** 15
 
 
-def resample_positions(table, grid, method='bilinear'):
-  """Returns the positional table [1 + grid^2, D] for another grid; the class token's row stays as it is.
+def resample_positions(table: jax.Array, grid: int, method: str = 'bilinear') -> jax.Array:
+  """Returns the positional table [1 + grid^2, D] resampled to another grid; the class token's row stays unchanged.
 
   Args:
     table: [1 + g^2, D], the pretrained table.
-    grid: patches a side wanted.
-    method: half-pixel centres in all three: 'bilinear' (official AnomalyCLIP), 'bicubic_antialias' with Keys'
-      a = -0.5 (open_clip), 'bicubic' with a = -0.75 and no antialias (Hugging Face, torch).
+    grid: patches per side of the result.
+    method: one of POSITIONS, all with half-pixel centres: 'bilinear' (official AnomalyCLIP), 'bicubic_antialias' with
+      Keys' a = -0.5 (open_clip), 'bicubic' with a = -0.75 and no antialiasing (Hugging Face, torch).
 
   Raises:
     ValueError: an unknown method.
   """
   if method not in POSITIONS:
-    raise ValueError(f'positions {method!r} is not one of {POSITIONS}')
+    raise ValueError(f'positions={method!r} is not one of {", ".join(POSITIONS)}')
   side = round((table.shape[0] - 1) ** 0.5)
   if grid == side:
     return table
@@ -51,10 +52,10 @@ def resample_positions(table, grid, method='bilinear'):
 
 
 def _torch_bicubic(size, new):
-  """Returns the [new, size] weights of torch's bicubic interpolation along one axis, borders repeated."""
-  at = (np.arange(new) + 0.5) * size / new - 0.5
-  taps = np.floor(at).astype(int)[:, None] + np.arange(-1, 3)[None]
-  t = np.abs(at[:, None] - taps)
+  """Returns the weights [new, size] of torch's bicubic interpolation along one axis, with borders repeated."""
+  centre = (np.arange(new) + 0.5) * size / new - 0.5
+  taps = np.floor(centre).astype(int)[:, None] + np.arange(-1, 3)[None]
+  t = np.abs(centre[:, None] - taps)
   a = -0.75
   near = ((a + 2) * t - (a + 3)) * t * t + 1
   far = ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
@@ -63,10 +64,10 @@ def _torch_bicubic(size, new):
   return weights
 
 
-def window_table(grid, side):
-  """Returns [n, side^2] the patches of every square window of `side` patches in a grid, stride 1, all row-major.
+def window_table(grid: int, side: int) -> np.ndarray:
+  """Returns patch indices [n, side^2] of all windows of side x side patches, row-major with stride 1.
 
-  n = (grid - side + 1)^2; the class token is not among them.
+  n = (grid - side + 1)^2. Index 0 is the first patch, not the class token.
   """
   corner = np.arange(grid - side + 1)
   first = (corner[:, None] * grid + corner[None]).reshape(-1)
@@ -74,53 +75,67 @@ def window_table(grid, side):
   return first[:, None] + inside[None]
 
 
-def validate(spec, *, patch, layers):
-  """Raises ValueError where a tower of this patch size and depth cannot give what `spec` asks for."""
-  if spec.image_size < patch or spec.image_size % patch:
-    raise ValueError(f'spec.image_size {spec.image_size} is not a positive multiple of the patch size {patch}')
-  for key, value, known in (('cls', spec.cls, CLS), ('read', spec.read, READ),
-                            ('positions', spec.positions, POSITIONS)):
-    if value not in known:
-      raise ValueError(f'spec.{key} {value!r} is not one of {known}')
-  names = [side.name for side in spec.sides]
-  for i, side in enumerate(spec.sides):
-    at = f'spec.sides[{i}]'
-    if side.name == 'clip' or names.count(side.name) > 1:
-      raise ValueError(f'{at}.name {side.name!r} is taken: side streams are unique, and clip is CLIP\'s own')
-    if side.mode not in attention.MODES:
-      raise ValueError(f'{at}.mode {side.mode!r} is not one of {attention.MODES}')
-    if not 1 <= side.first_block <= layers:
-      raise ValueError(f'{at}.first_block {side.first_block} is not in 1..{layers}, the blocks of this tower')
-    if side.reset_every < 0:
-      raise ValueError(f'{at}.reset_every {side.reset_every} is negative; 0 means never')
+def validate(spec: FeatureSpec, *, patch: int, layers: int) -> None:
+  """Raises ValueError with key, value and allowed range if a vision transformer does not support `spec`.
+
+  Args:
+    spec: the spec to check.
+    patch: patch size of the tower, in pixels.
+    layers: number of blocks of the tower.
+  """
+  size = spec.image_size
+  if size < patch or size % patch:
+    lower = size // patch * patch
+    raise ValueError(f'spec.image_size={size} is not a positive multiple of the patch size {patch}; use '
+                     f'{f"{lower} or {lower + patch}" if lower > 0 else patch}')
+  for key, allowed in (('cls', CLS), ('read', READ), ('positions', POSITIONS)):
+    validate_choice(f'spec.{key}', getattr(spec, key), allowed)
+  _validate_sides(spec.sides, layers)
   if len(set(spec.taps)) < len(spec.taps):
-    raise ValueError(f'spec.taps names a tap twice: {[tap.name for tap in spec.taps]}')
+    raise ValueError(f'spec.taps has a tap twice: {", ".join(tap.name for tap in spec.taps)}')
   for i, tap in enumerate(spec.taps):
-    at = f'spec.taps[{i}]'
-    if tap.stream not in ('clip', *names):
-      raise ValueError(f'{at}.stream {tap.stream!r} is not one of {("clip", *names)}')
-    if not 1 <= tap.block <= layers:
-      raise ValueError(f'{at}.block {tap.block} is not in 1..{layers}, the blocks of this tower')
-    for key, value, known in (('point', tap.point, POINTS), ('token', tap.token, TOKENS),
-                              ('read', tap.read, ('', *READ))):
-      if value not in known:
-        raise ValueError(f'{at}.{key} {value!r} is not one of {known}')
-  grid = spec.image_size // patch
+    validate_choice(f'spec.taps[{i}].stream', tap.stream, ('clip', *(side.name for side in spec.sides)))
+    _validate_block(f'spec.taps[{i}].block', tap.block, layers)
+    for key, allowed in (('point', POINTS), ('token', TOKENS), ('read', ('', *READ))):
+      validate_choice(f'spec.taps[{i}].{key}', getattr(tap, key), allowed)
   if len(set(spec.windows)) < len(spec.windows):
-    raise ValueError(f'spec.windows names a window twice: {spec.windows}')
+    raise ValueError(f'spec.windows={spec.windows} has a window twice')
   for i, side in enumerate(spec.windows):
-    if not 1 <= side <= grid:
-      raise ValueError(f'spec.windows[{i}] {side} is not in 1..{grid}, the patches a side of the image')
+    if not 1 <= side <= size // patch:
+      raise ValueError(f'spec.windows[{i}]={side} must be in [1, {size // patch}], the patches per side of the image')
 
 
-def source(spec, tap):
-  """Returns the (stream, point, token) that a tap is read from: CLIP's own stream before a side's first block."""
-  first = {side.name: side.first_block for side in spec.sides}
-  return ('clip' if tap.block < first.get(tap.stream, 0) else tap.stream, tap.point, tap.token)
+def _validate_sides(sides, layers):
+  names = [side.name for side in sides]
+  for i, side in enumerate(sides):
+    if side.name == 'clip' or names.count(side.name) > 1:
+      raise ValueError(f'spec.sides[{i}].name={side.name!r} is taken; names of side streams are unique, and clip is '
+                       "CLIP's own stream")
+    validate_choice(f'spec.sides[{i}].mode', side.mode, attention.MODES)
+    _validate_block(f'spec.sides[{i}].first_block', side.first_block, layers)
+    if side.reset_every < 0:
+      raise ValueError(f'spec.sides[{i}].reset_every={side.reset_every} is negative; 0 means never')
 
 
-def _rows(x, token):
-  """Returns of tokens [B, N, D] what a buffer of TOKENS holds: all of them, or the class token, which is the first."""
+def validate_choice(key: str, value: str, allowed: Sequence[str]) -> None:
+  """Raises ValueError naming `key` unless `value` is one of `allowed`."""
+  if value not in allowed:
+    raise ValueError(f'{key}={value!r} is not one of {", ".join(one or repr(one) for one in allowed)}')
+
+
+def _validate_block(key, block_number, layers):
+  if not 1 <= block_number <= layers:
+    raise ValueError(f'{key}={block_number} must be in [1, {layers}], the blocks of this tower')
+
+
+def source(spec: FeatureSpec, tap: Tap) -> tuple[str, str, str]:
+  """Returns the (stream, point, token) that a tap reads. Before its first block, a side is CLIP's own stream."""
+  first_blocks = {side.name: side.first_block for side in spec.sides}
+  return ('clip' if tap.block < first_blocks.get(tap.stream, 0) else tap.stream, tap.point, tap.token)
+
+
+def _select(x, token):
+  """Returns the part of x [B, N, D] that a tap reads: all tokens, or the class token, which is the first."""
   return x[:, :1] if token == 'cls' else x
 
 
@@ -128,50 +143,50 @@ class Layer(block.Block):
   """Scan body of the image tower.
 
   Attributes:
-    sides: the side streams that ride along.
-    kept: the (stream, point, token) that have a buffer, with a slot for every block they are read at and a last one
-      that takes all other blocks.
-    last_whole: whether anybody reads CLIP's own patches after the last block; if not, it steps the class token
-      alone there.
+    sides: the side streams to compute.
+    sources: the (stream, point, token) that are read. Each has a buffer with a slot for every block at which it is
+      read, and a last slot that all other blocks write to.
+    read_last_patches: whether CLIP's own patches are read after the last block. Otherwise the last block updates the
+      class token alone.
   """
-  sides: tuple[spec_lib.SideStream, ...] = ()
-  kept: tuple[tuple[str, str, str], ...] = ()
-  last_whole: bool = True
+  sides: tuple[SideStream, ...] = ()
+  sources: tuple[tuple[str, str, str], ...] = ()
+  read_last_patches: bool = True
 
   def __call__(self, carry, index, slots):
-    """carry: x [B, N, D], {side: [B, N, D]}, {kept: [slots, B, N, D]}; index: this block's number, from 1."""
+    """Takes carry: x [B, N, D], {side: [B, N, D]}, {source: [slots, B, N, D]}; index: number of the block, from 1."""
     x, sides, buffers = carry
     q, k, v = self.qkv(x)
-    if self.last_whole:
-      own, after = self._step_clip(x, q, k, v)
+    if self.read_last_patches:
+      delta, after = self._step_clip(x, q, k, v)
     else:
-      own, after = nn.cond(index < self.layers, Layer._step_clip, Layer._step_class, self, x, q, k, v)
-    seen = {('clip', 'attention'): x + own, ('clip', 'block'): after}
+      delta, after = nn.cond(index < self.layers, Layer._step_clip, Layer._step_class, self, x, q, k, v)
+    tokens = {('clip', 'attention'): x + delta, ('clip', 'block'): after}
     if self.sides:
       first = min(side.first_block for side in self.sides)
       sides, middles = nn.cond(index >= first, Layer._step_sides, lambda _, sides, *rest: (sides, sides),
-                               self, sides, x, own, (q, k, v), index)
-      seen |= {(name, 'block'): y for name, y in sides.items()}
-      seen |= {(name, 'attention'): y for name, y in middles.items()}
-    buffers = {key: jax.lax.dynamic_update_index_in_dim(buffers[key], _rows(seen[key[:2]], key[2]), slots[key], 0)
-               for key in self.kept}
+                               self, sides, x, delta, (q, k, v), index)
+      tokens |= {(name, 'block'): y for name, y in sides.items()}
+      tokens |= {(name, 'attention'): y for name, y in middles.items()}
+    buffers = {key: jax.lax.dynamic_update_index_in_dim(buffers[key], _select(tokens[key[:2]], key[2]), slots[key], 0)
+               for key in self.sources}
     return (after, sides, buffers), None
 
   def _step_clip(self, x, q, k, v):
-    """Returns what attention adds to CLIP's own stream, and the stream after this block."""
-    own = self.attended(x, q, k, v)
-    return own, self.feed_forward(x + own)
+    """Returns the attention output of CLIP's own stream, and the stream after this block."""
+    delta = self.attention(x, q, k, v)
+    return delta, self.feed_forward(x + delta)
 
   def _step_class(self, x, q, k, v):
-    """Returns the same for the class token alone; the patches are left as they are."""
-    own, after = self._step_clip(x[:, :1], q[:, :1], k, v)
-    return jnp.zeros_like(x).at[:, :1].set(own), x.at[:, :1].set(after)
+    """Returns the same with the class token alone updated; the patches stay unchanged."""
+    delta, after = self._step_clip(x[:, :1], q[:, :1], k, v)
+    return jnp.zeros_like(x).at[:, :1].set(delta), x.at[:, :1].set(after)
 
-  def _step_sides(self, sides, x, own, qkv, index):
-    """Returns every side stream after block `index`, and what it was before a feed-forward network."""
-    deltas = {'qk': own}
+  def _step_sides(self, sides, x, delta, qkv, index):
+    """Returns the side streams after block `index`, and before their feed-forward network."""
+    deltas = {'qk': delta}
     for mode in sorted({side.mode for side in self.sides} - {'qk'}):
-      deltas[mode] = self.attended(x, *qkv, mode)
+      deltas[mode] = self.attention(x, *qkv, mode)
     after, middles = {}, {}
     for side in self.sides:
       since = index - side.first_block
@@ -186,7 +201,7 @@ class Layer(block.Block):
 
 
 class PatchEmbed(nn.Module):
-  """Non-overlapping patches times a [P, P, 3, D] kernel, no bias: CLIP's strided convolution as one product."""
+  """CLIP's strided convolution as one product: non-overlapping patches times a [P, P, 3, D] kernel, without bias."""
   patch: int
   width: int
 
@@ -200,7 +215,7 @@ class PatchEmbed(nn.Module):
 
 
 class VisionTower(nn.Module):
-  """The image half of CLIP (arXiv 2103.00020, sec. 2.4), reading what `spec` says."""
+  """CLIP's vision transformer (arXiv 2103.00020, sec. 2.4), which reads the features of `spec`."""
   image_size: int
   patch: int
   width: int
@@ -208,7 +223,7 @@ class VisionTower(nn.Module):
   heads: int
   embed_dim: int
   activation: str
-  spec: spec_lib.FeatureSpec
+  spec: FeatureSpec
   unroll: bool = False
 
   def setup(self):
@@ -219,117 +234,117 @@ class VisionTower(nn.Module):
     self.patch_embed = PatchEmbed(self.patch, self.width)
     self.ln_pre = block.LayerNorm()
     self.blocks = block.stack(Layer, self.layers, in_axes=(0, 0), unroll=self.unroll)(
-        self.width, self.heads, self.layers, self.activation, self._sides(), tuple(self._kept()),
-        last_whole=self._last_whole())
+        self.width, self.heads, self.layers, self.activation, self._sides(), tuple(self._read_blocks()),
+        read_last_patches=self._reads_last_patches())
     self.ln_post = block.LayerNorm()
     self.proj = block.Projection(self.embed_dim, kernel_init=normal)
 
-  def _kept(self):
-    """Returns {(stream, point, token): the blocks it is read at, in order}."""
-    kept = {}
-    for tap in sorted(self.spec.taps, key=lambda tap: tap.block):
-      blocks = kept.setdefault(source(self.spec, tap), [])
-      blocks += [tap.block] if tap.block not in blocks else []
-    return kept
+  def _read_blocks(self):
+    """Returns {(stream, point, token): blocks at which it is read, ascending}."""
+    blocks = {}
+    for tap in self.spec.taps:
+      blocks.setdefault(source(self.spec, tap), set()).add(tap.block)
+    return {key: sorted(numbers) for key, numbers in blocks.items()}
 
   def _sides(self):
-    read = {stream for stream, _, _ in self._kept()}
-    return tuple(side for side in self.spec.sides if side.name in read)
+    """Returns the side streams that some tap reads."""
+    streams = {stream for stream, _, _ in self._read_blocks()}
+    return tuple(side for side in self.spec.sides if side.name in streams)
 
-  def _last_whole(self):
-    """Returns whether CLIP's own patches are read at the last block, by a tap or by a side that adds them up."""
-    read = {source(self.spec, tap)[0] for tap in self.spec.taps
-            if tap.block == self.layers and tap.token == 'patches'}
+  def _reads_last_patches(self):
+    """Returns whether a tap, or a side stream of mode 'qk', needs CLIP's own patches of the last block."""
+    streams = {source(self.spec, tap)[0] for tap in self.spec.taps
+               if tap.block == self.layers and tap.token == 'patches'}
     modes = {side.mode for side in self._sides()}
-    return 'clip' in read or 'qk' in modes
+    return 'clip' in streams or 'qk' in modes
 
-  def embed(self, images):
-    """Returns x^0 [B, N + 1, D], the normalised embeddings that enter block 1."""
+  def embed(self, images: jax.Array) -> jax.Array:
+    """Returns x^0 [B, N + 1, D], the tokens of images [B, R, R, 3] that enter block 1."""
     patches = self.patch_embed(images).astype(self.class_embedding.dtype)
     cls = jnp.broadcast_to(self.class_embedding, (images.shape[0], 1, self.width))
     grid = images.shape[1] // self.patch
     table = resample_positions(self.positional_embedding, grid, self.spec.positions)
     return self.ln_pre(jnp.concatenate([cls, patches], 1) + table[None])
 
-  def read(self, x, rule):
-    """Returns tokens [..., D] after one of READ: the tower's last norm, its projection, both or neither."""
-    x = self.ln_post(x) if rule.startswith('ln_post') else x
-    return self.proj(x).astype(x.dtype) if rule.endswith('proj') else x
+  def read(self, x: jax.Array, mode: str) -> jax.Array:
+    """Returns tokens x [..., D] after the read-out `mode`, one of READ: ln_post, the projection, both or neither."""
+    x = self.ln_post(x) if mode.startswith('ln_post') else x
+    return self.proj(x).astype(x.dtype) if mode.endswith('proj') else x
 
-  def __call__(self, images):
+  def __call__(self, images: jax.Array) -> Features:
     """Returns Features of normalised images [B, R, R, 3]; see Clip.image."""
     validate(self.spec, patch=self.patch, layers=self.layers)
     size = self.spec.image_size
     if images.shape[1:] != (size, size, 3):
-      raise ValueError(f'images {images.shape} are not [B, {size}, {size}, 3], the size in their FeatureSpec')
+      raise ValueError(f'images have shape {images.shape}; spec.image_size={size} needs [B, {size}, {size}, 3]')
     start = self.embed(images)
     x, buffers = self._run(start)
-    taps, kept = {}, self._kept()
+    taps, read_blocks = {}, self._read_blocks()
     for tap in self.spec.taps:
       key = source(self.spec, tap)
-      tokens = buffers[key][kept[key].index(tap.block)]
+      tokens = buffers[key][read_blocks[key].index(tap.block)]
       tokens = tokens if tap.token == 'cls' else tokens[:, 1:]
       taps[tap.name] = self.read(tokens, tap.read or self.spec.read)
     cls = self.read(x[:, 0], self.spec.cls) if self.spec.cls else None
-    return spec_lib.Features(cls, taps, self._windows(start))
+    return Features(cls, taps, self._windows(start))
 
   def _run(self, x):
-    """Returns x [B, M, D] after all blocks, and {(stream, point, token): [slots, B, M or 1, D]} of what is read."""
-    kept = self._kept()
+    """Returns x [B, M, D] after all blocks, and the buffers {(stream, point, token): [slots, B, M or 1, D]}."""
+    read_blocks = self._read_blocks()
     index = np.arange(1, self.layers + 1)
     slots = {key: jnp.array([blocks.index(b) if b in blocks else len(blocks) for b in index])
-             for key, blocks in kept.items()}
-    buffers = {key: jnp.zeros((len(blocks) + 1, *_rows(x, key[2]).shape), x.dtype) for key, blocks in kept.items()}
+             for key, blocks in read_blocks.items()}
+    buffers = {key: jnp.zeros((len(blocks) + 1, *_select(x, key[2]).shape), x.dtype)
+               for key, blocks in read_blocks.items()}
     sides = {side.name: jnp.zeros_like(x) for side in self._sides()}
     (x, _, buffers), _ = self.blocks((x, sides, buffers), jnp.array(index), slots)
     return x, buffers
 
-  def attention_maps(self, images, number):
-    """Returns {mode: [B, N + 1, N + 1]} of block `number`, see Clip.attention."""
-    if not 1 <= number <= self.layers:
-      raise ValueError(f'block {number} is not in 1..{self.layers}, the blocks of this tower')
+  def attention_maps(self, images: jax.Array, number: int) -> dict[str, jax.Array]:
+    """Returns the attention maps {mode: [B, N + 1, N + 1]} of block `number`; see Clip.attention."""
+    _validate_block('block', number, self.layers)
     body = block.Block(self.width, self.heads, self.layers, self.activation, parent=None)
     weights = self.variables['params']['blocks']
 
     def step(x, own):
       return body.apply({'params': own}, x, method=lambda part, x: part.feed_forward(
-        x + part.attended(x, *part.qkv(x)))), None
+        x + part.attention(x, *part.qkv(x)))), None
 
     x, _ = jax.lax.scan(step, self.embed(images), jax.tree.map(lambda w: w[:number - 1], weights))
     last = jax.tree.map(lambda w: w[number - 1], weights)
     return attention.maps(*body.apply({'params': last}, x, method='qkv'))
 
-  def classify(self, x):
-    """Returns the class feature [B, E] of tokens x [B, M, D] that enter block 1, any patches of an image."""
+  def class_feature(self, x: jax.Array) -> jax.Array:
+    """Returns the class feature [B, E] of tokens x [B, M, D] that enter block 1, with any subset of the patches."""
     return self.read(self._run(x)[0][:, 0], self.spec.cls)
 
   def _windows(self, x):
-    """Returns {side: [B, n, E]}, the class features of all windows in x [B, N + 1, D], the tokens that enter block 1.
+    """Returns {side: [B, n, E]}, the class features of all windows of x [B, N + 1, D], the tokens that enter block 1.
 
-    All other patches are dropped, and each one in it keeps its position (WinCLIP, arXiv 2303.14814). Dropping them
-    after ln_pre is the same as before: it treats every token alone.
+    A window drops all patches outside of it and keeps the positions of those inside (WinCLIP, arXiv 2303.14814).
+    Patches may be dropped after ln_pre, because it normalises each token on its own.
     """
     if not self.spec.windows:
       return {}
-    tower = self.clone(parent=None, spec=spec_lib.FeatureSpec(self.spec.image_size, cls='ln_post_proj'))
+    tower = self.clone(parent=None, spec=FeatureSpec(self.spec.image_size, cls='ln_post_proj'))
     weights, grid = {'params': self.variables['params']}, self.spec.image_size // self.patch
-    classify = lambda tokens: tower.apply(weights, tokens, method='classify')
-    return {side: _encode_windows(classify, x, window_table(grid, side)) for side in self.spec.windows}
+    class_feature = lambda tokens: tower.apply(weights, tokens, method='class_feature')
+    return {side: _encode_windows(class_feature, x, window_table(grid, side)) for side in self.spec.windows}
 
 
-def _encode_windows(classify, x, table):
-  """Returns classify(tokens [M, T, D]) -> [M, E] of all windows in `table` [n, T - 1] of x, as [B, n, E]."""
+def _encode_windows(class_feature, x, table):
+  """Returns class_feature(tokens [M, T, D]) -> [M, E] of all windows in `table` [n, T - 1] of x, as [B, n, E]."""
   rows = np.pad(table + 1, ((0, 0), (1, 0)))  # the class token is row 0
 
   def encode(x, tokens):
-    """Encodes windows in equal runs, a batch's images side by side: cut that way, a batch stays split over devices."""
+    """Encodes the windows in equal runs of all images of the batch, so that a sharded batch stays sharded."""
     chunks = -(-len(rows) * x.shape[0] * rows.shape[1] // tokens)
     size = -(-len(rows) // min(chunks, len(rows)))
     runs = np.resize(rows, (-(-len(rows) // size) * size, rows.shape[1])).reshape(-1, size, rows.shape[1])
 
     def step(run):
       windows = jnp.take(x, run, axis=1)  # [B, size, T, D]
-      return classify(windows.reshape(-1, *windows.shape[2:])).reshape(x.shape[0], size, -1)
+      return class_feature(windows.reshape(-1, *windows.shape[2:])).reshape(x.shape[0], size, -1)
 
     out = jax.lax.map(step, jnp.asarray(runs)) if len(runs) > 1 else step(runs[0])[None]
     return jnp.moveaxis(out, 0, 1).reshape(x.shape[0], runs.shape[0] * size, -1)[:, :len(rows)]

@@ -1,7 +1,8 @@
-"""An architecture record as JSON: this project's own, open_clip's and Hugging Face's model files."""
+"""Architectures as JSON: this project's own format, and the model configs of open_clip and Hugging Face."""
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,25 +10,21 @@ from typing import Any
 from zsad_jax.clip import archs
 
 
-def arch_to_json(arch: archs.Arch) -> dict[str, Any]:
-  """Returns an architecture as plain JSON values; arch_from_json reads it back."""
-  record = json.loads(json.dumps(dataclasses.asdict(arch)))
-  if not record['vision']['stages']:
-    del record['vision']['stages']
-  return record
+def to_json(arch: archs.Arch) -> dict[str, Any]:
+  """Returns an architecture as plain JSON values, the inverse of `from_json`."""
+  return json.loads(json.dumps(dataclasses.asdict(arch)))
 
 
-def arch_from_json(record: Mapping[str, Any], name: str = '') -> archs.Arch:
+def from_json(record: Mapping[str, Any], name: str = '') -> archs.Arch:
   """Returns the architecture that a model's JSON describes.
 
   Args:
-    record: what arch_to_json gives, open_clip's open_clip_config.json (or the model_cfg in it), or the
-      config.json of a Hugging Face CLIPModel.
-    name: the record's name where the JSON has none.
+    record: the result of `to_json`, open_clip's open_clip_config.json (or its model_cfg), or the config.json of a
+      Hugging Face CLIPModel.
+    name: name of the architecture if the JSON has none.
 
   Raises:
-    ValueError: no such record, or one that asks for something this CLIP does not compute; the message names
-      the key.
+    ValueError: another kind of record, or a key or value that this CLIP does not support.
   """
   if 'vision' in record and 'text' in record:
     return _ours(record)
@@ -35,17 +32,17 @@ def arch_from_json(record: Mapping[str, Any], name: str = '') -> archs.Arch:
     return _open_clip(record, name)
   if record.get('model_type') == 'clip':
     return _huggingface(record, name)
-  raise ValueError('it describes no CLIP: it has neither vision and text, nor model_cfg, nor model_type '
-                   f'clip, but {", ".join(list(record)[:10]) or "nothing"}')
+  raise ValueError('it does not describe a CLIP; expected vision and text, model_cfg, or model_type clip, but its keys '
+                   f'are {", ".join(list(record)[:10]) or "none"}')
 
 
-def read_arch(path) -> archs.Arch:
+def read(path: str | os.PathLike[str]) -> archs.Arch:
   """Returns the architecture in a JSON file, named after its folder; raises ValueError naming the file."""
   path = Path(path)
   try:
-    return arch_from_json(json.loads(path.read_text()), path.parent.name)
+    return from_json(json.loads(path.read_text()), path.parent.name)
   except (KeyError, TypeError, ValueError) as error:
-    raise ValueError(f'{path} holds no architecture that can be read: {error}') from error
+    raise ValueError(f'{path} does not describe a supported architecture: {error}') from error
 
 
 def _ours(record):
@@ -61,11 +58,12 @@ def _ours(record):
 
 
 def _checked(kind, values, where):
+  """Returns kind(**values); raises ValueError for unknown and missing keys."""
   fields = {f.name: f for f in dataclasses.fields(kind)}
   unknown = sorted(set(values) - set(fields))
   missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
   if unknown or missing:
-    raise ValueError(f'{where} has unknown keys {unknown} and misses {missing}')
+    raise ValueError(f'{where} has unknown keys {unknown} and lacks keys {missing}')
   return kind(**values)
 
 
@@ -89,17 +87,17 @@ def _open_clip(record, name):
 
 
 def _open_clip_vision(vision):
-  """The image tower of a vision_cfg; where `layers` is a list, it is a ResNet, whose patch_size says nothing."""
+  """Returns the image tower of a vision_cfg: a ResNet if `layers` is a list, whose patch_size is meaningless."""
   size, width, head_width = vision['image_size'], vision['width'], vision.get('head_width', 64)
   if isinstance(vision['layers'], list):
     if len(vision['layers']) != 4:
-      raise ValueError(f'vision_cfg: layers is {vision["layers"]}; a ResNet of this CLIP has four stages')
+      raise ValueError(f'vision_cfg: layers={vision["layers"]}, but a ResNet must have four stages')
     return archs.resnet_vision(size, width, tuple(vision['layers']), head_width)
   return archs.Vision(size, vision['patch_size'], width, vision['layers'], width // head_width)
 
 
 def _huggingface(record, name):
-  # Values that a file leaves out are those of OpenAI's ViT-B/32.
+  # Files may omit the values of OpenAI's ViT-B/32, which are the defaults.
   vision = {'hidden_size': 768, 'num_hidden_layers': 12, 'num_attention_heads': 12, 'image_size': 224,
             'patch_size': 32, 'hidden_act': 'quick_gelu', **record.get('vision_config', {})}
   text = {'hidden_size': 512, 'num_hidden_layers': 12, 'num_attention_heads': 8, 'vocab_size': 49408,
@@ -108,7 +106,7 @@ def _huggingface(record, name):
     _only(tower, where, None, layer_norm_eps=1e-5, intermediate_size=4 * tower['hidden_size'], num_channels=3,
           hidden_act=vision['hidden_act'])
   if vision['hidden_act'] not in ('quick_gelu', 'gelu'):
-    raise ValueError(f'vision_config: hidden_act is {vision["hidden_act"]!r}, not quick_gelu or gelu')
+    raise ValueError(f'vision_config: hidden_act={vision["hidden_act"]!r} is not quick_gelu or gelu')
   return archs.Arch(
       name, record.get('projection_dim', 512),
       archs.Vision(vision['image_size'], vision['patch_size'], vision['hidden_size'],
@@ -119,10 +117,10 @@ def _huggingface(record, name):
 
 
 def _only(values, where, allowed, **required):
-  """Refuses keys that nothing here handles, and values other than the required ones."""
+  """Raises ValueError for keys that are not `allowed` (None allows all) and values other than the `required` ones."""
   unknown = sorted(set(values) - allowed) if allowed else []
   if unknown:
-    raise ValueError(f'{where}: this CLIP has no {", ".join(unknown)}')
+    raise ValueError(f'{where}: unsupported keys {", ".join(unknown)}')
   for key, value in required.items():
     if values.get(key, value) != value:
-      raise ValueError(f'{where}: {key} is {values[key]!r}; this CLIP has {value!r}')
+      raise ValueError(f'{where}: {key}={values[key]!r} is not supported; it must be {value!r}')

@@ -1,32 +1,26 @@
-"""CLIP weights in three naming schemes, carried to this project's parameter tree and back, checked both ways.
+"""Ports CLIP state dicts in any naming scheme to this project's parameter tree and back, checked both ways.
 
-Torch stores a linear layer as [out, in] and a convolution as [out, in, kh, kw]; the packed attention
-projection stacks q, k and v along its rows. One table says where each tensor lives in each scheme and how it
-is laid out there.
+Torch stores a linear layer as [out, in] and a convolution as [out, in, kh, kw]. The packed attention projection stacks
+q, k and v along its rows. One table has the name and the layout of each tensor in each scheme.
 """
 
 import difflib
 import hashlib
 import re
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from zsad_jax.clip import archs
-from zsad_jax.clip.weights.hub import Resolved, resolve
-from zsad_jax.clip.weights.safetensors_files import read_safetensors, write_safetensors
-
-__all__ = ['NAMINGS', 'Resolved', 'digest', 'fits', 'naming', 'port', 'read_safetensors', 'resolve', 'unport',
-           'write_safetensors']
 
 
 class Layout(NamedTuple):
-  """How one tensor lies in a torch file: `there` restores that layout, `here` prepares a reshape to ours."""
-  here: Callable
-  there: Callable
+  """Layout of one tensor in a torch file: `there` converts to it, `here` prepares a reshape to ours."""
+  here: Callable[[np.ndarray], np.ndarray]
+  there: Callable[[np.ndarray], np.ndarray]
 
 
 SAME = Layout(lambda x: x, lambda x: x)
@@ -36,7 +30,7 @@ CONV = Layout(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 
 QKV = Layout(lambda x: x.T, lambda x: x.reshape(x.shape[0], -1).T)     # [D, 3, H, d] <-> [3D, D]
 OUT = Layout(lambda x: x.T, lambda x: x.reshape(-1, x.shape[-1]).T)    # [H, d, D] <-> [D, D]
 
-# ours, OpenAI's and open_clip's name and layout, Hugging Face's name and layout
+# Our name; the name and layout of OpenAI and open_clip; the name and layout of Hugging Face.
 TOP = (
     ('logit_scale', 'logit_scale', SAME, 'logit_scale', SAME),
     ('text/token_embedding/embedding', 'token_embedding.weight', SAME,
@@ -74,20 +68,20 @@ BLOCK = (
     ('mlp/c_proj/kernel', 'mlp.c_proj.weight', LINEAR, 'mlp.fc2.weight', LINEAR),
     ('mlp/c_proj/bias', 'mlp.c_proj.bias', SAME, 'mlp.fc2.bias', SAME),
 )
-# The leaves of a ResNet are called as OpenAI and open_clip call them, but for these endings. Hugging Face has none.
+# Names of a ResNet are those of OpenAI and open_clip apart from these endings. Hugging Face has no ResNets.
 CONV_NORM = {  # {our leaf: (module, tensor, layout)}
     'kernel': ('conv', 'weight', CONV), 'scale': ('bn', 'weight', SAME), 'bias': ('bn', 'bias', SAME),
     'mean': ('bn', 'running_mean', SAME), 'var': ('bn', 'running_var', SAME),
 }
 DENSE = {'kernel': ('weight', LINEAR), 'bias': ('bias', SAME)}
 NAMINGS = ('openai', 'open_clip', 'custom_text', 'huggingface')
-# Carried along in some files, but no weights: OpenAI's three scalars, causal masks, index buffers, batch counters.
+# Entries of some files that are not weights: OpenAI's three scalars, causal masks, index buffers, batch counters.
 DROPPED = re.compile(
     r'input_resolution|context_length|vocab_size|(.*\.)?(attn_mask|position_ids|num_batches_tracked)')
 
 
 class Rule(NamedTuple):
-  """One tensor of ours, or one layer of a stacked one, and the file's tensors that make it."""
+  """One of our tensors, or one layer of a stacked tensor, and the tensors of the file that it consists of."""
   path: str
   layer: int | None
   sources: tuple[str, ...]
@@ -95,12 +89,14 @@ class Rule(NamedTuple):
 
 
 def naming(arrays: Mapping) -> str:
-  """Returns which of NAMINGS the keys follow: 'custom_text' is open_clip's CustomTextCLIP ('text.' prefix).
+  """Returns the naming scheme of the keys, one of NAMINGS.
+
+  'custom_text' is open_clip's CustomTextCLIP, with the prefix 'text.'.
 
   Raises:
-    ValueError: the keys follow none; the message shows the first of them.
+    ValueError: keys of no known scheme; the message lists the first of them.
   """
-  names = set(plain(arrays))
+  names = set(unwrap(arrays))
   if any(n.startswith(('vision_model.', 'text_model.')) for n in names):
     return 'huggingface'
   if any(n.startswith(('text.token_embedding.', 'text.transformer.')) for n in names):
@@ -108,12 +104,12 @@ def naming(arrays: Mapping) -> str:
   if any(n.startswith('visual.') for n in names) and any(n.startswith('transformer.') for n in names):
     return 'openai' if 'input_resolution' in names else 'open_clip'
   raise ValueError(
-      'these arrays are named as in no CLIP of OpenAI, open_clip or Hugging Face (visual.* and transformer.* '
-      f'or vision_model.* and text_model.*): {_listed(names, str) or "there are none"}')
+      'these arrays do not have the names of a CLIP of OpenAI or open_clip (visual.*, transformer.*) or of Hugging '
+      f'Face (vision_model.*, text_model.*); their names are {_join(names, str) or "missing: there are none"}')
 
 
-def plain(arrays: Mapping) -> Mapping:
-  """Returns the state dict itself, out of a training checkpoint's 'state_dict' and 'module.' wrappings."""
+def unwrap(arrays: Mapping) -> Mapping:
+  """Returns the state dict without the 'state_dict' and 'module.' wrappers of training checkpoints."""
   if isinstance(arrays.get('state_dict'), Mapping):
     arrays = arrays['state_dict']
   if arrays and all(k.startswith('module.') for k in arrays):
@@ -121,167 +117,175 @@ def plain(arrays: Mapping) -> Mapping:
   return arrays
 
 
-def port(arrays: Mapping[str, np.ndarray], template, arch: archs.Arch):
-  """Returns `template`'s tree filled from a state dict in any of NAMINGS: numpy float32, blocks stacked.
+def from_state_dict(arrays: Mapping[str, np.ndarray], template: Any, arch: archs.Arch) -> Any:
+  """Returns the tree of `template`, in numpy float32 and with stacked blocks, from a state dict in any of NAMINGS.
 
-  Every key must belong to exactly one tensor of the architecture (or be one of a few named buffers), and
-  every tensor must be there in its exact shape. Half precision is widened, which is exact; float64 is rounded.
+  Every key must belong to exactly one tensor of the architecture or be a known buffer, and every tensor must be there
+  in its exact shape. Half precision is widened, which is exact; float64 is rounded.
 
   Args:
-    arrays: names to arrays; a 'state_dict' wrapping and a 'module.' prefix are taken off.
-    template: shapes to fill, from archs.template(arch).
-    arch: the architecture that the arrays are for.
+    arrays: {name: array}; a 'state_dict' wrapper and a 'module.' prefix are removed.
+    template: the shapes, from archs.template(arch).
+    arch: the architecture.
 
   Raises:
-    ValueError: missing, extra or mis-shaped keys, all in one message with the architectures that would fit;
-      values that are not floating-point or not finite.
+    ValueError: all missing, extra and mis-shaped keys in one message, with the architectures that would fit; or values
+      that are not floating-point or not finite.
   """
-  arrays = {k: np.asarray(v) for k, v in plain(arrays).items() if not DROPPED.fullmatch(k)}
-  kind = naming(arrays)
-  want = _flat(template)
-  wrong = _differences(arrays, _expected(want, kind))
-  if wrong:
+  arrays = {k: np.asarray(v) for k, v in unwrap(arrays).items() if not DROPPED.fullmatch(k)}
+  scheme = naming(arrays)
+  leaves = flatten(template)
+  if problems := differences(arrays, _expected_shapes(leaves, scheme)):
     others = [name for name in fits(arrays) if name != arch.name]
     hint = f' These arrays fit {" or ".join(others)}.' if others else ''
-    raise ValueError(f'weights ({kind} names) do not fit {arch.name}: {"; ".join(wrong)}.{hint}')
-  if others := [k for k, v in arrays.items() if not jnp.issubdtype(v.dtype, jnp.floating)]:
+    raise ValueError(f'weights ({scheme} names) do not fit {arch.name}: {"; ".join(problems)}.{hint}')
+  if integers := [k for k, v in arrays.items() if not jnp.issubdtype(v.dtype, jnp.floating)]:
     show = lambda k: f'{k} is {arrays[k].dtype}'
-    raise ValueError(f'weights must be floating-point: {_listed(others, show)}')
-  ported = {path: np.empty(leaf.shape, np.float32) for path, leaf in want.items()}
-  for rule in _rules(want, kind):
-    target = ported[rule.path] if rule.layer is None else ported[rule.path][rule.layer]
-    source = [arrays[name] for name in rule.sources]
-    source = source[0] if len(source) == 1 else np.concatenate(source)
-    _fill(target, rule.layout.here(source))
+    raise ValueError(f'weights must be floating-point: {_join(integers, show)}')
+  params = {path: np.empty(leaf.shape, np.float32) for path, leaf in leaves.items()}
+  for rule in _rules(leaves, scheme):
+    target = params[rule.path] if rule.layer is None else params[rule.path][rule.layer]
+    parts = [arrays[name] for name in rule.sources]
+    _fill(target, rule.layout.here(parts[0] if len(parts) == 1 else np.concatenate(parts)))
     if not np.isfinite(target).all():
-      raise ValueError(f'{", ".join(rule.sources)} holds values that are not finite; fetch the weights again')
-  return _nested(ported)
+      raise ValueError(f'{", ".join(rule.sources)} has values that are not finite; fetch the weights again')
+  return _nest(params)
 
 
-def unport(params, naming: str = 'open_clip') -> dict[str, np.ndarray]:
-  """Returns the state dict that `port` would read as `params`, in one of NAMINGS, float32 and contiguous."""
+def to_state_dict(params: Any, naming: str = 'open_clip') -> dict[str, np.ndarray]:
+  """Returns `params` as a state dict in one of NAMINGS, float32 and contiguous; the inverse of `from_state_dict`."""
   if naming not in NAMINGS:
     near = difflib.get_close_matches(naming, NAMINGS, 1)
-    raise ValueError(f'unknown naming {naming!r}, not one of {", ".join(NAMINGS)}'
+    raise ValueError(f'naming={naming!r} is not one of {", ".join(NAMINGS)}'
                      + (f'; did you mean {near[0]!r}?' if near else ''))
-  flat = {path: np.asarray(leaf, np.float32) for path, leaf in _flat(params).items()}
-  return {name: np.array(view, order='C') for name, view in _unported(flat, naming)}
+  leaves = {path: np.asarray(leaf, np.float32) for path, leaf in flatten(params).items()}
+  return {name: np.array(view, order='C') for name, view in _views(leaves, naming)}
 
 
 def fits(arrays: Mapping[str, np.ndarray]) -> list[str]:
-  """Returns the names in archs.ARCHS whose tensors are exactly these arrays in names and shapes."""
-  arrays = {k: v for k, v in plain(arrays).items() if not DROPPED.fullmatch(k)}
-  kind = naming(arrays)
-  known = [arch for arch in archs.ARCHS.values() if kind != 'huggingface' or arch.vision.kind != 'resnet']
-  return [arch.name for arch in known if not _differences(arrays, _expected(_flat(archs.template(arch)), kind))]
+  """Returns the names in archs.ARCHS of the architectures with exactly the names and shapes of these arrays."""
+  arrays = {k: v for k, v in unwrap(arrays).items() if not DROPPED.fullmatch(k)}
+  scheme = naming(arrays)
+  candidates = [arch for arch in archs.ARCHS.values() if scheme != 'huggingface' or arch.vision.kind != 'resnet']
+  return [arch.name for arch in candidates
+          if not differences(arrays, _expected_shapes(flatten(archs.template(arch)), scheme))]
 
 
-def digest(params) -> str:
-  """Returns a sha256 of a parameter tree's names, shapes and values, for weights that come from no file."""
+def digest(params: Any) -> str:
+  """Returns a sha256 of the names, shapes and values of a parameter tree, for weights that are not in a file."""
   result = hashlib.sha256()
-  for path, leaf in sorted(_flat(params).items()):
+  for path, leaf in sorted(flatten(params).items()):
     leaf = np.asarray(leaf, order='C')
     result.update(f'{path} {leaf.dtype} {leaf.shape}\n'.encode())
     result.update(leaf.reshape(-1).view(np.uint8))
   return result.hexdigest()
 
 
+def flatten(tree: Any) -> dict[str, Any]:
+  """Returns the leaves of a parameter tree by their paths, such as 'visual/proj/kernel'."""
+  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def differences(arrays: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> list[str]:
+  """Returns phrases that list the missing, extra and mis-shaped arrays; [] if names and shapes are as expected.
+
+  Args:
+    arrays: {name: array}.
+    shapes: the expected {name: shape}.
+  """
+  have = {k: np.shape(v) for k, v in arrays.items()}
+  want = {k: tuple(v) for k, v in shapes.items()}
+  groups = (
+      ('missing', want.keys() - have.keys(), lambda k: f'{k} {list(want[k])}'),
+      ('extra', have.keys() - want.keys(), lambda k: f'{k} {list(have[k])}'),
+      ('of another shape', {k for k in want.keys() & have.keys() if have[k] != want[k]},
+       lambda k: f'{k} is {list(have[k])}, not {list(want[k])}'))
+  return [f'{len(keys)} {problem} ({_join(keys, show)})' for problem, keys, show in groups if keys]
+
+
+def _join(keys, show, most=10):
+  """Returns the first keys in natural order, each through `show`, with dots if there are more."""
+  keys = sorted(keys, key=lambda k: [int(x) if x.isdigit() else x for x in re.split(r'(\d+)', k)])
+  return ', '.join(map(show, keys[:most])) + (', ...' if len(keys) > most else '')
+
+
 def _fill(target, view):
   """Copies `view`, the same values in another shape, into a contiguous array."""
   target = target.reshape(view.shape)
   if view.ndim == 2 and not view.flags.c_contiguous:
-    for i in range(0, view.shape[1], 16):  # in strips, five times as fast as numpy's own transposing copy
+    for i in range(0, view.shape[1], 16):  # copying in strips is 5x faster than numpy's own transposing copy
       target[:, i:i + 16] = view[:, i:i + 16]
   else:
     target[...] = view
 
 
-def _rules(flat, kind):
-  """Yields a Rule for every tensor, or layer of one, of a flattened tree in naming `kind`."""
-  if kind == 'huggingface':
-    theirs = slice(3, 5)
+def _rules(leaves, scheme):
+  """Yields a Rule for every tensor of a flattened tree, or layer of a stacked one, in the naming `scheme`."""
+  if scheme == 'huggingface':
+    columns = slice(3, 5)
     prefix = {'visual': 'vision_model.encoder.layers', 'text': 'text_model.encoder.layers'}
   else:
-    theirs = slice(1, 3)
+    columns = slice(1, 3)
     prefix = {'visual': 'visual.transformer.resblocks', 'text': 'transformer.resblocks'}
-  if kind == 'custom_text':
+  if scheme == 'custom_text':
     prefix['text'] = 'text.' + prefix['text']
-  transformers = [tower for tower in ('visual', 'text') if f'{tower}/blocks/ln_1/scale' in flat]
+  transformers = [tower for tower in ('visual', 'text') if f'{tower}/blocks/ln_1/scale' in leaves]
   if 'visual' not in transformers:
-    if kind == 'huggingface':
-      raise ValueError('Hugging Face has no CLIP with a ResNet, and so no names for one; use open_clip\'s')
-    yield from _resnet_rules(flat)
+    if scheme == 'huggingface':
+      raise ValueError('Hugging Face has no names for a CLIP with a ResNet; use the names of open_clip')
+    yield from _resnet_rules(leaves)
   for row in (TOP + VIT if 'visual' in transformers else TOP):
-    name, layout = row[theirs]
-    if kind == 'custom_text' and row[0].startswith('text/'):
+    name, layout = row[columns]
+    if scheme == 'custom_text' and row[0].startswith('text/'):
       name = 'text.' + name
     yield Rule(row[0], None, (name,), layout)
   for tower in transformers:
     for row in BLOCK:
       path = f'{tower}/blocks/{row[0]}'
-      suffix, layout = row[theirs]
-      for layer in range(flat[path].shape[0]):
+      suffix, layout = row[columns]
+      for layer in range(leaves[path].shape[0]):
         name = f'{prefix[tower]}.{layer}.{suffix}'
         sources = tuple(name.replace('{q,k,v}', x) for x in 'qkv') if '{q,k,v}' in name else (name,)
         yield Rule(path, layer, sources, layout)
 
 
-def _resnet_rules(flat):
+def _resnet_rules(leaves):
   """Yields a Rule for every tensor of a ResNet's image tower, or bottleneck of a stacked one."""
-  for path, leaf in flat.items():
+  for path, leaf in leaves.items():
     if not path.startswith('visual/'):
       continue
     tower, *modules, last = path.split('/')
     if modules[0] == 'attnpool':
       last, layout = DENSE.get(last, (last, SAME))
     else:
-      # One Conv of ours is two modules of torch's: conv1 and bn1, or 0 and 1 of a shortcut.
-      kind, last, layout = CONV_NORM[last]
-      number = 'downsample.1' if kind == 'bn' else 'downsample.0'
-      modules[-1] = number if modules[-1] == 'downsample' else modules[-1].replace('conv', kind)
+      # Our Conv is two modules in torch: conv1 and bn1, or 0 and 1 of a shortcut.
+      module, last, layout = CONV_NORM[last]
+      shortcut = 'downsample.1' if module == 'bn' else 'downsample.0'
+      modules[-1] = shortcut if modules[-1] == 'downsample' else modules[-1].replace('conv', module)
     for layer in range(leaf.shape[0]) if 'rest' in modules else (None,):
       names = {'first': '0', 'rest': str((layer or 0) + 1)}
       yield Rule(path, layer, ('.'.join([tower, *(names.get(m, m) for m in modules), last]),), layout)
 
 
-def _unported(flat, kind):
-  """Yields (name, view) for every tensor of naming `kind`."""
-  for rule in _rules(flat, kind):
-    leaf = flat[rule.path] if rule.layer is None else flat[rule.path][rule.layer]
+def _views(leaves, scheme):
+  """Yields (name, view) for every tensor of the state dict in the naming `scheme`."""
+  for rule in _rules(leaves, scheme):
+    leaf = leaves[rule.path] if rule.layer is None else leaves[rule.path][rule.layer]
     yield from zip(rule.sources, np.split(rule.layout.there(leaf), len(rule.sources))
                    if len(rule.sources) > 1 else [rule.layout.there(leaf)])
 
 
-def _expected(want, kind):
-  """Names to shapes of the state dict of naming `kind`, by carrying empty arrays through the table."""
-  empty = {path: np.broadcast_to(np.float32(0), leaf.shape) for path, leaf in want.items()}  # takes no memory
-  return {name: view.shape for name, view in _unported(empty, kind)}
+def _expected_shapes(leaves, scheme):
+  """Returns {name: shape} of the state dict in the naming `scheme`, by passing empty arrays through the table."""
+  empty = {path: np.broadcast_to(np.float32(0), leaf.shape) for path, leaf in leaves.items()}  # takes no memory
+  return {name: view.shape for name, view in _views(empty, scheme)}
 
 
-def _differences(arrays, want):
-  """Sentences on the missing, extra and mis-shaped keys."""
-  have = {k: np.shape(v) for k, v in arrays.items()}
-  groups = (
-      ('missing', want.keys() - have.keys(), lambda k: f'{k} {list(want[k])}'),
-      ('extra', have.keys() - want.keys(), lambda k: f'{k} {list(have[k])}'),
-      ('of another shape', {k for k in want.keys() & have.keys() if have[k] != want[k]},
-       lambda k: f'{k} is {list(have[k])}, not {list(want[k])}'))
-  return [f'{len(keys)} {what} ({_listed(keys, show)})' for what, keys, show in groups if keys]
-
-
-def _listed(keys, show, most=10):
-  keys = sorted(keys, key=lambda k: [int(x) if x.isdigit() else x for x in re.split(r'(\d+)', k)])
-  return ', '.join(map(show, keys[:most])) + (', ...' if len(keys) > most else '')
-
-
-def _flat(tree):
-  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf
-          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _nested(flat):
+def _nest(leaves):
+  """Returns the tree of flattened leaves, the inverse of `flatten` for nested dicts."""
   tree = {}
-  for path, leaf in flat.items():
+  for path, leaf in leaves.items():
     *parents, last = path.split('/')
     node = tree
     for parent in parents:

@@ -1,7 +1,7 @@
-"""Published CLIP weights: where each comes from, its digest and the activation it was trained with.
+"""Published CLIP weights: sources, digests and activations.
 
-Facts from open_clip's pretrained.py (v3.3.0) and openai/CLIP. An activation belongs to the weights, not to
-the architecture: LAION-400M's ViT-B/32 was trained with QuickGELU, its other sizes with the exact GELU.
+From open_clip's pretrained.py (v3.3.0) and openai/CLIP. The activation belongs to the weights, not to the
+architecture: LAION-400M's ViT-B/32 was trained with QuickGELU, its other sizes with the exact GELU.
 """
 
 import dataclasses
@@ -15,28 +15,26 @@ class Weights(NamedTuple):
   """One set of published weights.
 
   Attributes:
-    repo: Hugging Face hub repository that holds them as open_clip_model.safetensors.
-    original: file name of the first publication (OpenAI, or open_clip's v0.2 release), for the converter.
-    sha256: published digest of `original`: all of it (OpenAI), or its first eight digits (open_clip).
+    repo: Hugging Face hub repository with the weights as HUB_FILE.
+    original: name of the file that was published first (by OpenAI, or in open_clip's v0.2 release).
+    sha256: published digest of `original`: all 64 digits (OpenAI), or the first eight (open_clip).
     activation: 'quick_gelu' or 'gelu'.
-    licence: as their publishers state it.
   """
   repo: str
   original: str
   sha256: str
   activation: str
-  licence: str = 'MIT'
 
   @property
-  def stated(self) -> str:
-    """The digest as a reader should see it: dots where only its beginning is published."""
+  def digest_text(self) -> str:
+    """The digest for display, with dots if only its beginning is published."""
     return self.sha256 if len(self.sha256) == 64 else f'{self.sha256}...'
 
 
-FILE = 'open_clip_model.safetensors'
+HUB_FILE = 'open_clip_model.safetensors'
 
-# The first tag of a model is its default. open_clip 3.3.0 points ViT-B/16-plus-240's e32 at the repository of
-# e31; here each tag names its own.
+# The first tag of a model is its default. open_clip 3.3.0 maps e32 of ViT-B/16-plus-240 to the repository of e31; here
+# every tag has its own.
 PUBLISHED = {
     'vit_b32': {
         'openai': Weights('timm/vit_base_patch32_clip_224.openai', 'ViT-B-32.pt',
@@ -84,29 +82,29 @@ PUBLISHED = {
 
 
 def names() -> list[str]:
-  """Returns every name that `find` takes: 'tiny' is not among them, it comes with the project."""
+  """Returns every name that `find` takes. 'tiny' is not published but part of the package."""
   return [*PUBLISHED] + [f'{name}:{tag}' for name, tags in PUBLISHED.items() for tag in tags]
 
 
 def find(name: str) -> tuple[str, Weights, archs.Arch]:
-  """Returns ('model:tag', the weights, the architecture with their activation) of 'model' or 'model:tag'.
+  """Returns ('model:tag', Weights, architecture with their activation) for 'model' or 'model:tag'.
 
   Raises:
-    ValueError: an unknown name; the message has the nearest known ones.
+    ValueError: an unknown name, with the nearest published names.
   """
   model, _, tag = name.partition(':')
   tags = PUBLISHED.get(model, {})
   tag = tag or next(iter(tags), '')
   if tag not in tags:
     near = difflib.get_close_matches(name, ['tiny', *names()], 3, 0.5)
-    raise ValueError(
-        f'no weights {name!r}: not a .safetensors file, not a folder with config.json, and no published name'
-        + (f'; did you mean {" or ".join(near)}?' if near else '') + f' Known: tiny, {", ".join(names())}')
+    hint = f', did you mean {" or ".join(near)}?' if near else '.'
+    raise ValueError(f'unknown weights {name!r}{hint} Use a .safetensors file, a folder with config.json, or one of: '
+                     f'tiny, {", ".join(names())}')
   weights = tags[tag]
   return f'{model}:{tag}', weights, dataclasses.replace(archs.ARCHS[model], activation=weights.activation)
 
 
-def of_digest(sha256: str) -> str:
-  """Returns the 'model:tag' whose original file has this sha256, '' where none has."""
+def find_digest(sha256: str) -> str:
+  """Returns the 'model:tag' whose original file has this sha256, '' if there is none."""
   return next((f'{name}:{tag}' for name, tags in PUBLISHED.items() for tag, weights in tags.items()
                if sha256.startswith(weights.sha256)), '')

@@ -25,13 +25,13 @@ HUGGINGFACE = {
 
 @pytest.mark.parametrize('name', clip_lib.ARCHS)
 def test_our_records_round_trip(name):
-  record = json.loads(json.dumps(arch_config.arch_to_json(clip_lib.ARCHS[name])))
-  assert arch_config.arch_from_json(record) == clip_lib.ARCHS[name]
+  record = json.loads(json.dumps(arch_config.to_json(clip_lib.ARCHS[name])))
+  assert arch_config.from_json(record) == clip_lib.ARCHS[name]
 
 
 @pytest.mark.parametrize('record', [OPEN_CLIP, OPEN_CLIP['model_cfg'], HUGGINGFACE])
 def test_published_records(record):
-  assert arch_config.arch_from_json(record, 'vit_l14_336') == clip_lib.ARCHS['vit_l14_336']
+  assert arch_config.from_json(record, 'vit_l14_336') == clip_lib.ARCHS['vit_l14_336']
 
 
 @pytest.mark.parametrize('name, embed, stages', [('rn50', 1024, [3, 4, 6, 3]), ('rn101', 512, [3, 4, 23, 3])])
@@ -39,30 +39,30 @@ def test_published_records_of_resnets(name, embed, stages):
   record = {'embed_dim': embed, 'quick_gelu': True,  # model_configs/RN50-quickgelu.json and RN101-quickgelu.json
             'vision_cfg': {'image_size': 224, 'layers': stages, 'width': 64, 'patch_size': None},
             'text_cfg': {'context_length': 77, 'vocab_size': 49408, 'width': 512, 'heads': 8, 'layers': 12}}
-  assert arch_config.arch_from_json(record, name) == clip_lib.ARCHS[name]
+  assert arch_config.from_json(record, name) == clip_lib.ARCHS[name]
   record['vision_cfg']['layers'] = stages[:3]
   with pytest.raises(ValueError, match=r'vision_cfg: layers is \[3, 4, .*; a ResNet of this CLIP has four stages'):
-    arch_config.arch_from_json(record, name)
+    arch_config.from_json(record, name)
 
 
 def test_what_a_transformer_is_known_by_says_nothing_of_stages():
   arch = clip_lib.ARCHS['vit_b32']
   assert repr(arch.vision) == "Vision(image_size=224, patch=32, width=768, layers=12, heads=12, kind='vit')"
-  assert 'stages' not in arch_config.arch_to_json(arch)['vision']
+  assert 'stages' not in arch_config.to_json(arch)['vision']
   assert repr(clip_lib.ARCHS['rn50'].vision).endswith("heads=32, kind='resnet', stages=(3, 4, 6, 3))")
 
 
 def test_values_left_out_by_hugging_face_are_vit_b32s():
-  assert arch_config.arch_from_json({'model_type': 'clip'}, 'vit_b32') == clip_lib.ARCHS['vit_b32']
+  assert arch_config.from_json({'model_type': 'clip'}, 'vit_b32') == clip_lib.ARCHS['vit_b32']
 
 
 def test_the_activation_and_statistics_come_from_the_file():
   plain = {**OPEN_CLIP['model_cfg'], 'quick_gelu': False}
-  arch = arch_config.arch_from_json({'model_cfg': plain, 'preprocess_cfg': {
+  arch = arch_config.from_json({'model_cfg': plain, 'preprocess_cfg': {
       'mean': [0.5, 0.5, 0.5], 'std': [0.5, 0.5, 0.5], 'interpolation': 'bilinear'}}, 'x')
   assert (arch.activation, arch.mean, arch.std, arch.resize) == ('gelu', (0.5,) * 3, (0.5,) * 3, 'bilinear')
   both = {k: {'hidden_act': 'gelu'} for k in ('vision_config', 'text_config')}
-  assert arch_config.arch_from_json({'model_type': 'clip', **both}).activation == 'gelu'
+  assert arch_config.from_json({'model_type': 'clip', **both}).activation == 'gelu'
 
 
 @pytest.mark.parametrize('record, message', [
@@ -77,25 +77,25 @@ def test_the_activation_and_statistics_come_from_the_file():
 ])
 def test_records_that_ask_for_something_else(record, message):
   with pytest.raises(ValueError, match=message):
-    arch_config.arch_from_json(record)
+    arch_config.from_json(record)
 
 
 def test_errors_name_the_file(tmp_path):
-  record = arch_config.arch_to_json(clip_lib.ARCHS['tiny'])
+  record = arch_config.to_json(clip_lib.ARCHS['tiny'])
   record['vision'] = {**record['vision'], 'widht': 3}
   path = tmp_path / 'config.json'
   path.write_text(json.dumps(record))
   with pytest.raises(ValueError, match=r"config.json holds no architecture .*vision has unknown keys \['widht'\]"):
-    arch_config.read_arch(path)
+    arch_config.read(path)
   path.write_text('{')
   with pytest.raises(ValueError, match=r'config.json holds no architecture'):
-    arch_config.read_arch(path)
+    arch_config.read(path)
   path.write_text(json.dumps({'model_cfg': {'embed_dim': 3}}))
   with pytest.raises(ValueError, match=r"config.json holds no architecture .*vision_cfg"):
-    arch_config.read_arch(path)
+    arch_config.read(path)
 
 
 def test_a_record_is_named_after_its_folder(tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps(HUGGINGFACE))
-  assert arch_config.read_arch(tmp_path / 'config.json') == dataclasses.replace(
+  assert arch_config.read(tmp_path / 'config.json') == dataclasses.replace(
       clip_lib.ARCHS['vit_l14_336'], name=tmp_path.name)

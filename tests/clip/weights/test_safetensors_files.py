@@ -15,7 +15,7 @@ from zsad_jax.clip.weights import safetensors_files
 @pytest.fixture
 def path(tmp_path):
   path = tmp_path / 'model.safetensors'
-  safetensors_files.write_safetensors(path, {'a': np.arange(6, dtype=np.float32).reshape(2, 3)}, {'weights': 'x'})
+  safetensors_files.write(path, {'a': np.arange(6, dtype=np.float32).reshape(2, 3)}, {'weights': 'x'})
   return path
 
 
@@ -24,8 +24,8 @@ def test_round_trip_of_every_dtype_view_and_scalar(tmp_path):
   arrays = {'t': table.T, 'strided': table[:, ::2], 'half': table.astype(np.float16), 'scalar': np.float32(2.5),
             'bf16': table.astype(ml_dtypes.bfloat16), 'ids': np.arange(3), 'empty': np.zeros((0, 2), np.float32)}
   path = tmp_path / 'deep' / 'a.safetensors'
-  digest = safetensors_files.write_safetensors(path, arrays, {'k': 'v'})
-  back = safetensors_files.read_safetensors(path)
+  digest = safetensors_files.write(path, arrays, {'k': 'v'})
+  back = safetensors_files.read(path)
   assert back.keys() == arrays.keys()
   for name, array in arrays.items():
     assert back[name].dtype == np.asarray(array).dtype
@@ -41,8 +41,8 @@ def test_same_arrays_same_bytes(tmp_path):
   arrays = {name: np.full(3, i, np.float32) for i, name in enumerate('abcdefgh')}
   about = {key: key for key in 'ijklmnop'}
   turned = lambda record: dict(reversed(record.items()))
-  first = safetensors_files.write_safetensors(tmp_path / 'first.safetensors', arrays, about)
-  assert safetensors_files.write_safetensors(tmp_path / 'second.safetensors', turned(arrays), turned(about)) == first
+  first = safetensors_files.write(tmp_path / 'first.safetensors', arrays, about)
+  assert safetensors_files.write(tmp_path / 'second.safetensors', turned(arrays), turned(about)) == first
 
 
 def test_a_failed_write_leaves_the_old_file(path, monkeypatch):
@@ -54,23 +54,23 @@ def test_a_failed_write_leaves_the_old_file(path, monkeypatch):
 
   monkeypatch.setattr(safetensors.numpy, 'save_file', fail)
   with pytest.raises(OSError, match='No space left'):
-    safetensors_files.write_safetensors(path, {'a': np.zeros(3, np.float32)})
+    safetensors_files.write(path, {'a': np.zeros(3, np.float32)})
   assert path.read_bytes() == before
   assert safetensors_files.verify(path) == safetensors_files.sha256(path)
   assert sorted(p.name for p in path.parent.iterdir()) == ['model.safetensors', 'model.safetensors.sha256']
 
 
 def test_a_kill_between_file_and_record_is_no_mismatch(path, monkeypatch):
-  monkeypatch.setattr(safetensors_files, '_write_record', lambda *args: None)
-  safetensors_files.write_safetensors(path, {'a': np.zeros(3, np.float32)})
+  monkeypatch.setattr(safetensors_files, '_write_digest', lambda *args: None)
+  safetensors_files.write(path, {'a': np.zeros(3, np.float32)})
   monkeypatch.undo()
-  assert safetensors_files.verify(path) == safetensors_files.recorded(safetensors_files.record_path(path))
+  assert safetensors_files.verify(path) == safetensors_files.read_digest(safetensors_files.digest_path(path))
 
 
 def test_first_use_records_and_every_flipped_bit_is_found(path):
-  safetensors_files.record_path(path).unlink()
+  safetensors_files.digest_path(path).unlink()
   digest = safetensors_files.verify(path)
-  assert safetensors_files.recorded(safetensors_files.record_path(path)) == digest
+  assert safetensors_files.read_digest(safetensors_files.digest_path(path)) == digest
   data = bytearray(path.read_bytes())
   data[-3] ^= 1
   stat = path.stat()
@@ -81,15 +81,15 @@ def test_first_use_records_and_every_flipped_bit_is_found(path):
 
 
 def test_a_truncated_file_is_not_recorded(path):
-  safetensors_files.record_path(path).unlink()
+  safetensors_files.digest_path(path).unlink()
   path.write_bytes(path.read_bytes()[:-1])
   with pytest.raises(ValueError, match=r'is truncated or no safetensors file'):
     safetensors_files.verify(path)
-  assert not safetensors_files.record_path(path).exists()
+  assert not safetensors_files.digest_path(path).exists()
 
 
 def test_read_only_places_record_in_the_cache(path, tmp_path, monkeypatch):
-  safetensors_files.record_path(path).unlink()
+  safetensors_files.digest_path(path).unlink()
   real = safetensors_files.Path.write_text
 
   def read_only(self, *args, **kwargs):
@@ -100,23 +100,23 @@ def test_read_only_places_record_in_the_cache(path, tmp_path, monkeypatch):
   monkeypatch.setattr(safetensors_files.Path, 'write_text', read_only)
   cache = tmp_path / 'cache'
   digest = safetensors_files.verify(path, cache)
-  assert not safetensors_files.record_path(path).exists()
-  assert [safetensors_files.recorded(p) for p in cache.rglob('*.sha256')] == [digest]
+  assert not safetensors_files.digest_path(path).exists()
+  assert [safetensors_files.read_digest(p) for p in cache.rglob('*.sha256')] == [digest]
   path.write_bytes(path.read_bytes() + b'\0')
   with pytest.raises(ValueError, match=r'recorded in .*cache'):
     safetensors_files.verify(path, cache)
 
 
 def test_no_place_for_the_record_is_said(path, monkeypatch, caplog):
-  safetensors_files.record_path(path).unlink()
-  monkeypatch.setattr(safetensors_files, '_write_record', lambda *args: False)
+  safetensors_files.digest_path(path).unlink()
+  monkeypatch.setattr(safetensors_files, '_write_digest', lambda *args: False)
   with caplog.at_level('WARNING', logger='absl'):
     safetensors_files.verify(path)
   assert 'could not be recorded' in caplog.text
 
 
 def test_a_record_without_a_digest(path):
-  safetensors_files.record_path(path).write_text('nonsense\n')
+  safetensors_files.digest_path(path).write_text('nonsense\n')
   with pytest.raises(ValueError, match='holds no sha256; delete it'):
     safetensors_files.verify(path)
 
@@ -125,12 +125,12 @@ def test_a_record_without_a_digest(path):
 def test_truncated(path, keep):
   path.write_bytes(path.read_bytes()[:keep])
   with pytest.raises(ValueError, match=r'model.safetensors \(\d+ bytes\) is truncated or no safetensors file'):
-    safetensors_files.read_safetensors(path)
+    safetensors_files.read(path)
 
 
 def test_missing(tmp_path):
   with pytest.raises(FileNotFoundError, match=r'no weights file .*gone.safetensors'):
-    safetensors_files.read_safetensors(tmp_path / 'gone.safetensors')
+    safetensors_files.read(tmp_path / 'gone.safetensors')
 
 
 class Evil:
@@ -148,5 +148,5 @@ def test_pickles_are_refused_and_never_opened(tmp_path, name):
   path = tmp_path / name
   path.write_bytes(pickle.dumps(Evil(str(tmp_path / 'pwned'))))
   with pytest.raises(ValueError, match=rf'never loaded.*\n  python -m zsad_jax.clip.weights.convert .*{name} '):
-    safetensors_files.read_safetensors(path)
+    safetensors_files.read(path)
   assert not (tmp_path / 'pwned').exists()

@@ -20,7 +20,7 @@ ORIGINAL = b'the bytes of mini.pt'
 @pytest.fixture(scope='module')
 def arrays():
   rng = np.random.default_rng(0)
-  return port.unport(jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32),
+  return port.to_state_dict(jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32),
                                      clip_lib.template(MINI)))
 
 
@@ -36,8 +36,8 @@ def registry(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path, arrays):
-  safetensors_files.write_safetensors(tmp_path / 'mini' / 'model.safetensors', arrays)
-  (tmp_path / 'mini' / 'config.json').write_text(json.dumps(arch_config.arch_to_json(MINI)))
+  safetensors_files.write(tmp_path / 'mini' / 'model.safetensors', arrays)
+  (tmp_path / 'mini' / 'config.json').write_text(json.dumps(arch_config.to_json(MINI)))
   return tmp_path / 'mini'
 
 
@@ -88,11 +88,11 @@ def fake_hub(monkeypatch):
 
 def test_a_folder_with_our_record(folder, arrays):
   found = hub.resolve(folder)
-  assert found == hub.Resolved(MINI, folder / 'model.safetensors', None, found.sha256, str(folder))
+  assert found == hub.LocalWeights(MINI, folder / 'model.safetensors', None, found.sha256, str(folder))
   assert found.sha256 == safetensors_files.sha256(folder / 'model.safetensors')
   (folder / 'tokenizer.json').write_text('{}')
   assert hub.resolve(str(folder), arch='mini:openai').tokenizer_path == folder
-  clip_params = port.port(port.read_safetensors(found.path), clip_lib.template(found.arch), found.arch)
+  clip_params = port.from_state_dict(safetensors_files.read(found.path), clip_lib.template(found.arch), found.arch)
   np.testing.assert_array_equal(clip_params['visual']['proj']['kernel'], arrays['visual.proj'])
 
 
@@ -101,7 +101,7 @@ def test_an_open_clip_folder_prefers_its_own_pair(folder, arrays):
   (folder / 'open_clip_config.json').write_text(json.dumps({'model_cfg': {
       'embed_dim': 12, 'vision_cfg': {'image_size': 24, 'patch_size': 8, 'width': 20, 'layers': 2, 'head_width': 5},
       'text_cfg': {'context_length': 9, 'vocab_size': 31, 'width': 18, 'layers': 3, 'heads': 3}}}))
-  safetensors_files.write_safetensors(folder / 'open_clip_model.safetensors', arrays)
+  safetensors_files.write(folder / 'open_clip_model.safetensors', arrays)
   found = hub.resolve(folder)
   assert found.path.name == 'open_clip_model.safetensors'
   assert (found.arch.activation, found.arch.vision) == ('gelu', MINI.vision)
@@ -121,7 +121,7 @@ def test_folders_without_weights(tmp_path):
   with pytest.raises(ValueError, match=r'pytorch_model\.bin is a pickled.*\n.*convert .*pytorch_model\.bin '):
     hub.resolve(tmp_path)
   for i in range(2):
-    safetensors_files.write_safetensors(tmp_path / f'shard{i}.safetensors', {'a': np.zeros(1, np.float32)})
+    safetensors_files.write(tmp_path / f'shard{i}.safetensors', {'a': np.zeros(1, np.float32)})
   with pytest.raises(ValueError, match=r'several weights .shard0.safetensors, shard1'):
     hub.resolve(tmp_path)
 
@@ -138,7 +138,7 @@ def test_a_bare_file_needs_its_architecture(folder):
 
 def test_a_converted_file_says_what_it_is(tmp_path, arrays):
   path = tmp_path / 'a.safetensors'
-  safetensors_files.write_safetensors(path, arrays, {'weights': 'mini:e32'})
+  safetensors_files.write(path, arrays, {'weights': 'mini:e32'})
   assert hub.resolve(path).arch.activation == 'gelu'
   with pytest.raises(ValueError, match=r"a.safetensors says activation gelu, but arch='mini' has quick_gelu"):
     hub.resolve(path, arch='mini:openai')
@@ -190,7 +190,7 @@ def test_no_network_says_the_same_at_once(tmp_path, monkeypatch):
 
 def test_a_file_put_there_by_hand_needs_no_network(tmp_path, arrays):
   path = tmp_path / 'mini.e32' / 'model.safetensors'
-  safetensors_files.write_safetensors(path, arrays)
+  safetensors_files.write(path, arrays)
   found = hub.resolve('mini', cache_dir=tmp_path, offline=True)
   assert found.path == path
   assert found.arch.activation == 'gelu'
@@ -199,7 +199,7 @@ def test_a_file_put_there_by_hand_needs_no_network(tmp_path, arrays):
 
 def served(arrays, tmp_path):
   path = tmp_path / 'served.safetensors'
-  digest = safetensors_files.write_safetensors(path, arrays)
+  digest = safetensors_files.write(path, arrays)
   return path.read_bytes(), digest
 
 
@@ -209,7 +209,7 @@ def test_download_verify_and_no_second_request(tmp_path, fake_hub, arrays):
   pages['someone/mini.e32/open_clip_model.safetensors'] = data, digest
   found = hub.resolve('mini:e32', cache_dir=tmp_path / 'cache')
   assert found.path == tmp_path / 'cache' / 'mini.e32' / 'open_clip_model.safetensors'
-  assert found.sha256 == digest == safetensors_files.recorded(safetensors_files.record_path(found.path))
+  assert found.sha256 == digest == safetensors_files.read_digest(safetensors_files.digest_path(found.path))
   requests = len(log)
   assert hub.resolve('mini:e32', cache_dir=tmp_path / 'cache') == found
   assert len(log) == requests
@@ -243,7 +243,7 @@ def test_one_tags_bytes_under_another_tags_name(tmp_path, fake_hub, arrays):
 
 
 def test_a_conversion_under_another_tags_name(tmp_path, arrays):
-  safetensors_files.write_safetensors(tmp_path / 'mini.e32' / 'model.safetensors', arrays, {'weights': 'mini:e31'})
+  safetensors_files.write(tmp_path / 'mini.e32' / 'model.safetensors', arrays, {'weights': 'mini:e31'})
   with pytest.raises(ValueError, match=r'was converted from mini:e31, not mini:e32; move it to .*mini\.e31'):
     hub.resolve('mini:e32', cache_dir=tmp_path, offline=True)
 
@@ -257,10 +257,10 @@ def test_the_registry_keeps_tags_apart():
   for model, tags in published.PUBLISHED.items():
     assert model in model.ARCHS
     for tag, entry in tags.items():
-      assert published.of_digest(entry.sha256.ljust(64, 'f')) == f'{model}:{tag}'
+      assert published.find_digest(entry.sha256.ljust(64, 'f')) == f'{model}:{tag}'
       assert tag in entry.repo
   assert published.PUBLISHED['vit_b16_plus_240']['laion400m_e32'].sha256 == '699c4b84'
-  assert published.of_digest('f' * 64) == ''
+  assert published.find_digest('f' * 64) == ''
 
 
 @pytest.mark.parametrize('name, activation', [
@@ -306,11 +306,11 @@ def test_tiny_comes_with_the_project(folder, monkeypatch, tmp_path):
 
 
 def test_the_readme_lists_the_registry():
-  readme = (safetensors_files.Path(__file__).parents[2] / 'checkpoints' / 'README.md').read_text()
+  readme = (safetensors_files.Path(__file__).parents[3] / 'checkpoints' / 'README.md').read_text()
   for model, tags in published.PUBLISHED.items():
     for tag, entry in tags.items():
       activation = {'quick_gelu': 'QuickGELU', 'gelu': 'GELU'}[entry.activation]
-      row = f'| `{model}:{tag}` | {activation} | `{entry.repo}` | `{entry.original}` | `{entry.stated}` |'
+      row = f'| `{model}:{tag}` | {activation} | `{entry.repo}` | `{entry.original}` | `{entry.digest_text}` |'
       assert model == 'mini' or row in readme
 
 

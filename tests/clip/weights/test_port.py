@@ -12,7 +12,7 @@ from golden import record_resnet
 from zsad_jax.clip import model as clip_lib
 from zsad_jax.clip.weights import port
 
-GOLDEN = Path(__file__).parents[1] / 'golden'
+GOLDEN = Path(__file__).parents[2] / 'golden'
 # Every size differs from every other, so that a transposed tensor cannot pass by its shape.
 MINI = clip_lib.Arch('mini', 12, clip_lib.Vision(24, 8, 20, 2, 4), clip_lib.Text(9, 31, 18, 3, 3))
 
@@ -34,11 +34,11 @@ def equal(a, b):
 
 @pytest.mark.parametrize('naming', port.NAMINGS)
 def test_round_trip_is_exact(params, template, naming):
-  arrays = port.unport(params, naming)
-  ported = port.port(arrays, template, MINI)
+  arrays = port.to_state_dict(params, naming)
+  ported = port.from_state_dict(arrays, template, MINI)
   assert equal(ported, params)
   assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(ported))
-  again = port.unport(ported, naming)
+  again = port.to_state_dict(ported, naming)
   assert again.keys() == arrays.keys()
   assert all(np.array_equal(arrays[k], again[k]) and again[k].flags.c_contiguous for k in arrays)
   assert port.naming(arrays) == ('open_clip' if naming == 'openai' else naming)
@@ -73,14 +73,14 @@ def test_names_and_shapes_are_hugging_faces(name, torch):
 
 
 def test_packed_projection_splits_as_torch_splits_it(params, template):
-  arrays = port.unport(params, 'open_clip')
+  arrays = port.to_state_dict(params, 'open_clip')
   qkv = arrays['visual.transformer.resblocks.1.attn.in_proj_weight']
   assert qkv.shape == (60, 20)
-  ported = port.port(arrays, template, MINI)['visual']['blocks']['attn']
+  ported = port.from_state_dict(arrays, template, MINI)['visual']['blocks']['attn']
   np.testing.assert_array_equal(ported['qkv']['kernel'][1], qkv.reshape(3, 4, 5, 20).transpose(3, 0, 1, 2))
   out = arrays['visual.transformer.resblocks.1.attn.out_proj.weight']
   np.testing.assert_array_equal(ported['out']['kernel'][1], out.T.reshape(4, 5, 20))
-  separate = port.unport(params, 'huggingface')
+  separate = port.to_state_dict(params, 'huggingface')
   parts = [separate[f'vision_model.encoder.layers.1.self_attn.{x}_proj.weight'] for x in 'qkv']
   np.testing.assert_array_equal(np.concatenate(parts), qkv)
   np.testing.assert_array_equal(separate['text_projection.weight'], arrays['text_projection'].T)
@@ -88,7 +88,7 @@ def test_packed_projection_splits_as_torch_splits_it(params, template):
 
 def test_one_attention_block_computes_what_torch_computes(params, torch):
   arrays = {k.removeprefix('transformer.resblocks.2.attn.'): torch.tensor(v)
-            for k, v in port.unport(params).items() if k.startswith('transformer.resblocks.2.attn.')}
+            for k, v in port.to_state_dict(params).items() if k.startswith('transformer.resblocks.2.attn.')}
   module = torch.nn.MultiheadAttention(18, 3, batch_first=True)
   module.load_state_dict(arrays)
   x = np.random.default_rng(1).standard_normal((1, 5, 18)).astype(np.float32)
@@ -102,19 +102,19 @@ def test_one_attention_block_computes_what_torch_computes(params, torch):
 
 
 def test_wrappings_and_named_buffers_come_off(params, template):
-  arrays = port.unport(params)
+  arrays = port.to_state_dict(params)
   extra = {'input_resolution': np.array(24), 'context_length': np.array(9), 'vocab_size': np.array(31)}
   assert port.naming(arrays | extra) == 'openai'
   wrapped = {'epoch': 3, 'state_dict': {f'module.{k}': v for k, v in (arrays | extra).items()}}
-  assert equal(port.port(wrapped, template, MINI), params)
-  hf = port.unport(params, 'huggingface') | {'text_model.embeddings.position_ids': np.arange(9)[None]}
-  assert equal(port.port(hf, template, MINI), params)
+  assert equal(port.from_state_dict(wrapped, template, MINI), params)
+  hf = port.to_state_dict(params, 'huggingface') | {'text_model.embeddings.position_ids': np.arange(9)[None]}
+  assert equal(port.from_state_dict(hf, template, MINI), params)
 
 
 @pytest.mark.parametrize('dtype', [np.float16, ml_dtypes.bfloat16])
 def test_half_precision_is_widened_exactly(params, template, dtype):
-  arrays = {k: v.astype(dtype) for k, v in port.unport(params).items()}
-  ported = port.port(arrays, template, MINI)
+  arrays = {k: v.astype(dtype) for k, v in port.to_state_dict(params).items()}
+  ported = port.from_state_dict(arrays, template, MINI)
   expected = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(np.float32), params)
   assert equal(ported, expected)
 
@@ -133,10 +133,10 @@ def resnet():
 @pytest.mark.parametrize('naming', ['open_clip', 'custom_text'])
 def test_resnets_go_there_and_back(resnet, naming):
   arch, template, arrays = resnet
-  ported = port.port(arrays, template, arch)
-  again = port.unport(ported, naming)
+  ported = port.from_state_dict(arrays, template, arch)
+  again = port.to_state_dict(ported, naming)
   assert port.naming(again) == naming
-  assert equal(port.port(again, template, arch), ported)
+  assert equal(port.from_state_dict(again, template, arch), ported)
   counters = {k for k in arrays if k.endswith('num_batches_tracked')}
   assert len(counters) == 3 + 3 * sum(RESNET.stages) + 4
   if naming == 'open_clip':
@@ -146,7 +146,7 @@ def test_resnets_go_there_and_back(resnet, naming):
 
 def test_where_a_resnets_tensors_go(resnet):
   arch, template, arrays = resnet
-  visual = port.port(arrays, template, arch)['visual']
+  visual = port.from_state_dict(arrays, template, arch)['visual']
   third = jax.tree.map(lambda leaf: leaf[1], visual['layer3']['rest'])
   np.testing.assert_array_equal(third['conv2']['kernel'][2, 0], arrays['visual.layer3.2.conv2.weight'][..., 2, 0].T)
   np.testing.assert_array_equal(third['conv3']['mean'], arrays['visual.layer3.2.bn3.running_mean'])
@@ -160,15 +160,15 @@ def test_a_resnets_missing_statistics_are_named(resnet):
   arch, template, arrays = resnet
   arrays = {k: v for k, v in arrays.items() if k != 'visual.layer4.0.bn3.running_var'}
   with pytest.raises(ValueError, match=r'do not fit small_resnet: 1 missing \(visual\.layer4\.0\.bn3\.running_var '):
-    port.port(arrays, template, arch)
+    port.from_state_dict(arrays, template, arch)
 
 
 def test_resnets_have_no_names_at_hugging_face(params, resnet):
   arch, template, arrays = resnet
   with pytest.raises(ValueError, match='Hugging Face has no CLIP with a ResNet'):
-    port.unport(port.port(arrays, template, arch), 'huggingface')
+    port.to_state_dict(port.from_state_dict(arrays, template, arch), 'huggingface')
   with pytest.raises(ValueError, match='Hugging Face has no CLIP with a ResNet'):
-    port.port(port.unport(params, 'huggingface'), template, arch)
+    port.from_state_dict(port.to_state_dict(params, 'huggingface'), template, arch)
 
 
 @pytest.mark.parametrize('name', ['rn50', 'rn101'])
@@ -188,12 +188,12 @@ def test_resnets_are_told_apart(name):
 
 
 def test_every_difference_is_in_one_error(params, template):
-  arrays = port.unport(params)
+  arrays = port.to_state_dict(params)
   del arrays['visual.proj'], arrays['ln_final.bias']
   arrays['visual.attnpool.q_proj.weight'] = np.zeros((2, 3), np.float32)
   arrays['transformer.resblocks.0.mlp.c_fc.weight'] = arrays['transformer.resblocks.0.mlp.c_fc.weight'].T
   with pytest.raises(ValueError, match='do not fit mini') as error:
-    port.port(arrays, template, MINI)
+    port.from_state_dict(arrays, template, MINI)
   message = str(error.value)
   assert '2 missing (ln_final.bias [18], visual.proj [20, 12])' in message
   assert '1 extra (visual.attnpool.q_proj.weight [2, 3])' in message
@@ -202,15 +202,15 @@ def test_every_difference_is_in_one_error(params, template):
 
 def test_another_architecture_is_named():
   tiny = jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), clip_lib.template('tiny'))
-  arrays = port.unport(tiny, 'huggingface')
+  arrays = port.to_state_dict(tiny, 'huggingface')
   with pytest.raises(ValueError, match=r'do not fit vit_b16: \d+ missing .*These arrays fit tiny\.'):
-    port.port(arrays, clip_lib.template('vit_b16'), clip_lib.ARCHS['vit_b16'])
+    port.from_state_dict(arrays, clip_lib.template('vit_b16'), clip_lib.ARCHS['vit_b16'])
 
 
 def test_long_lists_are_cut(params, template):
-  arrays = {k: v for k, v in port.unport(params).items() if 'resblocks.1' not in k}
+  arrays = {k: v for k, v in port.to_state_dict(params).items() if 'resblocks.1' not in k}
   with pytest.raises(ValueError) as error:
-    port.port(arrays, template, MINI)
+    port.from_state_dict(arrays, template, MINI)
   message = str(error.value)
   assert message.startswith('weights (open_clip names) do not fit mini: 24 missing (')
   assert message.count('resblocks.1') == 10
@@ -223,16 +223,16 @@ def test_long_lists_are_cut(params, template):
 ])
 def test_bad_values(params, template, value, message):
   with pytest.raises(ValueError, match=message):
-    port.port(port.unport(params) | {'visual.proj': value}, template, MINI)
+    port.from_state_dict(port.to_state_dict(params) | {'visual.proj': value}, template, MINI)
 
 
 def test_unknown_namings(params, template):
   with pytest.raises(ValueError, match=r'named as in no CLIP of .* encoder.weight'):
-    port.port({'encoder.weight': np.zeros(3)}, template, MINI)
+    port.from_state_dict({'encoder.weight': np.zeros(3)}, template, MINI)
   with pytest.raises(ValueError, match='there are none'):
     port.naming({})
   with pytest.raises(ValueError, match=r"unknown naming 'hugingface'.*did you mean 'huggingface'"):
-    port.unport(params, 'hugingface')
+    port.to_state_dict(params, 'hugingface')
 
 
 def test_digest_sees_every_value_and_shape(params):

@@ -24,11 +24,11 @@ def params():
 
 def tensors(params, naming='open_clip'):
   import torch
-  return {k: torch.tensor(v).half() for k, v in port.unport(params, naming).items()}
+  return {k: torch.tensor(v).half() for k, v in port.to_state_dict(params, naming).items()}
 
 
 def ported(path):
-  return port.port(port.read_safetensors(path), clip_lib.template(MINI), MINI)
+  return port.from_state_dict(safetensors_files.read(path), clip_lib.template(MINI), MINI)
 
 
 def same(a, b):
@@ -43,7 +43,7 @@ def test_state_dicts(tmp_path, params, naming, torch):
   assert naming in done.kind
   assert done.count == len(state)
   assert done.sha256 == safetensors_files.verify(tmp_path / 'a.safetensors')
-  read = port.read_safetensors(tmp_path / 'a.safetensors')
+  read = safetensors_files.read(tmp_path / 'a.safetensors')
   assert all(v.dtype == np.float16 for v in read.values())
   assert same(ported(tmp_path / 'a.safetensors'), params)
   about = safetensors_files.read_metadata(tmp_path / 'a.safetensors')
@@ -65,7 +65,7 @@ def test_trained_affine_layers(tmp_path, torch):
   torch.save({'trainable_linearlayer': layers.state_dict()}, tmp_path / 'epoch_5.pth')
   done = convert.convert(tmp_path / 'epoch_5.pth', tmp_path / 'a.safetensors')
   assert (done.kind, done.count) == ('affine layers of APRIL-GAN or CLIP-AD', 4)
-  read = port.read_safetensors(tmp_path / 'a.safetensors')
+  read = safetensors_files.read(tmp_path / 'a.safetensors')
   assert set(read) == {'fc.0.weight', 'fc.0.bias', 'fc.1.weight', 'fc.1.bias'}
   np.testing.assert_array_equal(read['fc.1.weight'], layers.fc[1].weight.detach().numpy())
   assert safetensors_files.read_metadata(tmp_path / 'a.safetensors')['kind'] == 'affine_layers'
@@ -121,7 +121,7 @@ def test_anomalyclip_prompts(tmp_path, torch):
   torch.save({'prompt_learner': learner}, tmp_path / 'epoch_15.pth')
   done = convert.convert(tmp_path / 'epoch_15.pth', tmp_path / 'prompts.safetensors')
   assert done.kind == 'AnomalyCLIP prompts'
-  read = safetensors_files.read_safetensors(tmp_path / 'prompts.safetensors')
+  read = safetensors_files.read(tmp_path / 'prompts.safetensors')
   assert read.keys() == learner.keys()
   for name, value in learner.items():
     np.testing.assert_array_equal(read[name], value.numpy())

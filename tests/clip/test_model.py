@@ -12,7 +12,7 @@ from golden import record_clip
 
 from zsad_jax.clip import model as clip_lib
 from zsad_jax.clip.feature_spec import FeatureSpec
-from zsad_jax.clip.weights import arch_config, port
+from zsad_jax.clip.weights import arch_config, port, safetensors_files
 
 DIMS = record_clip.Dims()
 ARCH = arch_of(DIMS)
@@ -92,7 +92,7 @@ def test_fresh_parameters():
 @pytest.mark.parametrize('naming', port.NAMINGS)
 def test_every_naming_gives_the_same_features(params, naming):
   want = clip_lib.build(ARCH, params)
-  got = clip_lib.from_state_dict(ARCH, port.unport(params, naming))
+  got = clip_lib.from_state_dict(ARCH, port.to_state_dict(params, naming))
   images = np.random.default_rng(1).standard_normal((1, 32, 32, 3)).astype(np.float32)
   encode = jax.jit(lambda params: want.image(params, images, FeatureSpec(32)).cls)
   np.testing.assert_array_equal(encode(want.params), encode(got.params))
@@ -100,8 +100,8 @@ def test_every_naming_gives_the_same_features(params, naming):
 
 
 def write_folder(folder, arch, params):
-  port.write_safetensors(folder / 'model.safetensors', port.unport(params, 'open_clip'))
-  (folder / 'config.json').write_text(json.dumps(arch_config.arch_to_json(arch)))
+  safetensors_files.write(folder / 'model.safetensors', port.to_state_dict(params, 'open_clip'))
+  (folder / 'config.json').write_text(json.dumps(arch_config.to_json(arch)))
 
 
 def test_load_reads_a_folder(tmp_path):

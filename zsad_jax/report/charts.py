@@ -76,7 +76,7 @@ def category_charts(row: Mapping[str, Any], scores: np.ndarray, labels: np.ndarr
   """
   charts = [histogram('Image scores', score_bins(scores, labels), x_label='image score', threshold=score)]
   if pixels is not None:
-    charts.append(histogram('Pixel scores', pixels, x_label='anomaly map', threshold=pixel))
+    charts.append(histogram('Pixel scores', pixels, x_label='pixel score', threshold=pixel))
   if curves is not None:
     title = lambda metric: f'{headings.metric(metric)} {tables.percent(row[metric].value) if metric in row else "-"}'
     share = curves.positives / (curves.positives + curves.negatives)

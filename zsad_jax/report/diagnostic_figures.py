@@ -72,7 +72,7 @@ def tsne(title: str, panels: Mapping[str, Sequence[Points]], seed: int) -> bytes
     axis.set(title=heading, xticks=[], yticks=[])
     _scatter(axis, kinds, plane(np.concatenate([kind.values for kind in kinds]), seed))
   handles, names = axes[0, 0].get_legend_handles_labels()
-  figure.legend(handles, names, loc='outside lower center', ncols=4, fontsize=9, frameon=False)
+  figure.legend(handles, names, loc='outside lower center', ncols=2 * columns, fontsize=9, frameon=False)
   return _png(figure)
 
 

@@ -1,4 +1,4 @@
-"""Names of metrics, methods and runs as people read them, on pages and in tables."""
+"""Names of metrics, methods, figures and runs as people read them, on pages and in tables."""
 
 METRICS = {
   'image_auroc': 'Image AUROC', 'image_ap': 'Image AP', 'image_f1max': 'Image F1-max',
@@ -12,6 +12,8 @@ METHODS = {
   'spade_clip': 'SPADE on CLIP features', 'winclip': 'WinCLIP',
 }
 
+FIGURES = {'t-sne': 't-SNE of embeddings', 'attention': 'Attention maps'}
+
 
 def metric(key: str) -> str:
   """Returns the heading of a metric: 'Image AUROC' for 'image_auroc'."""
@@ -21,6 +23,11 @@ def metric(key: str) -> str:
 def method(name: str) -> str:
   """Returns the name of a method as its paper writes it: 'AnomalyCLIP' for 'anomalyclip'."""
   return METHODS.get(name, name)
+
+
+def figure(key: str) -> str:
+  """Returns the heading of a diagnostic figure: 'Attention maps' for 'attention'."""
+  return FIGURES.get(key, key)
 
 
 def run(label: str, source: str, target: str, seed: int, *, split: str = 'test', shots: int = 0,

@@ -16,6 +16,7 @@ _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader('zsad_jax.report', '.'), autoescape=True, undefined=jinja2.StrictUndefined,
     trim_blocks=True, lstrip_blocks=True)
 _TEMPLATES.filters['heading'] = headings.metric
+_TEMPLATES.filters['figure_heading'] = headings.figure
 BUDGET = 6_700_000  # bytes of all thumbnails of a page: below 9 MiB as base64, and the page below 10 MiB
 LARGEST = 40_000  # bytes of one thumbnail
 SIDES, QUALITIES = (384, 320, 256, 208, 160, 128, 96), (80, 60)
@@ -50,7 +51,7 @@ def render(title: str, explanation: Sequence[str], rows: Mapping[str, Mapping], 
     count: number of examples.
     rule: threshold and colours; needed for examples.
     sheets: {category: path of its full-size sheet, relative to the page}.
-    figures: {heading: (PNG, explanation)} of diagnostic figures.
+    figures: {name: (PNG, explanation)} of diagnostic figures.
   """
   metrics = list(next(iter(rows.values())))
   table = dict(rows=rows, summary=summary, published=published, metrics=metrics,
@@ -145,7 +146,7 @@ def explain(method: str, clip: str, image_size: int, parameters: int, aux: Any, 
     shared: number of images in both.
     texts: whether the method was trained on texts.
   """
-  setting = f'{method} with the CLIP weights {clip} at {image_size} px. '
+  setting = f'{method} on the CLIP weights {clip}, with images of {image_size} px. '
   tested = f'Tested on {_described(target)}. '
   if aux is not None:
     setting += f'{parameters:,} trainable parameters, trained on {_described(aux)}. CLIP itself stays frozen.'
@@ -155,7 +156,8 @@ def explain(method: str, clip: str, image_size: int, parameters: int, aux: Any, 
   else:
     setting += 'Training-free: no image was trained on.'
   metrics = ('AUROC is the probability that an anomalous image (or pixel) scores higher than a normal one; guessing '
-             'gives 50 %. AUPRO weights every defect equally, large or small, up to a limited false-positive rate.')
+             'gives 50\u00a0%. AUPRO weights every defect equally, large or small, up to a limited false-positive '
+             'rate.')
   lines = [setting, tested.strip(), metrics]
   if clip == 'tiny':
     lines.append('CLIP tiny is a small model for tests and first steps, pretrained on drawings. These numbers show '

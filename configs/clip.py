@@ -1,10 +1,10 @@
-r"""CLIP with two prompts, and CLIP-AC: nothing is learned, the states are named.
+r"""CLIP with two prompts, and CLIP-AC with an ensemble of prompts: training-free baselines.
 
   python launch.py --config=configs/clip.py:demo --workdir=runs/clip
   python launch.py --config=configs/clip.py --workdir=runs/clip-mvtec --config.data.target=mvtec_ad
   python launch.py --config=configs/clip.py:ac --workdir=runs/clip-ac
 
-Published, as baselines of AnomalyCLIP (arXiv 2310.18961, table 1), (AUROC, AUPRO) of pixels, (AUROC, AP) of images:
+Published as baselines of AnomalyCLIP (arXiv 2310.18961, table 1); (AUROC, AUPRO) of pixels, (AUROC, AP) of images:
   CLIP     MVTec AD  pixel 38.4, 11.3   image 74.1, 87.6      VisA  pixel 46.6, 14.8   image 66.4, 71.5
   CLIP-AC  MVTec AD  pixel 38.2, 11.6   image 71.5, 86.4      VisA  pixel 47.8, 17.3   image 65.0, 70.1
 """
@@ -22,7 +22,7 @@ PUBLISHED = {  # percent
 
 
 def get_config(arg=None):
-  """Every key with its published value; `:ac` is CLIP-AC, `:demo` fits the embedded tiny CLIP."""
+  """Returns every key with its published value; `:ac` is CLIP-AC, `:demo` is for the embedded tiny CLIP."""
   variant = common.choice(arg, 'ac', 'demo')
   c = common.base()
   c.update(method('imagenet' if variant == 'ac' else 'pair'))
@@ -33,15 +33,16 @@ def get_config(arg=None):
 
 
 def method(ensemble):
-  """The keys that the method itself reads."""
+  """Returns the keys that the method itself reads."""
   c = mlc.ConfigDict()
   c.method = 'clip'
+  c.label = 'CLIP-AC' if ensemble == 'imagenet' else 'CLIP'  # its name in tables and on pages
   c.prompt = mlc.ConfigDict()
-  c.prompt.ensemble = ensemble  # pair, imagenet (CLIP-AC) or compound, the states and templates of APRIL-GAN's code
-  c.prompt.class_word = ''  # what to call every object; '' = its category's name
+  c.prompt.ensemble = ensemble  # pair, imagenet (CLIP-AC), or compound: the states and templates of APRIL-GAN's code
+  c.prompt.class_word = ''  # name of every object; '' = its category's name
   c.positions = 'bilinear'  # resampling of the positional table: bilinear, bicubic_antialias, bicubic
-  c.temperature = 0.07  # divides every cosine; the paper states none; without crops image metrics do not depend on it
-  c.use_logit_scale = False  # take CLIP's own temperature exp(-logit_scale), about 0.01, in its place
+  c.temperature = 0.07  # divides every cosine; not in the paper; changes image metrics only with crops
+  c.use_logit_scale = False  # use CLIP's own temperature exp(-logit_scale), about 0.01, instead
   c.multicrop = common.multicrop()  # of the image score
   c.map = mlc.ConfigDict()
   c.map.sigma = 4.0  # of the Gaussian that smooths maps, in pixels; 0 = none

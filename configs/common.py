@@ -1,36 +1,36 @@
-"""What every config starts from: the keys that no method owns, with their defaults."""
+"""Shared config keys, with the defaults of the published protocol, and helpers for configs of methods."""
 
 import ml_collections as mlc
 
 
 def base():
-  """The keys shared by all methods: a ConfigDict with the published protocol's values.
+  """Returns the keys shared by all methods, with the values of the published protocol.
 
   Keys are grouped by what they affect. The top level and a method's own groups are the model: CLIP, method, seed.
   `data`, `train`, `optim` and `eval` say what it is trained and evaluated on and how. `predict` is for images without
-  labels. `machine`, `report`, `bench` and `export` change no result.
+  labels. `machine`, `report`, `bench` and `export` change no number.
   """
   c = mlc.ConfigDict()
   c.seed = 111
-  c.seeds = 1  # run with seed, seed + 1, ...: so many in all, with their mean and standard deviation
-  c.clip = 'vit_l14_336'  # a name of checkpoints/README.md, a folder with config.json, or a .safetensors file
+  c.seeds = 1  # number of runs, with seed, seed + 1, ...; their mean and standard deviation are reported
+  c.clip = 'vit_l14_336'  # a name from checkpoints/README.md, a folder with config.json, or a .safetensors file
   c.arch = ''  # architecture of a bare .safetensors file; otherwise it comes with the name or folder
   c.checkpoint = ''  # released trainable parameters (.safetensors) to use instead of training
   c.image_size = 518  # pixels per side; images are resized to a square
   c.precision = 'float32'  # of the towers' matrix products; bfloat16 keeps residuals, norms and softmax in float32
   c.feature_dtype = 'float32'  # of stored features; bfloat16 halves their size
-  c.object_names = 'folder'  # in prompts, as in the official code: 'pcb1'; catalogue: 'printed circuit board'
+  c.object_names = 'folder'  # in prompts: 'pcb1', as in the official code; catalogue: 'printed circuit board'
 
   c.data = mlc.ConfigDict()
-  c.data.aux = 'visa'  # auxiliary data set, trained on: a name, folder:PATH or csv:PATH
-  c.data.target = 'mvtec_ad'  # evaluated on
+  c.data.aux = 'visa'  # auxiliary data set, for training: a name, folder:PATH or csv:PATH
+  c.data.target = 'mvtec_ad'  # target data set, for evaluation
   c.data.split = 'test'  # the split with anomalies, of both data sets
   c.data.aux_categories = ''  # comma-separated; '' = all
   c.data.target_categories = ''
-  c.data.transparency = 'default'  # the data set's own rule: mostly 'white' behind transparent pixels; drop: ignore alpha
+  c.data.transparency = 'default'  # the data set's own rule, mostly white behind transparent pixels; drop: ignore alpha
   c.data.on_bad = 'error'  # skip: leave out damaged images of a folder: or csv: data set, counted and named
   c.data.exif = 'ignore'  # as in the official code; apply: rotate images and masks upright by their tags
-  c.data.allow_seen = False  # evaluate on images or categories that were trained on
+  c.data.allow_seen = False  # evaluate on images or categories of the training
 
   c.train = mlc.ConfigDict()
   c.train.epochs = 15
@@ -72,7 +72,7 @@ def base():
   c.machine.shard_weights = False  # shard CLIP's weights across devices: for towers too large for one; slower
 
   c.report = mlc.ConfigDict()  # pictures and figures of an evaluation
-  c.report.pictures = 12  # images per category on the HTML page and the overlay sheets, a third its worst errors; 0 = none
+  c.report.pictures = 12  # images per category on the HTML page and the overlays, a third its worst errors; 0 = none
   c.report.figures = True  # score histograms and pixel curves on the page, if it has pictures
   c.report.tsne = False  # t-SNE of class tokens and text features; RWDA: of its network's layers too
   c.report.attention = 0  # block, from 1, whose attention is drawn in the modes q-k, q-q, k-k and v-v; 0 = none
@@ -94,16 +94,16 @@ def base():
 
 
 def multicrop():
-  """The keys of multi-crop prediction, which every method has whose image score is the class token's probability."""
+  """Returns the keys of multi-crop prediction, for methods whose image score is the class token's probability."""
   c = mlc.ConfigDict()
   c.recipe = 'none'  # the whole image; ten: the mean of ten crops; clip_ad: the mean of both (2311.00453, suppl. D)
-  c.average = 'prob'  # what is averaged: prob, logit or embedding
-  c.resize = 0  # pixels a side that crops of image_size are cut from; 0 = 270/240 of image_size
+  c.average = 'prob'  # quantity that is averaged: prob, logit or embedding
+  c.resize = 0  # pixels per side of the image that crops are cut from; 0 = 270/240 of image_size
   return c
 
 
 def embedded():
-  """The keys that differ with the embedded tiny CLIP and the drawn data sets."""
+  """Returns the keys that differ for the embedded tiny CLIP and the synthetic data sets."""
   c = mlc.ConfigDict()
   c.clip, c.image_size = 'tiny', 112
   c.data = mlc.ConfigDict(dict(aux='synthetic_aux', target='synthetic_target'))
@@ -112,10 +112,7 @@ def embedded():
 
 
 def choice(arg, *allowed):
-  """The part of `--config=file.py:arg` that names a variant, or '' when there is none.
-
-  Raises ValueError naming the variants when `arg` is not one of them.
-  """
+  """Returns the variant of `--config=NAME:arg`, '' if there is none; raises ValueError if it is not allowed."""
   if arg and arg not in allowed:
     has = ', '.join(f':{a}' for a in allowed) or 'none'
     raise ValueError(f'unknown variant :{arg}; this config has {has}')

@@ -1,21 +1,21 @@
-r"""SDP of CLIP-AD (arXiv 2311.00453): staged dual paths, representative texts, nothing learned.
+r"""SDP of CLIP-AD (arXiv 2311.00453): staged dual paths and representative vectors of texts, training-free.
 
   python launch.py --config=configs/sdp.py:demo --workdir=runs/sdp
   python launch.py --config=configs/sdp.py --workdir=runs/sdp-mvtec --config.data.target=mvtec_ad
   python launch.py --config=configs/sdp.py --workdir=runs/sdp-raw --config.map.sigma=0.0
 
-Published (table 1; medical sets: tables 2 and 3), with ViT-B/16+ at 240 px; AUROC, F1-max, AP, AUPRO of pixels and
-AUROC, F1-max, AP of images:
+Published (table 1; medical data sets: tables 2 and 3), with ViT-B/16+ at 240 px; (AUROC, F1-max, AP, AUPRO) of pixels
+and (AUROC, F1-max, AP) of images:
   MVTec AD       pixel 87.5, 35.9, 30.4, 75.3   image 90.9, 91.9, 95.8
   VisA           pixel 88.1, 17.0, 12.2, 68.5   image 78.6, 79.2, 81.5
   ISIC           pixel 92.2, 76.4, 80.3, 75.1
   CVC-ClinicDB   pixel 75.9, 30.2, 20.1, 43.5
   HeadCT                                        image 88.8, 80.9, 89.0
   BrainMRI                                      image 93.4, 90.0, 95.7
-Where paper and released code differ, a default is the code's: it smooths maps (the paper says it does not:
-map.sigma=0), stretches probability and map maximum over a category's test images before it adds them (score_norm; an
-image by itself needs none), takes class tokens from one block further (tap_alias), and its PCA is not the textbook's
-(rvs.pca_textbook). The tables of the paper's ablations are in configs/tables.
+If paper and released code differ, defaults follow the code: it smooths maps (the paper does not: map.sigma=0), rescales
+probability and map maximum over a category's test images before adding them (score_norm; not done for single images),
+reads streams after the next block has changed them in place (tap_alias), and its PCA is not the textbook's
+(rvs.pca_textbook). The paper's ablations are in configs/tables.
 """
 
 import ml_collections as mlc
@@ -24,7 +24,7 @@ from zsad_jax.configs import common
 
 
 def get_config(arg=None):
-  """Every key with its released value; `:demo` fits the embedded tiny CLIP."""
+  """Returns every key with its released value; `:demo` is for the embedded tiny CLIP."""
   variant = common.choice(arg, 'demo')
   c = common.base()
   c.update(method())
@@ -34,34 +34,34 @@ def get_config(arg=None):
 
 
 def demo(c):
-  """Changes the keys of SDP and SDP+ that differ with the embedded tiny CLIP."""
+  """Changes the keys of SDP and SDP+ that differ for the embedded tiny CLIP."""
   c.update(common.embedded())
   c.layers, c.stage = (2, 4, 6), 2  # of 6 blocks
   c.map.sigma = 4.0  # half a patch, as 8 px are at 240 px
 
 
 def method():
-  """The keys that the method itself reads, and what CLIP-AD runs it on."""
+  """Returns the keys that the method itself reads, and those of CLIP-AD's protocol."""
   c = mlc.ConfigDict()
   c.method = 'sdp'
-  c.label = 'SDP'
+  c.label = 'SDP'  # its name in tables and on pages
   c.clip, c.image_size = 'vit_b16_plus_240:laion400m_e31', 240
   c.seed = 42
-  c.layers = (3, 6, 9, 12)  # blocks that are read, counted from 1; the deepest one's class token gives the image score
-  c.stage = 0  # blocks after which the second stream starts anew; 0 = a quarter of them
-  c.tap_alias = True  # as the released code keeps what it reads; False as the paper says
-  c.path = 'surgery'  # or direct: CLIP's own patches at the end, compared with the texts as they are
+  c.layers = (3, 6, 9, 12)  # blocks, from 1, that are read; the deepest one's class token gives the image score
+  c.stage = 0  # blocks per stage, after which the second stream restarts; 0 = a quarter of all
+  c.tap_alias = True  # read streams after the next block changed them in place, as the released code; False: as in the paper
+  c.path = 'surgery'  # or direct: compare CLIP's own final patch tokens with the texts
   c.positions = 'bicubic_antialias'  # resampling of the positional table: bilinear, bicubic_antialias, bicubic
   c.prompt = mlc.ConfigDict()
-  c.prompt.raw_names = True  # texts say metal_nut, as folders are named, and not metal nut
+  c.prompt.raw_names = True  # texts say metal_nut, as folders are named, instead of metal nut
   c.temperature = 0.01  # of the image score's softmax and of SDP+'s maps
   c.multicrop = common.multicrop()  # of the image score's probability
-  # Probability and map maximum to 0..1 over a category's images; none adds them as they are, no_map leaves the map out.
+  # Rescale probability and map maximum to 0..1 over a category's images; none: add them as they are; no_map: no map.
   c.score_norm = 'class_minmax'
 
   c.surgery = mlc.ConfigDict()
-  c.surgery.prob_scale = 1.0  # times cosines in the weights of the texts; CLIP Surgery's own code has 2
-  c.surgery.residual_base = False  # start every stage from CLIP's own stream, as CLIP Surgery does, and not from zero
+  c.surgery.prob_scale = 1.0  # multiplies cosines in the weights of the texts; 2 in CLIP Surgery's own code
+  c.surgery.residual_base = False  # start every stage from CLIP's own stream, as CLIP Surgery does, not from zero
 
   c.rvs = rvs()
 
@@ -81,12 +81,12 @@ def method():
 
 
 def rvs():
-  """The keys of what stands for a set of texts, with their released values."""
+  """Returns the keys of representative vectors (RVS), which stand for a set of texts, with their released values."""
   c = mlc.ConfigDict()
-  c.method = 'dbscan'  # what a set of texts is represented by: mean, pca, kde, mean_shift, dbscan
-  c.dbscan = mlc.ConfigDict(dict(default=(0.5, 15.0), visa=(1.5, 25.0)))  # eps and min_samples, by data set
+  c.method = 'dbscan'  # mean, pca, kde, mean_shift or dbscan
+  c.dbscan = mlc.ConfigDict(dict(default=(0.5, 15.0), visa=(1.5, 25.0)))  # (eps, min_samples) per data set
   c.kde_bandwidth = 0.3
   c.shift_bandwidth = 2.0
-  c.pca_textbook = False  # subtract the mean text; the released code subtracts each text's own mean
-  c.extra_states = ()  # words in place of scratch and crack; () = the paper's for HeadCT, BrainMRI, CVC-ClinicDB
+  c.pca_textbook = False  # subtract the mean text feature; the released code subtracts each feature's own mean
+  c.extra_states = ()  # words instead of scratch and crack; () = the paper's for HeadCT, BrainMRI, CVC-ClinicDB
   return c

@@ -1,23 +1,24 @@
-r"""SDP+ of CLIP-AD (arXiv 2311.00453): SDP, and affine layers on patch tokens trained on auxiliary images.
+r"""SDP+ of CLIP-AD (arXiv 2311.00453): SDP with linear adapters on patch tokens, trained on auxiliary images.
 
   python launch.py --config=configs/sdp_plus.py:demo --workdir=runs/sdp-plus
   python launch.py --config=configs/sdp_plus.py --workdir=runs/sdp-plus-visa-to-mvtec
   python launch.py --config=configs/sdp_plus.py:visa --workdir=runs/sdp-plus-mvtec-to-visa
   python launch.py --config=configs/sdp_plus.py --workdir=runs/sdp-plus-released --config.checkpoint=LAYERS.safetensors
 
-`:visa` trains on MVTec AD for VisA and smooths less. For HeadCT and BrainMRI the paper trains on VisA, for ISIC and
-CVC-ClinicDB on MVTec AD. Official checkpoints are converted once:
+`:visa` trains on MVTec AD for VisA and smooths less. The paper trains on VisA for HeadCT and BrainMRI, and on MVTec AD
+for ISIC and CVC-ClinicDB. Official checkpoints are converted once:
 `python -m zsad_jax.clip.weights.convert epoch_5.pth LAYERS.safetensors`.
 
-Published (tables 1 to 3), with ViT-B/16+ at 240 px; AUROC, F1-max, AP, AUPRO of pixels, AUROC, F1-max, AP of images:
+Published (tables 1 to 3), with ViT-B/16+ at 240 px; (AUROC, F1-max, AP, AUPRO) of pixels, (AUROC, F1-max, AP) of
+images:
   MVTec AD       pixel 91.2, 40.0, 36.3, 85.1   image 92.2, 93.4, 96.6
   VisA           pixel 94.0, 24.6, 18.1, 83.0   image 78.3, 79.0, 82.0
   ISIC           pixel 94.4, 79.2, 88.1, 89.8
   CVC-ClinicDB   pixel 81.3, 35.3, 28.3, 58.4
   HeadCT                                        image 88.8, 84.0, 89.6
   BrainMRI                                      image 94.8, 92.6, 95.5
-The paper reports the epoch with the best image AUROC on the test images themselves (sec. 4.1). Here it is the last
-epoch; eval.oracle_epoch=True adds the paper's choice as a result of its own, named oracle.
+The paper reports the epoch with the best image AUROC on the test images themselves (sec. 4.1). Here the last epoch is
+reported; eval.oracle_epoch=True also reports the paper's selection, labelled oracle.
 """
 
 import ml_collections as mlc
@@ -26,7 +27,7 @@ from zsad_jax.configs import common, sdp
 
 
 def get_config(arg=None):
-  """Every key with its released value; `:visa` is the other direction, `:demo` fits the embedded tiny CLIP."""
+  """Returns every key with its released value; `:visa` is for target VisA, `:demo` for the embedded tiny CLIP."""
   variant = common.choice(arg, 'visa', 'demo')
   c = common.base()
   c.update(method())
@@ -40,14 +41,14 @@ def get_config(arg=None):
 
 
 def method():
-  """The keys that the method itself reads, and its recipe."""
+  """Returns the keys that the method itself reads, and its training recipe."""
   c = sdp.method()
   c.method = 'sdp_plus'
   c.label = 'SDP+'
   c.mapping = mlc.ConfigDict()
-  c.mapping.depth = 1  # affine layers a tap
+  c.mapping.depth = 1  # linear layers per block that is read
   c.mapping.relu = False  # between them
-  c.mapping.hidden = 0  # their width between the first and the last; 0 = that of the texts. The paper states none
+  c.mapping.hidden = 0  # width of hidden layers; 0 = that of text features. Not in the paper
 
   c.train = mlc.ConfigDict(dict(epochs=5, batch=8, shuffle=False))
   c.optim = mlc.ConfigDict(dict(lr=1e-4, b1=0.9, b2=0.999, eps=1e-8))

@@ -1,9 +1,9 @@
-r"""SPADE's rules (arXiv 2005.02357) on CLIP features: a few-shot sanity row.
+r"""SPADE (arXiv 2005.02357) on CLIP features: a few-shot sanity check.
 
   python launch.py --config=configs/spade_clip.py:demo --workdir=runs/spade
   python launch.py --config=configs/spade_clip.py --workdir=runs/spade-4 --config.fewshot.shots=4
 
-No published numbers: those of SPADE itself are of WideResNet-50 features and must not stand beside this row.
+There are no published numbers: SPADE's own use WideResNet-50 features and are not comparable.
 """
 
 import ml_collections as mlc
@@ -12,7 +12,7 @@ from zsad_jax.configs import common
 
 
 def get_config(arg=None):
-  """Every key; `:demo` fits the embedded tiny CLIP."""
+  """Returns every key; `:demo` is for the embedded tiny CLIP."""
   variant = common.choice(arg, 'demo')
   c = common.base()
   c.clip, c.image_size = 'vit_b16_plus_240:laion400m_e31', 240
@@ -25,20 +25,20 @@ def get_config(arg=None):
 
 
 def method():
-  """The keys that the method itself reads."""
+  """Returns the keys that the method itself reads."""
   c = mlc.ConfigDict()
   c.method = 'spade_clip'
-  c.label = 'SPADE on CLIP features'  # what tables call this row
-  c.layers = (3, 6, 9)  # blocks whose patch tokens are read, counted from 1: three of four quarters
+  c.label = 'SPADE on CLIP features'  # its name in tables and on pages
+  c.layers = (3, 6, 9)  # blocks, from 1, whose patch tokens are read: after one, two and three quarters
   c.positions = 'bicubic_antialias'  # resampling of the positional table: bilinear, bicubic_antialias, bicubic
 
   c.fewshot = mlc.ConfigDict()
-  c.fewshot.shots = 1  # k, normal images of each target category
-  c.fewshot.seed = 0  # of their draw
+  c.fewshot.shots = 1  # k, normal reference images per target category
+  c.fewshot.seed = 0  # of their selection
   c.fewshot.replacement = False
 
   c.spade = mlc.ConfigDict()
-  c.spade.neighbours = 50  # K, nearest normal images that are looked at; at most k
+  c.spade.neighbours = 50  # K, nearest normal images that are compared, at most k
   c.map = mlc.ConfigDict()
   c.map.sigma = 4.0  # of the Gaussian that smooths maps, in pixels; 0 = none
   return c

@@ -27,5 +27,6 @@ def get_config(arg=None):
     for entry in ROWS:
       if max(entry[1]) <= len(ends):
         layers = tuple(ends[stage - 1] for stage in entry[1])
-        rows.append(tables.row(f'{name}, {entry[0]}', {'method': method, 'layers': layers}, *entry[at:at + 2]))
+        changes = {'method': method, 'label': name, 'layers': layers}
+        rows.append(tables.row(f'{name}, {entry[0]}', changes, *entry[at:at + 2]))
   return tables.table(c, 'CLIP-AD, table 5: combinations of stages', rows)

@@ -31,6 +31,7 @@ def get_config(arg=None):
   rows = []
   for label, clip, size, own, learned, *published in ROWS:
     shared = {'clip': clip, 'image_size': size}
-    rows += [tables.row(f'SDP, {label}', {'method': 'sdp', 'layers': own, **shared}, *published[:2], clip=clip),
+    as_sdp = {'method': 'sdp', 'label': 'SDP', 'layers': own, **shared}
+    rows += [tables.row(f'SDP, {label}', as_sdp, *published[:2], clip=clip),
              tables.row(f'SDP+, {label}', {'layers': learned, **shared}, *published[2:], clip=clip)]
   return tables.table(sdp_plus.get_config(), 'CLIP-AD, table 8: backbones', rows)

@@ -45,7 +45,7 @@ def get_config(arg=None):
       if learned == 'VisA' and (demo or means):
         label = label if not demo else f'k = {groups}'
         config = tables.changed(whole, {'csp.k': groups})(arg, target, 'visa')
-        rows.append(tables.another(top, label, config, means, target))
+        rows.append(tables.another(label, config, means, target))
       elif means:
         rows.append(tables.quoted(label, means, target))
   return tables.table(top, 'FuzzyCLIP, table 6: groups', rows, tables.FUZZYCLIP[:3])

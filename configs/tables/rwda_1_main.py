@@ -41,7 +41,7 @@ def get_config(arg=None):
   for target in (c.data.target,) if demo else QUOTED:
     own = [row(label, score, known, shots, target=target, column='' if demo else target)
            for label, score, known, shots in ROWS]
-    others = [winclip_row(c, label, variant, target, demo) for label, variant in WINCLIP]
+    others = [winclip_row(label, variant, target, demo) for label, variant in WINCLIP]
     others += [tables.quoted(label, dict(zip(rwda.METRICS, means)), target)
                for label, means in QUOTED.get(target, {}).items()]
     rows += sorted(own + others, key=lambda made: ('unknown', 'known', '1', '2', '4').index(
@@ -49,13 +49,13 @@ def get_config(arg=None):
   return rwda_table(c, 'RWDA, table 1: zero-shot and few-shot', rows)
 
 
-def winclip_row(base, label, variant, target, demo):
+def winclip_row(label, variant, target, demo):
   """WinCLIP's row, with the means that configs/winclip.py quotes, which are this table's."""
   config = winclip.get_config('demo' if demo else variant)
   config.data.target, config.multicrop.recipe = target, 'clip_ad'
   config.fewshot.shots = winclip.SHOTS.get(variant, 0)
   means = {} if demo else {metric: winclip.PUBLISHED[config.fewshot.shots][target][metric] for metric in tables.IMAGE}
-  made = tables.another(base, label, config, means, '' if demo else target)
+  made = tables.another(label, config, means, '' if demo else target)
   made.folder = ' '.join(filter(None, (made.column, label)))
   return made
 

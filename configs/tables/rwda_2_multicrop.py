@@ -28,5 +28,5 @@ def get_config(arg=None):
                                ('WinCLIP, with crops', 'clip_ad', (91.8, 92.9, 96.5))):
     config = winclip.get_config('demo' if arg == 'demo' else None)
     config.data.target, config.multicrop.recipe = target, recipe
-    rows.append(tables.another(c, label, config, {} if arg == 'demo' else dict(zip(tables.IMAGE, means))))
+    rows.append(tables.another(label, config, {} if arg == 'demo' else dict(zip(tables.IMAGE, means))))
   return rwda_1_main.rwda_table(c, 'RWDA, table 2: multi-crop prediction', rows)

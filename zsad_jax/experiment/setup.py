@@ -1,178 +1,158 @@
-"""What an experiment starts from: its checked config, its CLIP, its data sets and their features."""
+"""Experiment setup: validates the config and loads CLIP and data sets."""
 
 import dataclasses
-import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import ml_collections as mlc
-import numpy as np
 
 from zsad_jax import data, methods, metrics
-from zsad_jax.clip import encoder, preprocess
+from zsad_jax.clip import encoder
 from zsad_jax.clip import model as clip_lib
 from zsad_jax.clip.weights import hub
 from zsad_jax.data import catalog, images
 from zsad_jax.engine import features, runtime
+from zsad_jax.methods import Method
+from zsad_jax.methods.parts import bounds
+from zsad_jax.methods.parts.bounds import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, OneOf, Range
+
+Config = mlc.FrozenConfigDict
+# Groups of the config by what they affect. MODEL stands for every other key: CLIP, the method's own keys, the seed.
+MODEL = 'model'
+TRAINING, DATA, EVALUATION = ('train', 'optim'), 'data', 'eval'
+NO_EFFECT = ('label', 'published', 'seeds', 'predict', 'machine', 'report', 'bench', 'export')  # on an evaluation
+RESULT = (MODEL, DATA, *TRAINING, EVALUATION)  # everything that an evaluation's numbers depend on
+
+BOUNDS = {
+  'seed': NOT_NEGATIVE, 'seeds': AT_LEAST_ONE, 'image_size': AT_LEAST_ONE,
+  'precision': OneOf(clip_lib.PRECISIONS), 'feature_dtype': OneOf(features.STORAGE),
+  'object_names': OneOf(('folder', 'catalogue')),
+  'data.transparency': OneOf(('default', *images.TRANSPARENCY)), 'data.exif': OneOf(('ignore', 'apply')),
+  'data.on_bad': OneOf(('error', 'skip')),
+  'train.epochs': AT_LEAST_ONE, 'train.batch': AT_LEAST_ONE,
+  'eval.fpr_limit': Range(0, 1, open_low=True), 'eval.aupr': OneOf(metrics.AUPR), 'eval.std_ddof': OneOf((0, 1)),
+  'machine.max_feature_gb': POSITIVE, 'machine.encode_batch': AT_LEAST_ONE, 'machine.eval_batch': AT_LEAST_ONE,
+  'machine.knn_mib': POSITIVE, 'machine.max_memory_gb': NOT_NEGATIVE,
+  'report.pictures': NOT_NEGATIVE, 'report.attention': NOT_NEGATIVE,
+  'bench.images': AT_LEAST_ONE, 'bench.repeats': AT_LEAST_ONE, 'bench.pixels': AT_LEAST_ONE,
+  'bench.source': OneOf(('drawn', 'target')), 'export.batch': NOT_NEGATIVE, 'export.inline_gb': NOT_NEGATIVE,
+  'predict.batch': AT_LEAST_ONE, 'predict.fpr': Range(0, 0.5, open_low=True, open_high=True),
+  'predict.pixel_fpr': Range(0, 0.5, open_low=True, open_high=True),
+  'predict.quantile': Range(0, 1, open_low=True, open_high=True),
+  'predict.maps': OneOf(('png16', 'npy', 'npy16', 'none')),
+}
 
 
-def check(cfg):
-  """Raises ValueError naming the first shared key that is out of range, before anything is loaded."""
-  for key, low in (('train.epochs', 1), ('train.batch', 1), ('machine.encode_batch', 1), ('machine.eval_batch', 1),
-                   ('report.pictures', 0), ('machine.max_memory_gb', 0), ('image_size', 1), ('seed', 0)):
-    value = get(cfg, key)
-    if value < low:
-      raise ValueError(f'{key} is {value}; it must be at least {low}')
-  if 'fewshot' in cfg and cfg.fewshot.shots < 0:
-    raise ValueError(f'fewshot.shots is {cfg.fewshot.shots}; it must be at least 0')
-  if cfg.eval.oracle_epoch and 'seeds' in cfg:
-    raise ValueError('eval.oracle_epoch is True, but several seeds are trained at once and each has its last epoch')
-  if not 0 < cfg.eval.fpr_limit <= 1:
-    raise ValueError(f'eval.fpr_limit is {cfg.eval.fpr_limit}; it must lie in (0, 1]')
-  if not cfg.machine.max_feature_gb > 0:  # nor NaN, to which every store would seem small
-    raise ValueError(f'machine.max_feature_gb is {cfg.machine.max_feature_gb}; it must be positive')
-  if cfg.data.on_bad == 'skip' and not (data.is_own(cfg.data.aux) or data.is_own(cfg.data.target)):
-    raise ValueError(f'data.on_bad is skip, but data.aux ({cfg.data.aux}) and data.target ({cfg.data.target}) are '
-                     'published data sets, which are used whole; mend them, or see --mode=datasets verify')
-  for key, allowed in (('feature_dtype', features.STORAGE), ('precision', clip_lib.PRECISIONS),
-                       ('data.transparency', ('default', *images.TRANSPARENCY)),
-                       ('data.exif', ('ignore', 'apply')), ('object_names', ('folder', 'catalogue')),
-                       ('data.on_bad', ('error', 'skip')), ('eval.aupr', metrics.AUPR)):
-    if get(cfg, key) not in allowed:
-      raise ValueError(f'{key} is {get(cfg, key)!r}; it must be one of {", ".join(allowed)}')
+def check(cfg: Config) -> Method:
+  """Returns the config's method after checking every key that can be checked before anything is loaded.
 
-
-def load_clip(cfg, method):
-  """The CLIP of the config; the config is held against its architecture before any weight is read.
-
-  With shard_weights its weights lie in parts over the devices of this process, none of which ever holds them whole.
+  Raises:
+    ValueError: an unknown method, or the first key whose value is not allowed.
   """
-  arch = shell(cfg, method).arch
+  method = methods.get(cfg.method)
+  bounds.check(cfg, BOUNDS)
+  if method.build_memory_bank is not None:
+    bounds.check(cfg, {'fewshot.shots': NOT_NEGATIVE, 'fewshot.seed': NOT_NEGATIVE})
+  bounds.check(cfg, method.bounds)
+  if cfg.checkpoint and method.load_released is None:
+    raise ValueError(f'checkpoint={cfg.checkpoint!r} cannot be loaded: {cfg.method} has no released checkpoints; leave '
+                     'the key empty')
+  if cfg.eval.oracle_epoch and (len(method.stages(cfg)) > 1 or method.train is not None):
+    raise ValueError(f'eval.oracle_epoch=True is not possible for {cfg.method}, whose parts are trained separately and '
+                     'share no epochs')
+  if cfg.data.on_bad == 'skip' and not (data.is_own(cfg.data.aux) or data.is_own(cfg.data.target)):
+    raise ValueError(f'data.on_bad=skip is for your own data sets, but data.aux={cfg.data.aux} and '
+                     f'data.target={cfg.data.target} are published ones, which are evaluated whole; --mode=datasets '
+                     'verify names what to repair')
+  return method
+
+
+def sections(cfg: Config | Mapping, *groups: str) -> dict[str, Any]:
+  """Returns the config's keys in these groups as a JSON-able dict; MODEL stands for every key outside all groups."""
+  plain = dict(cfg) if isinstance(cfg, dict) else json.loads(cfg.to_json_best_effort())
+  others = {*TRAINING, DATA, EVALUATION, *NO_EFFECT}
+  return {key: value for key, value in plain.items() if key in groups or (MODEL in groups and key not in others)}
+
+
+def digest(*parts: Any) -> str:
+  """Returns sixteen hexadecimal digits of JSON-able parts."""
+  return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def with_overrides(cfg: Config, overrides: Mapping[str, Any]) -> Config:
+  """Returns the config with other values of these dotted keys.
+
+  Raises:
+    KeyError, TypeError: a key that the config does not have, or a value of another type.
+  """
+  changed = mlc.ConfigDict(cfg.to_dict())  # a ConfigDict made from cfg itself would share its nested nodes
+  changed.update_from_flattened_dict(dict(overrides))
+  return mlc.FrozenConfigDict(changed)
+
+
+def label(cfg: Config) -> str:
+  """Returns the name of the system as papers write it, such as AnomalyCLIP."""
+  return cfg.get('label', cfg.method)
+
+
+def load_clip(cfg: Config, method: Method) -> clip_lib.Clip:
+  """Returns the CLIP of the config; the config is checked against its architecture before any weight is read.
+
+  With machine.shard_weights each device of this process holds a part of the weights, and none holds them whole.
+  """
+  arch = clip_without_weights(cfg, method).arch
   host = jax.local_devices(backend='cpu')[0] if cfg.machine.shard_weights else None
   with jax.default_device(host):
     loaded = clip_lib.load(cfg.clip, arch=cfg.arch or None, image_size=cfg.image_size)
     clip = clip_lib.with_precision(dataclasses.replace(loaded, arch=arch), cfg.precision)
-  return dataclasses.replace(clip, params=runtime.weights(clip.params, own_devices(cfg))) if host else clip
+  return dataclasses.replace(clip, params=runtime.weights(clip.params, local_devices(cfg))) if host else clip
 
 
-def own_devices(cfg):
-  """The placement over this process's devices, on which the towers run that read its share of the images."""
+def clip_without_weights(cfg: Config, method: Method) -> clip_lib.Clip:
+  """Returns the config's CLIP without weights; raises ValueError if the config does not fit its architecture."""
+  arch = hub.architecture(cfg.clip, arch=cfg.arch or None)
+  methods.check_tower(method, arch)
+  clip = clip_lib.Clip(method.architecture(arch, cfg), cfg.image_size, params=None)
+  encoder.validate(clip, method.feature_spec(clip, cfg))
+  blocks, number, kind = clip.arch.vision.layers, cfg.report.attention, clip.arch.vision.kind
+  if number and (kind != 'vit' or number > blocks):
+    raise ValueError(f'report.attention={number} is not allowed; {clip.arch.name} has ' + (
+      f'blocks 1..{blocks}, and 0 draws none' if kind == 'vit' else 'no transformer blocks: set it to 0'))
+  if cfg.report.tsne and not method.feature_spec(clip, cfg).cls:
+    raise ValueError(f'report.tsne=True is not possible: {cfg.method} reads no class token')
+  return clip
+
+
+def local_devices(cfg: Config) -> runtime.Placement:
+  """Returns the placement over this process's devices, on which the towers encode its share of the images."""
   return runtime.place(jax.local_devices(), sharded=cfg.machine.shard_weights)
 
 
-def shell(cfg, method):
-  """The CLIP of the config without weights; raises ValueError where the config and its architecture do not fit."""
-  arch = hub.architecture(cfg.clip, arch=cfg.arch or None)
-  methods.check_tower(cfg.method, arch)
-  arch = method.arch(arch, cfg) if hasattr(method, 'arch') else arch
-  made = clip_lib.Clip(arch, cfg.image_size, params=None)
-  encoder.validate(made, method.spec(made, cfg))
-  return made
+def open_data(cfg: Config, role: str, split: str | None = None) -> data.Dataset:
+  """Returns the data set in the role 'aux' or 'target', by default its data.split."""
+  name = cfg.data[role]
+  return data.load(name, root=cfg.machine.data_dir, split=split or cfg.data.split,
+                   categories=words(cfg.data[f'{role}_categories']), manual_dir=cfg.machine.manual_dir or None,
+                   rules=data.rules(name, cfg.data.exif, cfg.data.transparency),
+                   on_bad=cfg.data.on_bad if data.is_own(name) else 'error')
 
 
-def reader(cfg, method, clip, dataset, stored=True, crops=True):
-  """Returns load(indices) -> (Features, batch), from the feature store, which is filled first, or past it.
+def object_names(cfg: Config, dataset: data.Dataset) -> tuple[str, ...]:
+  """Returns what prompts call the categories.
 
-  The store is bypassed where `stored` is False, the config says so, or the method learns inside the image tower and
-  says so by `STORED = False`; every read then runs the image tower. Crops, which with `crops` False are left out,
-  have a store of their own: whatever multicrop says, the rest is encoded once.
-  """
-  spec = method.spec(clip, cfg)
-  past = not (stored and cfg.machine.store_features and getattr(method, 'STORED', True))
-  if past and stored:
-    print(f'features of {dataset.name} are not stored: every read runs the image tower', flush=True)
-  whole = _reader(cfg, clip, dataset, spec._replace(crops=0), encoder.encode, clip.image_size, past)
-  if not (crops and spec.crops):
-    return whole
-  of_crops = _reader(cfg, clip, dataset, spec.of_crops(), encoder.encode_crops, spec.crops, past)
-
-  def load(indices):
-    values, batch = whole(indices)
-    return values._replace(crops=of_crops(indices)[0].crops), batch
-
-  return load
-
-
-def _reader(cfg, clip, dataset, spec, make_encode, side, past):
-  """load(indices) of what make_encode(clip, spec) reads of images resized to `side` px; `past` the store or from it."""
-  encode, transform = make_encode(clip, spec), preprocess.image_transform(clip.arch, side)
-  place = own_devices(cfg)
-
-  def batches(indices, size=cfg.machine.encode_batch):
-    return data.batches(dataset, transform=transform, mask_size=clip.image_size, batch_size=size, indices=indices)
-
-  if past:
-    params = runtime.weights(clip.params, place)
-    return lambda indices: next(features.encode_batches(batches(indices, len(indices)), encode, params, place=place))
-
-  store = _store(cfg, clip, dataset, spec, encode, side)
-  features.fill(store, batches, encode, clip.params, place=place)
-  return functools.partial(features.load, store)
-
-
-def _store(cfg, clip, dataset, spec, encode, side):
-  image = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
-  key = {**clip.identity, 'spec': repr(spec), 'data': dataset.fingerprint,
-         'preprocessing': 'squash'}
-  return features.Store.open(
-    cfg.machine.feature_dir or f'{cfg.machine.data_dir}/features', key=key, count=len(dataset), max_gb=cfg.machine.max_feature_gb,
-    fields=features.fields(jax.eval_shape(encode, clip.params, image), clip.image_size, cfg.feature_dtype))
-
-
-def stores(cfg, method, clip, dataset, crops=True):
-  """The feature stores that `reader` with these arguments fills, opened and as full as they are."""
-  spec = method.spec(clip, cfg)
-  if not (cfg.machine.store_features and getattr(method, 'STORED', True)):
-    return []
-  kinds = [(spec._replace(crops=0), encoder.encode, clip.image_size)]
-  kinds += [(spec.of_crops(), encoder.encode_crops, spec.crops)] if crops and spec.crops else []
-  return [_store(cfg, clip, dataset, one, make_encode(clip, one), side) for one, make_encode, side in kinds]
-
-
-def open_data(cfg, which, split=None):
-  """The data set `which` ('aux' or 'target') of the config, by default its data.split."""
-  return data.load(cfg.data[which], root=cfg.machine.data_dir, split=split or cfg.data.split,
-                   categories=words(cfg.data[f'{which}_categories']), manual_dir=cfg.machine.manual_dir or None,
-                   rules=data.rules(cfg.data[which], cfg.data.exif, cfg.data.transparency),
-                   on_bad=cfg.data.on_bad if data.is_own(cfg.data[which]) else 'error')
-
-
-def class_means(cfg, method, clip, dataset, *, normalize=False):
-  """The mean class token [C, E] of each category's images, with `normalize` each brought to length 1 first."""
-  load, size, tokens = reader(cfg, method, clip, dataset, crops=False), cfg.machine.encode_batch, []
-  for start in range(0, len(dataset), size):
-    indices, valid = features.padded(np.arange(start, min(start + size, len(dataset))), size)
-    tokens.append(np.asarray(load(indices)[0].cls, np.float64)[valid])
-  tokens = np.concatenate(tokens)
-  if normalize:
-    tokens /= np.linalg.norm(tokens, axis=1, keepdims=True)
-  return np.stack([tokens[dataset.category_index == c].mean(0) for c in range(len(dataset.categories))])
-
-
-def names(cfg, dataset):
-  """What the categories are called in prompts.
-
-  With prompt.raw_names as the folders are called, otherwise with spaces for underscores, or, where object_names says so
-  or the data set is the user's own, as its catalogue or table calls them.
+  With prompt.raw_names the folders' names; otherwise these with spaces for underscores or, with
+  object_names=catalogue and for data sets of the user's own, the names in the catalogue or table.
   """
   if 'prompt' in cfg and cfg.prompt.get('raw_names', False):
-    return dataset.categories
+    return tuple(dataset.categories)
   if cfg.object_names == 'folder' and dataset.name in catalog.CATALOG:
     return tuple(catalog.object_name(category) for category in dataset.categories)
   return tuple(dataset.object_names[category] for category in dataset.categories)
 
 
-def with_changes(cfg, changes):
-  """The config with other values of these dotted keys."""
-  changed = mlc.ConfigDict(cfg.to_dict())  # a ConfigDict made from cfg itself would share its nested nodes
-  changed.update_from_flattened_dict(changes)
-  return mlc.FrozenConfigDict(changed)
-
-
-def words(text):
+def words(text: str) -> tuple[str, ...]:
+  """Returns the comma-separated words of a config value."""
   return tuple(name.strip() for name in text.split(',') if name.strip())
-
-
-def get(cfg, dotted):
-  for part in dotted.split('.'):
-    cfg = cfg[part]
-  return cfg

@@ -1,9 +1,11 @@
-"""A paper's table as one sweep that may be cut short: one experiment a row, measured means beside the published."""
+"""A paper's table as an interruptible sweep: one experiment per row, measured means next to the published ones."""
 
 import json
 import re
 import traceback
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections as mlc
@@ -11,10 +13,11 @@ from absl import logging
 
 from zsad_jax import methods
 from zsad_jax.engine import eval_cache, logs
-from zsad_jax.experiment import experiment, generated, results, setup
+from zsad_jax.experiment import experiment, results, setup
+from zsad_jax.experiment.experiment import Means
 from zsad_jax.report import tables
 
-# What a row may fail of without ending the table; anything else is a mistake in the program.
+# Failures of a row that do not end the table; any other exception is a bug.
 FAILURES = (ValueError, OSError, FloatingPointError, RuntimeError)
 
 
@@ -22,229 +25,209 @@ class Row(NamedTuple):
   """One line of the table.
 
   Attributes:
-    label: what it is called.
-    column: which part of the table it stands in, such as a data set; '' for a table of one part.
-    folder: where it runs, below the table's. Rows that share one share what is trained there.
+    label: its name.
+    column: the part of the table it belongs to, such as a data set; '' for a table of one part.
+    folder: where it runs, below the table's workdir. Rows that share one share what is trained there.
     cfg: its config; None for a row that is only quoted.
-    published: {metric: percent} for the quoted ones.
+    published: {metric: percent} of a quoted row.
   """
   label: str
   column: str
   folder: str
-  cfg: mlc.FrozenConfigDict | None
-  published: dict
+  cfg: setup.Config | None
+  published: Mapping[str, float]
 
   @property
-  def name(self):
+  def name(self) -> str:
     return f'{self.column}: {self.label}' if self.column else self.label
 
+  def file(self, kind: str, suffix: str) -> str:
+    """Name of a file of this row, in a folder that other columns may share."""
+    return f'{kind}-{self.column}.{suffix}' if self.column else f'{kind}.{suffix}'
 
-def run(cfg, workdir, mode) -> list[str]:
-  """Runs every row of cfg.table below `workdir`, prints their table, writes table.md; returns the rows that failed.
 
-  A row that was measured before, under the same config and by the same code, is not run again. A row that fails is a
-  row with its error, and its traceback is in its folder; the same command tries it anew. cfg.table.seeds, where not
-  empty, are run one after another and their mean and sample standard deviation shown; a method that trains several
-  seeds at once keeps its own.
+class Line(NamedTuple):
+  """A printed line: its row, label, summary (None until measured or for a quoted row) and published means."""
+  row: Row
+  label: str
+  summary: Mapping | None
+  published: Mapping[str, float]
+
+
+def run(cfg: setup.Config, workdir: Path, mode: str, overrides: Mapping[str, Any] | None = None) -> list[str]:
+  """Runs every row of cfg.table below `workdir`, prints the table, writes table.md; returns the rows that failed.
+
+  A row that was measured before, under the same config and by the same code, is not run again. A row that fails is
+  shown with its error, and its traceback is in its folder; the same command tries it again.
+
+  Args:
+    cfg: a table's config: `table` has title, metrics and rows, each with a config of its own.
+    workdir: folder of the table.
+    mode: see experiment.run.
+    overrides: {dotted key: value} for the config of every row that has the key.
 
   Raises:
     ValueError: two rows of one name; or no row can be run as its config is.
   """
-  rows = planned(cfg)
+  rows = planned(cfg, overrides or {})
   refused = check(rows)
-  source, lines, failed = eval_cache.sources(), [], {}
+  source, failed = eval_cache.sources(), {}
+  lines: list[Line] = []
   for number, row in enumerate(rows, 1):
     if row.cfg is None:
-      lines.append((row, row.label, '', row.published))
+      lines.append(Line(row, row.label, None, row.published))
       continue
     print(f'\n=== row {number} of {len(rows)}: {row.name}', flush=True)
+    published = results.published(row.cfg) or {}
     try:
       if number - 1 in refused:
         raise refused[number - 1]
-      found = measured(row, cfg.table.get('seeds', ()), workdir, mode, source)
+      means = measured(row, workdir / row.folder, mode, source)
     except FAILURES as error:
       if jax.process_count() > 1:
         raise  # the other processes are still at this row
-      failed[row.name] = f'{error} (traceback: {leave_trace(workdir / row.folder, row)})'
+      failed[row.name] = f'{error} (traceback: {save_traceback(workdir / row.folder, row)})'
       print(f'error: {failed[row.name]}', flush=True)
-      lines.append((row, row.label, 'error', results.published(row.cfg) or {}))
-      write(cfg, workdir, lines, failed)
-      continue
-    (workdir / row.folder / file_of(row, 'error', 'txt')).unlink(missing_ok=True)
-    for selection, means in found.items():
-      oracle = f', {selection}' if 'oracle' in selection else ''
-      lines.append((row, row.label + oracle, means, results.published(row.cfg) or {}))
+      lines.append(Line(row, row.label, None, published))
+    else:
+      (workdir / row.folder / row.file('error', 'txt')).unlink(missing_ok=True)
+      for selection, summary in means.items():
+        label = f'{row.label}, {selection}' if 'oracle' in selection else row.label
+        lines.append(Line(row, label, summary, published))
     write(cfg, workdir, lines, failed)
-  if any(summary for _, _, summary, _ in lines):
-    text = write(cfg, workdir, lines, failed)
-    print(f'\n{text}\ntable: {workdir / "table.md"}')
+  if any(line.summary for line in lines):
+    print(f'\n{write(cfg, workdir, lines, failed)}\ntable: {workdir / "table.md"}')
   return list(failed)
 
 
-def planned(cfg) -> list[Row]:
-  """The rows of cfg.table, in their order; raises ValueError where two would be one."""
+def planned(cfg: setup.Config, overrides: Mapping[str, Any]) -> list[Row]:
+  """Returns the rows of cfg.table in their order.
+
+  Raises:
+    ValueError: two rows have the same name; or no row has an overridden key.
+  """
   rows = []
   for row in cfg.table.rows.values():
-    runs = row.get('run', True)
     folder = re.sub(r'[^\w.+-]+', '-', row.get('folder', '') or row.label)
-    quoted = {} if runs else {k: v for k, v in row.published.to_dict().items() if k in cfg.table.metrics}
-    rows.append(Row(row.label, row.get('column', ''), folder, configured(cfg, row) if runs else None, quoted))
+    if 'config' in row:
+      rows.append(Row(row.label, row.column, folder, overridden(row.config, overrides), {}))
+    else:
+      quoted = {k: v for k, v in row.published.to_dict().items() if k in cfg.table.metrics}
+      rows.append(Row(row.label, row.column, folder, None, quoted))
   for kind in ('folder', 'label'):
-    names = [f'{row.column}/{getattr(row, kind)}' for row in rows]
-    if twice := sorted({name.lstrip('/') for name in names if names.count(name) > 1}):
-      raise ValueError(f'two rows of the table have the same name: {", ".join(twice)}')
+    names = [f'{row.column}/{getattr(row, kind)}'.lstrip('/') for row in rows]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+      raise ValueError(f'two rows of the table have the same {kind}: {", ".join(twice)}')
   return rows
 
 
-def configured(cfg, row):
-  """Returns the config of a row: the table's without its `drops`, with its `own` and its `changes`, and its published.
-
-  `changes` are (dotted key, value) of keys that the table's config has; `own` those that only this row's method has.
-
-  Raises:
-    ValueError: a change of a key that there is none of.
-  """
-  plain = cfg.to_dict()
-  del plain['table']
-  for dotted in row.get('drops', ()):
-    *path, last = dotted.split('.')
-    _node(plain, path).pop(last)
-  for dotted, value in row.get('own', ()):
-    *path, last = dotted.split('.')
-    _node(plain, path)[last] = value
-  changed = mlc.ConfigDict(plain)
-  for dotted, _ in row.changes:
-    *path, last = dotted.split('.')
-    if last not in _node(plain, path):
-      raise ValueError(f'row {row.label!r} changes {dotted}, which {plain["method"]} does not have')
-  changed.update_from_flattened_dict(dict(row.changes))
-  if 'epochs' in changed.get('optim', {}):
-    changed.optim.epochs = changed.train.epochs  # one number in every config, by a reference that a row cannot keep
-  method, label = (re.sub(r'[\W_]', '', text.lower().replace('+', 'plus')) for text in (changed.method, row.label))
-  changed.label = row.label if method in label else f'{changed.method}, {row.label}'
-  changed.published = row.published.to_dict()
-  return mlc.FrozenConfigDict(changed)
+def overridden(cfg: setup.Config, overrides: Mapping[str, Any]) -> setup.Config:
+  """Returns a row's config with those overrides whose keys it has."""
+  return setup.with_overrides(mlc.FrozenConfigDict(cfg), {
+    key: value for key, value in overrides.items() if _has(cfg, key.split('.'))})
 
 
-def check(rows) -> dict[int, ValueError]:
-  """What is wrong with the config of single rows, by number; raises where it is so of all of them."""
-  wrong, run = {}, [number for number, row in enumerate(rows) if row.cfg is not None]
-  for number in run:
+def _has(cfg: Any, path: Sequence[str]) -> bool:
+  for part in path:
+    if not isinstance(cfg, mlc.ConfigDict | Mapping) or part not in cfg:
+      return False
+    cfg = cfg[part]
+  return True
+
+
+def check(rows: Sequence[Row]) -> dict[int, Exception]:
+  """Returns the error of every row whose config is wrong, by index; raises it if all rows are."""
+  wrong: dict[int, Exception] = {}
+  runnable = [number for number, row in enumerate(rows) if row.cfg is not None]
+  for number in runnable:
+    cfg = rows[number].cfg
     try:
-      setup.check(rows[number].cfg)
-      setup.shell(rows[number].cfg, methods.get(rows[number].cfg.method))
+      setup.clip_without_weights(cfg, setup.check(cfg))
     except FAILURES as error:
       wrong[number] = error
-  if len(wrong) == len(run):
+  if len(wrong) == len(runnable):
     raise next(iter(wrong.values()), ValueError('the table has no row to run'))
   return wrong
 
 
-def measured(row, seeds, workdir, mode, source):
-  """{selection: means} of a row, from what it left before or by running it; {} where it only trains."""
-  place = workdir / row.folder
-  if not seeds or 'seeds' in row.cfg:
-    return once(row, row.cfg, place, mode, source) or {}
-  found = [once(row, of_seed(row.cfg, seed, number), place / f'seed{seed}', mode, source)
-           for number, seed in enumerate(seeds)]
-  if None in found:
-    return {}
-  return {' / '.join(dict.fromkeys(names)): generated.spread([one[name] for one, name in zip(found, names)], ddof=1)
-          for names in zip(*found)}
-
-
-def of_seed(cfg, seed, number):
-  """The config of one of several seeds; the references of each are another draw."""
-  draws = {'fewshot.seed': cfg.fewshot.seed + number} if 'fewshot' in cfg else {}
-  return setup.with_changes(cfg, {'seed': seed, **draws})
-
-
-def once(row, cfg, place, mode, source):
-  """One experiment's {selection: means}; what an evaluation leaves in `place` answers for the next time."""
-  record = place / file_of(row, 'row', 'json')
-  identity = {'config': results.digest(cfg), 'sources': source}
+def measured(row: Row, folder: Path, mode: str, source: str) -> Means:
+  """Returns {selection: summary} of a row, as recorded or by running it; {} if it only trains."""
+  record = folder / row.file('row', 'json')
+  identity = {'config': setup.digest(setup.sections(row.cfg, *setup.RESULT), row.cfg.seeds), 'sources': source}
   before, means = recorded(record)
   if before == identity:
     print(f'measured before: {record}', flush=True)
     return means
   if before:
-    print(f'measured before, but {" and ".join(k for k in identity if identity[k] != before.get(k))} changed since: '
-          'measured again', flush=True)
-  place.mkdir(parents=True, exist_ok=True)
-  means = experiment.run(cfg, place, mode)
-  if means:
-    logs.write_json(record, {'identity': identity, 'means': means})
-  return means
+    changes = ' and '.join(key for key in identity if identity[key] != before.get(key))
+    print(f'measured before, but {changes} changed since: measuring again', flush=True)
+  folder.mkdir(parents=True, exist_ok=True)
+  measured_means = experiment.run(row.cfg, folder, mode)
+  if measured_means:
+    logs.write_json(record, {'identity': identity, 'means': measured_means})
+  return measured_means or {}
 
 
-def recorded(path):
-  """(identity, means) of what a row left, (None, None) where there is nothing that can be read."""
+def recorded(path: Path) -> tuple[dict | None, Means]:
+  """Returns (identity, means) of a row's record, (None, {}) if there is none that can be read."""
   if not path.exists():
-    return None, None
+    return None, {}
   try:
-    found = json.loads(path.read_text())
-    return dict(found['identity']), dict(found['means'])
+    record = json.loads(path.read_text())
+    return dict(record['identity']), dict(record['means'])
   except (ValueError, KeyError, TypeError) as error:
-    logging.warning('%s is damaged (%s: %s): measured again', path, type(error).__name__, error)
-    return None, None
+    logging.warning('%s is damaged (%s: %s): measuring again', path, type(error).__name__, error)
+    return None, {}
 
 
-def file_of(row, kind, suffix):
-  """Name of a row's own file in a folder that other columns may share."""
-  return f'{kind}-{row.column}.{suffix}' if row.column else f'{kind}.{suffix}'
-
-
-def leave_trace(place, row):
-  """Writes the traceback of the error at hand to the row's folder; returns the path."""
-  path = place / file_of(row, 'error', 'txt')
+def save_traceback(folder: Path, row: Row) -> Path:
+  """Writes the traceback of the current exception to the row's folder; returns the path."""
+  path = folder / row.file('error', 'txt')
   logs.write_atomic(path, traceback.format_exc())
   return path
 
 
-def write(cfg, workdir, lines, failed) -> str:
-  """Writes table.md with what there is so far, and returns its text."""
+def write(cfg: setup.Config, workdir: Path, lines: Sequence[Line], failed: Mapping[str, str]) -> str:
+  """Writes table.md with the lines so far, and returns its text."""
   parts = [cfg.table.title]
-  for column in dict.fromkeys(row.column for row, *_ in lines):
-    own = [line[1:] for line in lines if line[0].column == column]
-    of = [row.cfg for row, *_ in lines if row.column == column and row.cfg is not None]
-    parts += ([column] if column else []) + ([caption(of)] if of else [])
-    parts += [tables.comparison(own, shown(own, cfg.table.metrics)), *undefined(own)]
+  for column in dict.fromkeys(line.row.column for line in lines):
+    own = [line for line in lines if line.row.column == column]
+    cfgs = [line.row.cfg for line in own if line.row.cfg is not None]
+    cells = [(line.label, 'error' if line.row.name in failed else line.summary or '', line.published) for line in own]
+    parts += ([column] if column else []) + ([caption(cfgs)] if cfgs else [])
+    parts += [tables.comparison(cells, shown_metrics(own, cfg.table.metrics)), *undefined(own)]
   parts += [f'{name}: error: {error}' for name, error in failed.items()]
-  parts.append('Means over categories in percent; in brackets what is published, beside rows on the same weights and '
-               'data alone.')
+  parts.append('Means over categories, percent. In parentheses: published means, if weights and data are the same.')
   text = '\n\n'.join(parts) + '\n'
   logs.write_atomic(workdir / 'table.md', text)
   return text
 
 
-def caption(cfgs):
-  """What the rows of one part of the table are measured on, by what, and what they learn from."""
+def caption(cfgs: Iterable[setup.Config]) -> str:
+  """Returns what the rows of one part of the table are measured with and trained on."""
+  cfgs = list(cfgs)
   join = lambda values: ', '.join(dict.fromkeys(values))
-  learned = [('texts' if hasattr(method, 'examples') else cfg.data.aux) for cfg in cfgs
-             for method in (methods.get(cfg.method),) if hasattr(method, 'loss')]
-  said = (f'On {join(cfg.data.target for cfg in cfgs)}, split {join(cfg.data.split for cfg in cfgs)}; CLIP '
+  text = (f'On {join(cfg.data.target for cfg in cfgs)}, split {join(cfg.data.split for cfg in cfgs)}; CLIP '
           f'{join(f"{cfg.clip} at {cfg.image_size} px" for cfg in cfgs)}')
-  return said + (f'; what is learned is learned on {join(learned)}.' if learned else '; nothing is learned.')
+  sources = []
+  for cfg in cfgs:
+    method = methods.get(cfg.method)
+    sources += ['texts'] if method.train else [cfg.data.aux] if method.loss else []
+  return text + (f'; trained on {join(sources)}.' if sources else '; training-free.')
 
 
-def shown(lines, metrics):
-  """The metrics that some row has, measured or published; all of them where nothing is measured yet."""
-  measured = [summary for _, summary, _ in lines if summary and summary != 'error']
-  has = {m for summary in measured for m in metrics if summary[m]['value'] is not None}
-  return [m for m in metrics if not measured or m in has or any(m in known for *_, known in lines)]
+def shown_metrics(lines: Sequence[Line], metrics: Sequence[str]) -> list[str]:
+  """Returns the metrics that some row has, measured or published; all of them while nothing is measured."""
+  summaries = [line.summary for line in lines if line.summary]
+  has = {m for summary in summaries for m in metrics if summary[m]['value'] is not None}
+  return [m for m in metrics if not summaries or m in has or any(m in line.published for line in lines)]
 
 
-def undefined(lines):
-  """One line for each reason why a metric has no value in these rows."""
-  reasons = {}
-  for _, summary, _ in lines:
-    for metric, about in summary.items() if summary and summary != 'error' else ():
-      if about['value'] is None:
-        reasons.setdefault(about['reason'], {})[metric] = None
+def undefined(lines: Sequence[Line]) -> list[str]:
+  """Returns one line for each reason why a metric is undefined in these rows."""
+  reasons: dict[str, dict[str, None]] = {}
+  for line in lines:
+    for metric, value in (line.summary or {}).items():
+      if value['value'] is None:
+        reasons.setdefault(value['reason'], {})[metric] = None
   return [f'Undefined: {", ".join(metrics)} ({reason})' for reason, metrics in reasons.items()]
-
-
-def _node(tree, path):
-  for part in path:
-    tree = tree.setdefault(part, {})
-  return tree

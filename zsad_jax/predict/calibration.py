@@ -1,30 +1,33 @@
-"""What a score means: the scores and maps of images that are known, and the thresholds and colours that follow."""
+"""Calibrates thresholds and the colour scale on reference images."""
 
-import hashlib
 import io
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
 from tqdm import tqdm
 
+from zsad_jax import data
 from zsad_jax.engine import features, runtime
-from zsad_jax.experiment import experiment, setup
+from zsad_jax.experiment import setup
+from zsad_jax.experiment.run import Run
+from zsad_jax.methods import Params
 from zsad_jax.predict import scoring, thresholds
 from zsad_jax.predict.thresholds import Threshold
 
 RULES = ('auto', 'f1_max', 'fpr', 'normals', 'batch')
-PIXELS = 1 << 20  # pixels kept of a whole set: more than enough for a threshold
+FROM_AUXILIARY = {'f1_max', 'fpr'}  # rules that need the auxiliary data set
+PIXELS = 1 << 20  # pixels kept of a whole data set: more than enough for a threshold
 STEP = 4  # of normal images every 4th pixel of every 4th row
-ANYTHING = 'object'  # what a pictured thing without a name is called
+ANYTHING = 'object'  # what prompts call an object without a name
 ENDS = 1, 99  # percentiles of the pixels at the ends of the colour scale, the upper one of the anomalous pixels
 
 
 class Known(NamedTuple):
-  """Scores of known images.
+  """Scores of images whose labels are known.
 
   Attributes:
     of: what they are, in words.
@@ -43,11 +46,11 @@ class Known(NamedTuple):
 
 
 class Levels(NamedTuple):
-  """How scores and maps are read.
+  """Thresholds and colour scale.
 
   Attributes:
-    image: Threshold of scores; None where it waits for the scores of the whole batch.
-    pixel: Threshold of maps; None where it waits, and for a method without maps.
+    image: Threshold of scores; None if it is fitted to the predicted images.
+    pixel: Threshold of maps; None if it is fitted to the predicted images, and for a method without maps.
     low, high: ends of the colour scale, around the pixel threshold.
   """
   image: Threshold | None
@@ -56,25 +59,22 @@ class Levels(NamedTuple):
   high: float = 1.
 
 
-def check(keys):
-  """Raises ValueError naming the first key of the config's `predict` that is out of range."""
+def check(keys: Any) -> None:
+  """Raises ValueError naming the first key of the config's `predict` whose value is not allowed."""
   for key in ('threshold', 'pixel_threshold'):
     if keys[key] not in RULES and _number(keys[key]) is None:
-      raise ValueError(f'predict.{key} is {keys[key]!r}; it must be a number or one of {", ".join(RULES)}')
-  for key, high in (('fpr', 0.5), ('pixel_fpr', 0.5), ('quantile', 1)):
-    if not 0 < keys[key] < high:
-      raise ValueError(f'predict.{key} is {keys[key]}; it must lie in (0, {high:g})')
+      raise ValueError(f'predict.{key}={keys[key]!r} is not allowed; it must be a number or one of {", ".join(RULES)}')
   if 'normals' in (keys.threshold, keys.pixel_threshold) and not keys.normals:
-    raise ValueError('predict.threshold is normals: name their folder with --config.predict.normals=FOLDER')
+    raise ValueError('predict.threshold=normals needs a folder of normal images: --config.predict.normals=FOLDER')
 
 
-def rules(keys, referenced: bool, auxiliary: bool) -> tuple[str, str]:
-  """Returns the rules of the image and of the pixel threshold, RULES without 'auto', or 'fixed' for numbers.
+def rules(keys: Any, referenced: bool, auxiliary: bool) -> tuple[str, str]:
+  """Returns the rules of the image and of the pixel threshold: RULES without 'auto', or 'fixed' for numbers.
 
   Args:
     keys: the config's `predict`.
     referenced: whether the normal images are a few-shot method's references, from which their own distance is 0.
-    auxiliary: whether there is an auxiliary set to be had.
+    auxiliary: whether there is an auxiliary data set.
   """
   best = 'normals' if keys.normals and not referenced else 'fpr' if auxiliary else 'batch'
   image = {'auto': best}.get(keys.threshold, keys.threshold)
@@ -83,26 +83,26 @@ def rules(keys, referenced: bool, auxiliary: bool) -> tuple[str, str]:
   return image, 'fixed' if _number(pixel) is not None else pixel
 
 
-def levels(keys, image: str, pixel: str, known: Known | None, normal: Known | None) -> Levels:
-  """Returns the Levels of two rules; `known` is the auxiliary set and `normal` normal images, None where not needed.
+def levels(keys: Any, image: str, pixel: str, known: Known | None, normal: Known | None) -> Levels:
+  """Returns the Levels of two rules; `known` is the auxiliary data set and `normal` normal images, None if not needed.
 
   Raises:
-    ValueError: what the rules of zsad_jax/predict/thresholds.py raise.
+    ValueError: see the rules in predict/thresholds.py.
   """
-  of_image = _found(image, keys.threshold, keys.fpr, keys.quantile, known and known[:3], normal and normal[:2])
+  of_image = _threshold(image, keys.threshold, keys.fpr, keys.quantile, known and known[:3], normal and normal[:2])
   source = normal if pixel == 'normals' else known
   if source is not None and not np.all(np.isfinite(source.peaks)):
     return Levels(of_image, None)
-  # Of normal images the highest points: then so many of them have nothing marked at all.
-  of_pixel = _found(pixel, keys.pixel_threshold, keys.pixel_fpr, keys.quantile,
-                    known and (f'pixels of {known.of}', known.pixels, known.truth),
-                    normal and (f'highest points of {normal.of}', normal.peaks))
+  # For normal images the highest points: then that share of them has no marked pixel at all.
+  of_pixel = _threshold(pixel, keys.pixel_threshold, keys.pixel_fpr, keys.quantile,
+                        known and (f'pixels of {known.of}', known.pixels, known.truth),
+                        normal and (f'highest points of {normal.of}', normal.peaks))
   if of_pixel is None:
     return Levels(of_image, None)
   return Levels(of_image, of_pixel, *_ends(of_pixel.value, source))
 
 
-def _found(rule: str, number, rate: float, quantile: float, known, normal) -> Threshold | None:
+def _threshold(rule: str, number: Any, rate: float, quantile: float, known: Any, normal: Any) -> Threshold | None:
   """The threshold of a rule; `known` is (of, scores, labels) and `normal` (of, scores)."""
   if rule == 'fixed':
     return thresholds.fixed(_number(number))
@@ -113,16 +113,22 @@ def _found(rule: str, number, rate: float, quantile: float, known, normal) -> Th
   return thresholds.normals(normal[1], quantile, normal[0]) if rule == 'normals' else None
 
 
-def of_batch(keys, given: Levels, scores, lows, peaks) -> Levels:
-  """Returns `given` with what waited for the batch: scores [n], and each map's lowest and highest value, or [].
+def of_batch(keys: Any, partial: Levels, scores: Any, lows: Any, peaks: Any) -> Levels:
+  """Returns `partial` with the thresholds that are fitted to the predicted images.
+
+  Args:
+    keys: the config's `predict`.
+    partial: Levels in which thresholds may be None.
+    scores: [n].
+    lows, peaks: each map's lowest and highest value, or [].
 
   Raises:
     ValueError: too few images, see thresholds.robust.
   """
   of = f'the {len(scores)} predicted images'
-  image = given.image or thresholds.robust(scores, keys.fpr, of)
-  if given.pixel or not len(peaks):
-    return given._replace(image=image)
+  image = partial.image or thresholds.robust(scores, keys.fpr, of)
+  if partial.pixel or not len(peaks):
+    return partial._replace(image=image)
   pixel = thresholds.robust(peaks, keys.fpr, f'highest points of {of}')
   return Levels(image, pixel, min(float(np.median(lows)), pixel.value), max(float(np.max(peaks)), pixel.value))
 
@@ -137,58 +143,63 @@ def _ends(value: float, source: Known | None) -> tuple[float, float]:
   return min(low, value), max(high, value)
 
 
-def auxiliary(cfg, method, clip, learnable, dataset, folder: Path | None) -> Known:
-  """Returns the Known of a labelled data set, read from `folder` where it was found before, else kept there.
+def of_auxiliary(run: Run, params: Params, dataset: data.Dataset, folder: Path | None) -> Known:
+  """Returns the Known of a labelled data set, read from `folder` if it was computed before, else kept there.
 
-  Its images are encoded once, into the feature store. Methods with references compare with those that fewshot draws
-  from the set's training split.
+  Its images are encoded once, into the feature store. Few-shot methods compare with references that fewshot draws from
+  the data set's training split.
 
   Args:
-    cfg: of the prediction, see scoring.alone.
+    run: one that scoring.single_image returned.
+    params: trained parameters.
+    dataset: the auxiliary data set.
     folder: None keeps nothing.
   """
-  cfg = setup.with_changes(cfg, {'data.target': cfg.data.aux, 'data.target_categories': cfg.data.aux_categories})
-  memory, _ = experiment.few_shot(cfg, method, clip)
-  key = hashlib.sha256(f'{scoring.identity(cfg, clip, learnable, memory)} {dataset.fingerprint}'.encode()).hexdigest()
-  path = folder and Path(folder) / f'{key[:16]}.npz'
+  cfg = run.cfg
+  run = run.with_overrides({'data.target': cfg.data.aux, 'data.target_categories': cfg.data.aux_categories})
+  memory_bank, _ = run.reference_bank()
+  key = setup.digest(scoring.identity(run, params, memory_bank), dataset.fingerprint)
+  path = folder and Path(folder) / f'{key}.npz'
   of = f'{len(dataset)} labelled images of {dataset.name}'
   if path and path.is_file():
     try:
       with np.load(path, allow_pickle=False) as kept:
         return Known(of, *(kept[name] for name in Known._fields[1:]))
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-      logging.warning('%s is damaged (%s); the scores are found anew', path, error)
-  known = _scored(cfg, method, clip, learnable, dataset, memory, of)
+      logging.warning('%s is damaged (%s); computing the scores again', path, error)
+  known = _scored(run, params, dataset, memory_bank, of)
   if path:
     path.parent.mkdir(parents=True, exist_ok=True)
     runtime.write_atomic(path, _npz(known))
   return known
 
 
-def of_normals(of: str, seen: Iterable) -> Known:
-  """Returns the Known of normal images, one after another: what a Detector's stream says of them.
+def of_normals(of: str, scored: Iterable) -> Known:
+  """Returns the Known of normal images, one after another, as a Detector's stream yields them.
 
   Raises:
     ValueError: none could be read.
   """
   scores, peaks, pixels = [], [], []
-  for one in seen:
+  for one in scored:
     if not one.error:
       scores.append(one.score)
       peaks.append(np.nan if one.map is None else one.map.max())
       pixels.append(np.empty(0) if one.map is None else one.map[::STEP, ::STEP].ravel())
   if not scores:
     raise ValueError(f'{of}: none of them can be read')
-  pixels = np.concatenate(pixels).astype(np.float32)
+  sample = np.concatenate(pixels).astype(np.float32)
   return Known(f'{len(scores)} {of}', np.array(scores, np.float32), np.zeros(len(scores), np.int32),
-               np.array(peaks, np.float32), pixels, np.zeros(pixels.shape, bool))
+               np.array(peaks, np.float32), sample, np.zeros(sample.shape, bool))
 
 
-def _scored(cfg, method, clip, learnable, dataset, memory, of) -> Known:
-  place = setup.own_devices(cfg)
-  score = scoring.Scorer(cfg, method, clip, learnable, _called(cfg, dataset), memory=memory, place=place)
-  load, size = setup.reader(cfg, method, clip, dataset), place.rows(cfg.machine.eval_batch)
-  step = max(1, int(np.ceil((len(dataset) * clip.image_size ** 2 / PIXELS) ** 0.5)))
+def _scored(run: Run, params: Params, dataset: data.Dataset, memory_bank: Any, of: str) -> Known:
+  names = (ANYTHING,) * len(dataset.categories)
+  if run.cfg.predict.object_name != ANYTHING:  # prompts name the auxiliary objects only if the predicted one has a name
+    names = setup.object_names(run.cfg, dataset)
+  score = scoring.Scorer(run, params, names, memory_bank, run.local)
+  load, size = run.reader(dataset), run.local.rows(run.cfg.machine.eval_batch)
+  step = max(1, int(np.ceil((len(dataset) * run.clip.image_size ** 2 / PIXELS) ** 0.5)))
   scores, peaks, pixels, truth = [], [], [], []
 
   def read(start):
@@ -198,25 +209,19 @@ def _scored(cfg, method, clip, learnable, dataset, memory, of) -> Known:
 
   with tqdm(total=len(dataset), desc=f'score {dataset.name}', unit='image') as bar:
     for values, batch in runtime.prefetch(read, range(0, len(dataset), size)):
-      out = {name: array[batch['valid']] for name, array in score(values, batch).items()}
-      scores.append(out['score'])
-      if 'map' in out:
-        peaks.append(out['map'].max((1, 2)))
-        masked = batch['has_mask'][batch['valid']]
-        pixels.append(out['map'][masked, ::step, ::step].ravel())
-        truth.append(batch['mask'][batch['valid']][masked, ::step, ::step].ravel() > 0)
-      bar.update(len(out['score']))
+      valid, prediction = batch['valid'], score(values, batch)
+      scores.append(prediction.score[valid])
+      if prediction.map is not None:
+        maps = prediction.map[valid]
+        peaks.append(maps.max((1, 2)))
+        masked = batch['has_mask'][valid]
+        pixels.append(maps[masked, ::step, ::step].ravel())
+        truth.append(batch['mask'][valid][masked, ::step, ::step].ravel() > 0)
+      bar.update(int(valid.sum()))
   join = lambda parts, dtype: np.concatenate(parts).astype(dtype) if parts else np.empty(0, dtype)
-  found = join(scores, np.float32)
-  return Known(of, found, dataset.labels, join(peaks, np.float32) if peaks else np.full_like(found, np.nan),
+  every = join(scores, np.float32)
+  return Known(of, every, dataset.labels, join(peaks, np.float32) if peaks else np.full_like(every, np.nan),
                join(pixels, np.float32), join(truth, bool))
-
-
-def _called(cfg, dataset) -> tuple[str, ...]:
-  """What prompts call the categories: by their names only where the pictured thing has been given one as well."""
-  if cfg.predict.object_name == ANYTHING:
-    return (ANYTHING,) * len(dataset.categories)
-  return setup.names(cfg, dataset)
 
 
 def _npz(known: Known) -> bytes:
@@ -225,7 +230,7 @@ def _npz(known: Known) -> bytes:
   return out.getvalue()
 
 
-def _number(text) -> float | None:
+def _number(text: Any) -> float | None:
   try:
     return float(text)
   except ValueError:

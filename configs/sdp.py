@@ -49,7 +49,7 @@ def method():
   c.seed = 42
   c.layers = (3, 6, 9, 12)  # blocks, from 1, that are read; the deepest one's class token gives the image score
   c.stage = 0  # blocks per stage, after which the second stream restarts; 0 = a quarter of all
-  c.tap_alias = True  # read streams after the next block changed them in place, as the released code; False: as in the paper
+  c.tap_alias = True  # read streams after the next block changed them, as the released code does; False: the paper
   c.path = 'surgery'  # or direct: compare CLIP's own final patch tokens with the texts
   c.positions = 'bicubic_antialias'  # resampling of the positional table: bilinear, bicubic_antialias, bicubic
   c.prompt = mlc.ConfigDict()

@@ -127,9 +127,9 @@ def main(argv: Sequence[str]) -> None:
   with _user_errors(workdir):
     if DISTRIBUTED.value:
       _join()
-    failed = _locked(cfg, workdir)
-    if failed:
-      sys.exit(f'error: {len(failed)} rows of the table failed: {"; ".join(failed)}. Run the same command again to '
+    failures = _locked(cfg, workdir)
+    if failures:
+      sys.exit(f'error: {len(failures)} rows of the table failed: {"; ".join(failures)}. Run the same command again to '
                'repeat only these rows.')
 
 
@@ -165,9 +165,9 @@ def _locked(cfg, workdir) -> list[str]:
   logs.probe(workdir)
   with logs.lock(workdir), runtime.preemption():
     runtime.compilation_cache(workdir.parent / '.compiled')
-    failed = _run_mode(cfg, workdir)
+    failures = _run_mode(cfg, workdir)
     runtime.barrier('end')  # a process that ends takes the others along
-  return failed
+  return failures
 
 
 def _run_mode(cfg, workdir) -> list[str]:
@@ -290,8 +290,8 @@ def parse(argv: Sequence[str]) -> list[str]:
 
 def usage(program: str) -> str:
   """Returns the text of --help: the usual commands, the modes and the flags, of which the first matter most."""
-  called = {'launch.py': 'python launch.py', '__main__.py': 'python -m zsad_jax'}.get(Path(program).name, 'zsad')
-  lines = [HELP.format(program=called).rstrip()]
+  command = {'launch.py': 'python launch.py', '__main__.py': 'python -m zsad_jax'}.get(Path(program).name, 'zsad')
+  lines = [HELP.format(program=command).rstrip()]
   for flag in _own_flags():
     text = re.sub(r'^<.*?>: |;\s+repeat this option.*', '', flag.help)  # added by absl
     lines.append(textwrap.fill(text, 116, initial_indent=f'  --{flag.name:15}', subsequent_indent=' ' * 19))
@@ -316,8 +316,8 @@ def _illegal_value(text):
   if name == 'config':
     return reason
   parser = flags.FLAGS[name].parser
-  wanted = 'true or false' if isinstance(parser, flags.BooleanParser) else parser.syntactic_help
-  return f'--{name}={value} is not {wanted}' if wanted else f'--{name}={value}: {reason}'
+  kind = 'true or false' if isinstance(parser, flags.BooleanParser) else parser.syntactic_help
+  return f'--{name}={value} is not {kind}' if kind else f'--{name}={value}: {reason}'
 
 
 def _unknown_key(argv, error):

@@ -42,20 +42,20 @@ def flag_values(monkeypatch):
 
 @pytest.mark.parametrize('words', [['launch.py'], ['-m', 'zsad_jax']])
 def test_a_user_error_is_one_line_without_a_traceback(words):
-  done = subprocess.run([sys.executable, *words, '--config=anomalyclip:demo'], cwd=ROOT, capture_output=True, text=True,
+  process = subprocess.run([sys.executable, *words, '--config=anomalyclip:demo'], cwd=ROOT, capture_output=True, text=True,
                         check=False)
-  assert done.returncode == 1 and done.stdout == ''
-  assert done.stderr.startswith('error: --workdir is missing') and done.stderr.count('\n') == 1
+  assert process.returncode == 1 and process.stdout == ''
+  assert process.stderr.startswith('error: --workdir is missing') and process.stderr.count('\n') == 1
 
 
 def test_help_is_short_and_starts_with_the_usual_commands():
-  done = subprocess.run([sys.executable, 'launch.py', '--help'], cwd=ROOT, capture_output=True, text=True, check=True)
-  lines = done.stdout.splitlines()
+  process = subprocess.run([sys.executable, 'launch.py', '--help'], cwd=ROOT, capture_output=True, text=True, check=True)
+  lines = process.stdout.splitlines()
   assert len(lines) < 60 and max(map(len, lines)) <= 120
   assert '  python launch.py --config=anomalyclip:demo --workdir=runs/demo' in lines[:4]
-  described = [line.split()[0].lstrip('-') for line in lines if line.startswith('  --')]
-  assert described[:3] == ['config', 'workdir', 'mode']
-  assert set(described) == {flag.name for flag in cli._own_flags()}
+  flags = [line.split()[0].lstrip('-') for line in lines if line.startswith('  --')]
+  assert flags[:3] == ['config', 'workdir', 'mode']
+  assert set(flags) == {flag.name for flag in cli._own_flags()}
   assert all(any(line.startswith(f'  {mode} ') for line in lines) for mode in cli.MODES)
 
 

@@ -20,7 +20,7 @@ SOURCES = ('pyproject.toml', 'README.md', 'LICENSE', 'requirements.txt', 'requir
 PIP = ('--quiet', '--no-deps', '--no-build-isolation', '--no-index', '--disable-pip-version-check')
 
 
-class Installed(NamedTuple):
+class Installation(NamedTuple):
   """An installation of the package, whose dependencies are those of the running Python.
 
   Attributes:
@@ -36,9 +36,9 @@ class Installed(NamedTuple):
 
 
 def run(*words, **options):
-  done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False, **options)
-  assert done.returncode == 0, f'{words}\n{done.stdout}\n{done.stderr}'
-  return done.stdout
+  process = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False, **options)
+  assert process.returncode == 0, f'{words}\n{process.stdout}\n{process.stderr}'
+  return process.stdout
 
 
 @pytest.fixture(scope='module')
@@ -69,7 +69,7 @@ def wheel(sources, tmp_path_factory):
 def from_wheel(wheel, tmp_path_factory):
   target = tmp_path_factory.mktemp('target')
   run(sys.executable, '-m', 'pip', 'install', *PIP, f'--target={target}', wheel)
-  return Installed(Path(sys.executable), target / 'bin' / 'zsad', {**os.environ, 'PYTHONPATH': str(target)},
+  return Installation(Path(sys.executable), target / 'bin' / 'zsad', {**os.environ, 'PYTHONPATH': str(target)},
                    target / 'zsad_jax')
 
 
@@ -81,41 +81,41 @@ def editable(sources, tmp_path_factory):
   (site / 'running.pth').write_text(sysconfig.get_path('purelib'))
   python = folder / 'bin' / 'python'
   run(sys.executable, '-m', 'pip', f'--python={python}', 'install', *PIP, '-e', sources)
-  return Installed(python, folder / 'bin' / 'zsad', dict(os.environ), sources / 'zsad_jax')
+  return Installation(python, folder / 'bin' / 'zsad', dict(os.environ), sources / 'zsad_jax')
 
 
 @pytest.fixture(params=['from_wheel', 'editable'])
-def installed(request):
+def installation(request):
   return request.getfixturevalue(request.param)
 
 
 @pytest.mark.slow
 def test_the_wheel_holds_the_whole_package_and_no_weights_of_the_user(wheel):
-  wanted = {'zsad_jax/checkpoints/README.md'}
+  content = {'zsad_jax/checkpoints/README.md'}
   for folder in (ROOT / 'zsad_jax', ROOT / 'configs', ROOT / 'checkpoints' / 'tiny'):
     inside = '' if folder.name == 'zsad_jax' else 'zsad_jax/'
-    wanted |= {inside + path.relative_to(ROOT).as_posix() for path in folder.rglob('*')
+    content |= {inside + path.relative_to(ROOT).as_posix() for path in folder.rglob('*')
                if path.is_file() and '__pycache__' not in path.parts}
   with zipfile.ZipFile(wheel) as file:
     holds = {name for name in file.namelist() if '.dist-info/' not in name}
-  assert holds == wanted
+  assert holds == content
 
 
 @pytest.mark.slow
-def test_it_runs_from_another_folder(installed, tmp_path):
-  python = lambda code: run(installed.python, '-c', code, env=installed.env, cwd=tmp_path)
-  zsad = lambda *words: run(installed.python, installed.command, *words, env=installed.env, cwd=tmp_path)
-  assert Path(python('import zsad_jax; print(zsad_jax.__path__[0])').strip()) == installed.home
+def test_it_runs_from_another_folder(installation, tmp_path):
+  python = lambda code: run(installation.python, '-c', code, env=installation.env, cwd=tmp_path)
+  zsad = lambda *words: run(installation.python, installation.command, *words, env=installation.env, cwd=tmp_path)
+  assert Path(python('import zsad_jax; print(zsad_jax.__path__[0])').strip()) == installation.home
   assert zsad('--version') == f'{zsad_jax.__version__}\n'
   assert 'MVTec AD' in zsad('--mode=datasets', 'list')
   assert 'unknown config' not in zsad('--config=tables/clip_ad_4_rvs:demo', '--mode=datasets', 'list')
-  assert run(installed.python, '-m', 'zsad_jax', '--version', env=installed.env, cwd=tmp_path) == zsad('--version')
-  scored = python('''
+  assert run(installation.python, '-m', 'zsad_jax', '--version', env=installation.env, cwd=tmp_path) == zsad('--version')
+  score = python('''
 import numpy as np, zsad_jax
 detector = zsad_jax.load('clip:demo', changes={'predict.threshold': '0.5', 'predict.pixel_threshold': '0.5'})
 print(*(round(one.score, 3) for one in detector.predict([np.zeros((64, 64, 3), np.uint8)])))
 ''')
-  assert 0 <= float(scored) <= 1
+  assert 0 <= float(score) <= 1
 
 
 def test_importing_the_package_imports_no_library():

@@ -172,7 +172,7 @@ class Detector:
       self._crop_transform = preprocess.image_transform(clip.arch, side)
     self._clip_params = runtime.weights(clip.params, run.local)
     if cfg.predict.normals:
-      found = image_files.pictures(cfg.predict.normals)
+      found = image_files.find(cfg.predict.normals)
       self._normals = [found.root / file for file in found.files]
     if run.shots:
       self._memory_bank = self._reference_bank()

@@ -62,7 +62,7 @@ def run(cfg: setup.Config, workdir: Path, path: Path | str, out: Path | str | No
   keys, out = cfg.predict, Path(out or Path(workdir) / 'predictions')
   if not keys.object_name.strip():
     raise ValueError("predict.object_name is empty; it is what prompts call the object, such as 'object'")
-  found = image_files.pictures(path, without=(out, workdir))
+  found = image_files.find(path, without=(out, workdir))
   logs.probe(out)
   with logs.lock(out), runtime.preemption():
     made = detector.load(cfg, workdir)

@@ -118,8 +118,9 @@ def robust(scores: Any, rate: float, of: str) -> Threshold:
   Assumption: normal scores are the majority and symmetric about their median, and anomalous ones lie above them. The
   centre is the median; the spread is 1.4826 times the median distance of the scores below it, a one-sided median
   absolute deviation (Rousseeuw and Croux 1993, sec. 1), which does not depend on what lies above the centre. The
-  threshold leaves the share `rate` of a normal distribution with that centre and spread above it. Anomalous images raise the median and with
-  it the threshold: the more there are, the fewer are found, but normal ones are not called anomalous.
+  threshold leaves the share `rate` of a normal distribution with that centre and spread above it. Anomalous images
+  raise the median and with it the threshold: the more there are, the fewer are found, but normal ones are not called
+  anomalous.
 
   Args:
     scores: [n], at least FEWEST.

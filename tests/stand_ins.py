@@ -17,7 +17,7 @@ from PIL import Image
 
 from zsad_jax.clip import archs
 from zsad_jax.clip.weights import port, published, safetensors_files
-from zsad_jax.data import catalog, naming
+from zsad_jax.data import catalog, dataset_names
 from zsad_jax.data.synthetic import builder
 from zsad_jax.engine import runtime
 
@@ -121,7 +121,7 @@ def data_sets(patch, folder, whole=False):
 
 def other_sets(patch, folder):
   """Makes every published set that `data_sets` does not write a folder in MVTec AD's layout, of one category."""
-  resolve = naming.resolve
+  resolve = dataset_names.resolve
 
   def resolved(name):
     base = name.partition('/')[0]
@@ -131,7 +131,7 @@ def other_sets(patch, folder):
       mvtec(folder / base, ('part',))
     return resolve(f'folder:{folder / base}')
 
-  patch.setattr(naming, 'resolve', resolved)
+  patch.setattr(dataset_names, 'resolve', resolved)
 
 
 def mvtec(folder, categories):

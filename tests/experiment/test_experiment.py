@@ -14,7 +14,7 @@ from PIL import Image
 from zsad_jax import data
 from zsad_jax.clip.weights import safetensors_files
 from zsad_jax.configs import anomalyclip, april_gan, clip, patchcore_clip, winclip
-from zsad_jax.data import references
+from zsad_jax.data import few_shot_references
 from zsad_jax.experiment import aggregate, experiment, results, setup
 
 
@@ -277,12 +277,12 @@ def test_a_negative_number_of_references_is_refused_first(tmp_path):
 def test_references_are_drawn_by_seed_and_category(folders):
   whole = data.load(f'folder:{folders}/target', root=folders / 'data', split='train')
   part = data.load(f'folder:{folders}/target', root=folders / 'data', split='train', categories=('wood',))
-  drawn = references.draw(whole, 2, seed=0)
+  drawn = few_shot_references.draw(whole, 2, seed=0)
   assert drawn.shape == (2, 2) and (whole.category_index[drawn] == [[0], [1]]).all()
-  np.testing.assert_array_equal(references.draw(whole, 2, seed=0), drawn)
-  assert [part.ids[i] for i in references.draw(part, 2, seed=0)[0]] == [whole.ids[i] for i in drawn[1]]
-  assert len({tuple(references.draw(whole, 2, seed=s)[0]) for s in range(20)}) == 3
-  assert references.draw(whole, 50, seed=0, replacement=True).shape == (2, 50)
+  np.testing.assert_array_equal(few_shot_references.draw(whole, 2, seed=0), drawn)
+  assert [part.ids[i] for i in few_shot_references.draw(part, 2, seed=0)[0]] == [whole.ids[i] for i in drawn[1]]
+  assert len({tuple(few_shot_references.draw(whole, 2, seed=s)[0]) for s in range(20)}) == 3
+  assert few_shot_references.draw(whole, 50, seed=0, replacement=True).shape == (2, 50)
 
 
 def test_april_gan_trains_with_mosaics_and_finishes_per_category(folders, capfd):

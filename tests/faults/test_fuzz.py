@@ -19,7 +19,9 @@ from PIL import Image
 from zsad_jax import methods
 from zsad_jax.clip.weights import safetensors_files
 from zsad_jax.configs import anomalyclip
-from zsad_jax.data import images, survey, table
+from zsad_jax.data import images
+from zsad_jax.data.inventory import Inventory
+from zsad_jax.data.layouts import image_table
 from zsad_jax.experiment import setup
 
 fuzzed = settings(deadline=None, max_examples=int(os.environ.get('HYPOTHESIS_EXAMPLES', 80)),
@@ -88,23 +90,23 @@ def test_fuzzed_masks_become_bool_or_bad_image(tmp_path, data, threshold):
 CELLS = st.one_of(
   st.sampled_from(['a.png', 'b.png', 'sub/c.png', '../d.png', '/etc/passwd', '0', '1', 'normal', 'defect', 'train',
                    'test', 'nut', '', '.', '..', '"', '"a', 'a,b', 'a;b', '\x00', '\ufeff', 'ü']), st.text(max_size=6))
-HEADS = st.lists(st.sampled_from([*table.REQUIRED, *table.OPTIONAL, 'more', '']), min_size=1, max_size=8)
+HEADS = st.lists(st.sampled_from([*image_table.REQUIRED, *image_table.OPTIONAL, 'more', '']), min_size=1, max_size=8)
 
 
 @fuzzed
 @given(HEADS, st.lists(st.lists(CELLS, max_size=8), max_size=5), st.sampled_from(',;\t'), st.booleans())
 def test_fuzzed_tables_give_items_inside_their_folder_or_name_the_table(tmp_path, head, body, delimiter, required):
-  head = [*table.REQUIRED, *head] if required else head
+  head = [*image_table.REQUIRED, *head] if required else head
   for name in ('a.png', 'b.png'):
     (tmp_path / name).write_bytes(b'')
   path = tmp_path / 'table.csv'
   path.write_bytes('\n'.join(delimiter.join(row) for row in (head, *body)).encode('utf-8', 'surrogatepass'))
   try:
-    found = table.walk(path)
+    found = image_table.scan(path)
   except ValueError as error:
     assert str(path) in str(error)
   else:
-    assert isinstance(found, survey.Survey) and (found.items or found.problems)
+    assert isinstance(found, Inventory) and (found.items or found.problems)
     assert all(str(path) in problem for problem in found.problems)
     assert all(item.image.resolve().is_relative_to(tmp_path.resolve()) and item.label in (0, 1) for item in found.items)
 

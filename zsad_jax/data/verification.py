@@ -1,8 +1,7 @@
-"""Checking a raw data set's folder against what was published, before anything is prepared."""
+"""Verifies a raw data set against what was published, before anything is prepared."""
 
 import collections
 import contextlib
-import functools
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,30 +9,31 @@ from typing import NamedTuple
 
 from tqdm import auto as tqdm
 
-from zsad_jax.data import builder, catalog, images, naming, survey
+from zsad_jax.data import catalog, dataset_names, images, inventory, published, records, source_builder
+from zsad_jax.data.inventory import Item
 
-# Kinds of findings, in the order in which they are told.
+# Kinds of findings, in the order in which they are printed.
 PLACE, FILES, DAMAGE, COUNTS, ODD = (
     'not found, or not as expected', 'files missing, extra or misplaced', 'images and masks that cannot be used',
     'counts', 'odd')
 
 
 class Verdict(NamedTuple):
-  """What `verify` found.
+  """The result of `verify`.
 
   Attributes:
     name: the data set's name.
-    folder: where it lies, None where it was not found or is drawn by the program.
-    findings: {kind: one sentence each}; no kind when the data set is complete and sound.
+    folder: where it is; None if it was not found or is drawn by the program.
+    findings: {kind: one sentence each}; empty if the data set is complete and undamaged.
     counts: {category: {'train' | 'test normal' | 'test anomalous': images}}.
-    kinds: {category: {defect type: images}} of the anomalous images.
+    defect_types: {category: {defect type: images}} of the anomalous images.
     masks: {category: anomalous images that have a mask}.
   """
   name: str
   folder: Path | None
   findings: dict[str, list[str]]
   counts: dict[str, dict[str, int]]
-  kinds: dict[str, dict[str, int]]
+  defect_types: dict[str, dict[str, int]]
   masks: dict[str, int]
 
   @property
@@ -43,84 +43,85 @@ class Verdict(NamedTuple):
 
   @property
   def ok(self) -> bool:
+    """Whether there are no findings."""
     return not self.findings
 
   def __str__(self) -> str:
     """The first ten findings of each kind, and what each category holds."""
-    found = f'{len(self.problems)} problem(s)' if self.findings else 'complete'
-    lines = [f'{self.name}: {found}' + (f', in {self.folder}' if self.folder else '')]
+    result = f'{len(self.problems):,} problem(s)' if self.findings else 'complete'
+    lines = [f'{self.name}: {result}' + (f', in {self.folder}' if self.folder else '')]
     for kind, problems in self.findings.items():
-      lines += [f'  {kind} ({len(problems)}):', *(textwrap.indent(line, '    ') for line in survey.shorten(problems))]
-    return '\n'.join(lines + [f'  {category}: {self._described(category)}' for category in self.counts])
+      lines += [f'  {kind} ({len(problems):,}):',
+                *(textwrap.indent(line, '    ') for line in inventory.shorten(problems))]
+    return '\n'.join(lines + [f'  {category}: {self._describe(category)}' for category in self.counts])
 
-  def _described(self, category: str) -> str:
-    parts = [f'{n} {kind}' for kind, n in sorted(self.counts[category].items(), reverse=True)]     # train, test normal
-    kinds, anomalous = self.kinds[category], sum(self.kinds[category].values())
-    if kinds:
-      parts.append('defects ' + ' '.join(f'{kind} {n}' for kind, n in kinds.items()))
-      parts.append(f'masks {self.masks[category]}' if self.masks[category] == anomalous else
-                   f'masks {self.masks[category]} of {anomalous}' if self.masks[category] else 'no masks')
+  def _describe(self, category: str) -> str:
+    parts = [f'{n:,} {kind}' for kind, n in sorted(self.counts[category].items(), reverse=True)]
+    defect_types, masks = self.defect_types[category], self.masks[category]
+    if defect_types:
+      parts.append('defects ' + ' '.join(f'{name} {n:,}' for name, n in defect_types.items()))
+      anomalous = sum(defect_types.values())
+      parts.append(f'masks {masks:,}' if masks == anomalous else
+                   f'masks {masks:,} of {anomalous:,}' if masks else 'no masks')
     return ', '.join(parts)
 
 
-def verify(name: str, manual_dir=None, *, decode: bool = True, rules: images.Rules | None = None) -> Verdict:
+def verify(name: str, manual_dir: Path | str | None = None, *, decode: bool = True, rules: images.Rules | None = None
+           ) -> Verdict:
   """Returns what is wrong with a raw data set: missing, extra or damaged files, counts, masks against labels.
 
   A data set that the program draws itself has nothing to verify and no problems.
 
   Args:
-    name: any name that `load` takes.
+    name: any name that `load` accepts.
     manual_dir: the folder with the unpacked data set or sets; not for 'folder:' and 'csv:'.
     decode: also decode every image and mask; without it only names and counts are compared, in a second.
-    rules: how image files become pixels; by default `naming.rules` of this data set.
+    rules: how image files become pixels; by default `dataset_names.rules` of this data set.
 
   Raises:
-    ValueError: `name` is unknown, or manual_dir is not given where it is needed.
+    ValueError: `name` is unknown, or manual_dir is not given although it is needed.
   """
-  builder_class, path, options = naming.resolve(name)
-  if not issubclass(builder_class, builder.SourceBuilder):
+  builder, path, options = dataset_names.resolve(name)
+  if not issubclass(builder, source_builder.SourceBuilder):
     return _verdict(name, None, {}, ())
   if path is None and manual_dir is None:
-    raise ValueError(f'{name}: manual_dir must name the folder that the archive was unpacked into')
-  config = naming.configuration(name, builder_class)
+    raise ValueError(f'{name}: pass manual_dir, the folder that the archive was unpacked into')
+  config = dataset_names.configuration(name, builder)
+  config = {'config': config} if config else {}
   try:
-    root = path or survey.find(builder_class.name, manual_dir)
-    found = builder_class.look(root, config, **options)
+    root = path or published.find(builder.name, manual_dir)
+    scanned = builder.scan(root, **config, **options)
   except (FileNotFoundError, ValueError) as e:
     return _verdict(name, None, {PLACE: [str(e)]}, ())
-  published = builder_class.name in catalog.CATALOG
+  is_published = builder.name in catalog.CATALOG
+  rules = rules or dataset_names.rules(name)
   findings = {
-      FILES: found.problems + survey.repeated(found.items),
-      DAMAGE: _unsound(found.items, builder_class.MASK_THRESHOLD, rules or naming.rules(name)) if decode else [],
-      COUNTS: survey.compare(builder_class.name, found.items, config) if published else [],
-      ODD: found.notes}
-  return _verdict(name, root, findings, found.items)
+      FILES: scanned.problems + inventory.duplicate_ids(scanned.items),
+      DAMAGE: _damages(scanned.items, builder.MASK_THRESHOLD, rules) if decode else [],
+      COUNTS: published.count_differences(builder.name, scanned.items, **config) if is_published else [],
+      ODD: scanned.notes}
+  return _verdict(name, root, findings, scanned.items)
 
 
-def _verdict(name: str, root: Path | None, findings: dict[str, list[str]], items: Iterable[survey.Item]) -> Verdict:
+def _verdict(name: str, root: Path | None, findings: dict[str, list[str]], items: Iterable[Item]) -> Verdict:
   by_category = collections.defaultdict(list)
   for item in items:
     by_category[item.category].append(item)
   return Verdict(
       name, root, {kind: lines for kind, lines in findings.items() if lines},
-      {c: survey.counts(members) for c, members in by_category.items()},
+      {c: inventory.counts(members) for c, members in by_category.items()},
       {c: dict(collections.Counter(i.defect_type for i in members if i.label)) for c, members in by_category.items()},
       {c: sum(bool(i.label) and i.mask is not None for i in members) for c, members in by_category.items()})
 
 
-def _unsound(items, threshold: int, rules: images.Rules) -> list[str]:
+def _damages(items: Iterable[Item], threshold: int, rules: images.Rules) -> list[str]:
   """A line for each image or mask that a builder would refuse or warn about."""
   names = {item.category: '' for item in items}
-  read = functools.partial(builder.record, names=names, threshold=threshold, rules=rules)
-  whole = [i for i in items if all(path is None or path.is_file() for path in (i.image, i.mask))]
+  existing = [i for i in items if all(path is None or path.is_file() for path in (i.image, i.mask))]
   lines = []
-  with contextlib.closing(builder.ahead(read, whole)) as results:
-    for item, future in tqdm.tqdm(results, 'verify', len(whole), unit='image', leave=False):
-      try:
-        _, notes = future.result()
-      except images.BadImage as e:
-        lines.append(str(e))
-      else:
-        lines.extend(f'{item.image}: {note}' for note in notes
-                     if note in (builder.EMPTY_MASK, builder.STRAY_MASK))
+  readings = source_builder.read_all(existing, names=names, threshold=threshold, rules=rules)
+  with contextlib.closing(readings):
+    for item, _, notes, error in tqdm.tqdm(readings, 'verify', len(existing), unit='image', leave=False):
+      lines += [str(error)] if error else [f'{item.image}: {note}' for note in notes
+                                           if note in (records.EMPTY_MASK, records.STRAY_MASK)]
   return lines

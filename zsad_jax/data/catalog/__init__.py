@@ -1,20 +1,30 @@
-"""The published data sets: classes, object names, counts, licences and mask rules, declared once each.
+"""Catalogue of the published data sets: classes, object names, counts, licences, layouts and mask rules.
 
-Counts are of the released archives; `normal` and `anomalous` are those of the test split, as in AnomalyCLIP
+Counts are those of the released archives; `normal` and `anomalous` count the test split, as in AnomalyCLIP
 (arXiv 2310.18961), Table 6.
 """
 
-from zsad_jax.data.catalog import industrial, medical
-from zsad_jax.data.catalog.entry import Category, Entry
+import functools
+import re
+from importlib import resources
 
-__all__ = ['CATALOG', 'Category', 'Entry', 'instructions', 'object_name']
+from zsad_jax.data.catalog import industrial, medical_labels, medical_masks
+from zsad_jax.data.catalog.entry import Category, Entry, ImageFolders, MvtecFolders, Part
 
-CATALOG = industrial.ENTRIES | medical.ENTRIES
+__all__ = ['CATALOG', 'Category', 'Entry', 'ImageFolders', 'MvtecFolders', 'Part', 'citation', 'instructions',
+           'object_name']
+
+CATALOG: dict[str, Entry] = industrial.ENTRIES | medical_masks.ENTRIES | medical_labels.ENTRIES
 
 
 def object_name(category: str) -> str:
-  """Returns the readable name of a category no data set has named: underscores become spaces."""
+  """Returns the readable name of a category that no data set names: underscores become spaces."""
   return category.replace('_', ' ')
+
+
+def citation(name: str) -> str:
+  """Returns the BibTeX entries of the data set `name`."""
+  return '\n\n'.join(_bibliography()[key] for key in CATALOG[name].citations)
 
 
 def instructions(name: str) -> str:
@@ -24,5 +34,12 @@ def instructions(name: str) -> str:
   digest = f' (sha256 {entry.sha256})' if entry.sha256 else ''
   return (f'{entry.title} must be downloaded by hand; its licence is {entry.licence}.\n'
           f'1. Get {entry.archive}{digest}\n   from {entry.homepage}.\n'
-          f"2. Make a folder '{name}' in the manual folder and unpack the archive inside it: {entry.unpack}\n"
+          f"2. Create a folder '{name}' in the manual folder and unpack the archive inside it: {entry.unpack}\n"
           f'The manual folder then holds\n{tree}')
+
+
+@functools.cache
+def _bibliography() -> dict[str, str]:
+  """{key: BibTeX entry} of citations.bib."""
+  text = (resources.files(__name__) / 'citations.bib').read_text(encoding='utf-8')
+  return {re.match(r'@\w+\{([^,]+),', entry)[1]: entry for entry in re.split(r'\n\n(?=@)', text.strip())}

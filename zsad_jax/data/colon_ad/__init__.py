@@ -1,1 +1,0 @@
-"""ColonDB with normal colon images."""

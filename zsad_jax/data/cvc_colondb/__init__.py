@@ -1,1 +1,0 @@
-"""CVC-ColonDB."""

@@ -1,1 +1,0 @@
-"""DTD-Synthetic."""

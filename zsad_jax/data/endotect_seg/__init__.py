@@ -1,1 +1,0 @@
-"""EndoTect 2020, segmentation test."""

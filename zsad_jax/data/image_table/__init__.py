@@ -1,1 +1,0 @@
-"""Any images that a table describes."""

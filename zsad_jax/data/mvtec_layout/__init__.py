@@ -1,1 +1,0 @@
-"""Any folder laid out like MVTec AD."""

@@ -1,1 +1,0 @@
-"""Any folders of normal and of anomalous images."""

@@ -1,1 +1,0 @@
-"""Procedural categories that prompts are trained on."""

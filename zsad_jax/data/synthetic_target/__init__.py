@@ -1,1 +1,0 @@
-"""Procedural categories that prompts are evaluated on."""

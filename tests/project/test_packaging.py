@@ -103,13 +103,13 @@ def test_the_wheel_holds_the_whole_package_and_no_weights_of_the_user(wheel):
 
 @pytest.mark.slow
 def test_it_runs_from_another_folder(installation, tmp_path):
-  python = lambda code: run(installation.python, '-c', code, env=installation.env, cwd=tmp_path)
-  zsad = lambda *words: run(installation.python, installation.command, *words, env=installation.env, cwd=tmp_path)
+  program = lambda *words: run(installation.python, *words, env=installation.env, cwd=tmp_path)
+  python = lambda code: program('-c', code)
+  zsad = lambda *words: program(installation.command, *words)
   assert Path(python('import zsad_jax; print(zsad_jax.__path__[0])').strip()) == installation.home
-  assert zsad('--version') == f'{zsad_jax.__version__}\n'
+  assert zsad('--version') == program('-m', 'zsad_jax', '--version') == f'{zsad_jax.__version__}\n'
   assert 'MVTec AD' in zsad('--mode=datasets', 'list')
   assert 'unknown config' not in zsad('--config=tables/clip_ad_4_rvs:demo', '--mode=datasets', 'list')
-  assert run(installation.python, '-m', 'zsad_jax', '--version', env=installation.env, cwd=tmp_path) == zsad('--version')
   score = python('''
 import numpy as np, zsad_jax
 detector = zsad_jax.load('clip:demo', changes={'predict.threshold': '0.5', 'predict.pixel_threshold': '0.5'})

@@ -176,6 +176,7 @@ def _run_mode(cfg, workdir) -> list[str]:
   from zsad_jax.predict import export, folder
 
   if MODE.value == 'predict':
+    assert PATH.value  # by _inputs
     folder.run(cfg, workdir, PATH.value, OUT.value)
   elif MODE.value in ('bench', 'export'):
     with runtime.stopping_at_once():
@@ -242,7 +243,8 @@ def datasets(words: Sequence[str]) -> int:
   _hide_progress_of_tfds()
   own, keys = CONFIG.value or {}, common.base()
   keys.update({group: own[group] for group in ('data', 'machine') if group in own})
-  place = commands.Place(DATA_ROOT.value or keys.machine.data_dir, MANUAL_DIR.value or keys.machine.manual_dir or None,
+  manual = MANUAL_DIR.value or keys.machine.manual_dir
+  place = commands.Place(Path(DATA_ROOT.value or keys.machine.data_dir), Path(manual) if manual else None,
                          keys.data.exif, keys.data.transparency)
   names = [keys.data.aux, keys.data.target] if 'data' in own else []
   code = 0

@@ -3,7 +3,7 @@
 import difflib
 import functools
 import importlib
-import importlib.util
+import importlib.machinery
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,7 +66,7 @@ def _module(name: str) -> ModuleType:
 
 
 def _execute(path: Path) -> ModuleType:
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  module = ModuleType(path.stem)
+  module.__file__ = str(path)
+  importlib.machinery.SourceFileLoader(path.stem, str(path)).exec_module(module)
   return module

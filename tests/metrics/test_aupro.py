@@ -15,7 +15,7 @@ from zsad_jax.metrics.aupro import regions
 
 def flood_fill(mask, connectivity=8):
   """Boolean mask of every connected region, in the order of their first pixels."""
-  left, found = mask.astype(bool).copy(), []
+  left, filled = mask.astype(bool).copy(), []
   steps = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if connectivity == 8 or not dy * dx]
   for start in zip(*np.nonzero(mask)):
     if not left[start]:
@@ -26,8 +26,8 @@ def flood_fill(mask, connectivity=8):
       if 0 <= y < mask.shape[0] and 0 <= x < mask.shape[1] and left[y, x]:
         left[y, x], region[y, x] = False, True
         stack += [(y + dy, x + dx) for dy, dx in steps]
-    found.append(region)
-  return found
+    filled.append(region)
+  return filled
 
 
 def overlap(predicted, masks, connectivity=8):
@@ -56,7 +56,7 @@ def brute_force_aupro(maps, masks, limit=0.3, connectivity=8):
 
 
 def official_loop(maps, masks, connectivity=8):
-  """cal_pro_score of the official AnomalyCLIP code, one threshold after the other; may fail or give NaN."""
+  """cal_pro_score of the official AnomalyCLIP code, one threshold after the other; may fail or return NaN."""
   low, high = maps.min(), maps.max()
   pros, fprs = [], []
   for threshold in np.arange(low, high, (high - low) / 200):
@@ -64,10 +64,10 @@ def official_loop(maps, masks, connectivity=8):
     pros.append(pro)
     fprs.append(fpr)
   pros, fprs = np.array(pros), np.array(fprs)
-  kept = fprs < 0.3
-  fprs = fprs[kept]
+  below = fprs < 0.3
+  fprs = fprs[below]
   fprs = (fprs - fprs.min()) / (fprs.max() - fprs.min())
-  return auc(fprs, pros[kept])
+  return auc(fprs, pros[below])
 
 
 def golden_input():
@@ -142,7 +142,7 @@ def test_aupro_200_of_half_precision_maps_differs_from_the_same_maps_widened():
 
 
 @pytest.mark.parametrize('dtype', [np.float16, np.float32, np.float64, np.int32])
-def test_aupro_200_where_scores_lie_on_or_just_beside_the_thresholds(dtype):
+def test_aupro_200_if_scores_lie_on_or_next_to_the_thresholds(dtype):
   steps = np.arange(dtype(0), dtype(200), dtype(200) / 200) if dtype == np.int32 else (
     np.arange(dtype(0.1), dtype(0.9), (dtype(0.9) - dtype(0.1)) / 200))
   maps = np.append(steps[:200], steps[-1] + steps[1] - steps[0]).astype(dtype)
@@ -181,10 +181,10 @@ def test_every_region_counts_the_same():
   masks[0, :10, :10] = masks[0, 15, 15] = 1
   maps = np.zeros(masks.shape)
   maps[0, 15, 15] = 1
-  found_small = aupro(maps, masks, limit=1)
+  small = aupro(maps, masks, limit=1)
   maps = np.zeros(masks.shape)
   maps[0, :10, :10] = 1
-  assert found_small == aupro(maps, masks, limit=1) == 0.75
+  assert small == aupro(maps, masks, limit=1) == 0.75
 
 
 @pytest.mark.parametrize(('maps', 'reason'), [
@@ -192,7 +192,7 @@ def test_every_region_counts_the_same():
   (np.eye(4)[None], 'share one rate'),
   (1 - np.eye(4)[None], 'no threshold has a false-positive rate below 0.3'),
 ])
-def test_aupro_200_is_undefined_where_the_official_code_breaks(maps, reason):
+def test_aupro_200_is_undefined_if_the_official_code_fails(maps, reason):
   with pytest.raises(Undefined, match=reason):
     aupro_200(maps, np.eye(4, dtype=np.uint8)[None])
 

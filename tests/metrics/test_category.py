@@ -1,3 +1,5 @@
+"""All metrics of a category, and means that leave out undefined values."""
+
 import json
 
 import numpy as np
@@ -62,9 +64,9 @@ def test_bad_scores_name_the_image():
     evaluate_category([0] * 9, [np.nan] * 9)
   with pytest.raises(ValueError, match='image labels must be 0'):
     evaluate_category([0, 255], [0.1, 0.2])
-  with pytest.raises(ValueError, match=r'not \(2,\) and \(1,\)'):
+  with pytest.raises(ValueError, match=r'got \(2,\) and \(1,\)'):
     evaluate_category([0, 1], [0.1])
-  with pytest.raises(ValueError, match='2 scores need as many ids, not 1'):
+  with pytest.raises(ValueError, match='2 scores and 1 ids'):
     evaluate_category([0, 1], [0.1, 0.2], ids=['a'])
 
 

@@ -1,4 +1,4 @@
-"""Exact anomaly-detection metrics on numpy arrays, streaming by category, and intervals around their means."""
+"""Exact anomaly-detection metrics on numpy arrays, streaming by category, with bootstrap intervals of their means."""
 
 from zsad_jax.metrics import intervals
 from zsad_jax.metrics.category import IMAGE_METRICS, METRICS, evaluate_category, summarise

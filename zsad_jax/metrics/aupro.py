@@ -1,10 +1,11 @@
-"""Per-region overlap: exact AUPRO and the thresholded variant behind the published ZSAD tables.
+"""Per-region overlap (PRO): the parts of exact AUPRO, and the 200-threshold AUPRO of the published ZSAD tables.
 
-PRO at a threshold is the mean over all ground-truth regions, of all images of a category, of the covered
-fraction; the false-positive rate is pooled over all normal pixels (Bergmann et al., IJCV 2021, sec. 5.2).
+PRO at a threshold is the mean over all ground-truth regions, of all images of a category, of the covered fraction; the
+false-positive rate is over all normal pixels of the category (Bergmann et al., IJCV 2021, sec. 5.2).
 """
 
 import numpy as np
+from numpy.typing import DTypeLike
 from scipy import ndimage
 
 from zsad_jax.metrics.value import Undefined
@@ -13,51 +14,55 @@ STRUCTURES = {4: ndimage.generate_binary_structure(2, 1), 8: ndimage.generate_bi
 
 
 def regions(mask: np.ndarray, connectivity: int = 8) -> tuple[np.ndarray, np.ndarray]:
-  """Region number [P] of each set pixel of mask [H, W], row-major, from 0, and the region sizes [R].
+  """Labels the connected regions of a mask.
 
   Args:
-    mask: bool, at least one pixel set.
-    connectivity: 8 counts diagonal neighbours as one region, 4 does not.
+    mask: [H, W] bool with at least one True.
+    connectivity: 8 joins diagonal neighbours, 4 does not.
+
+  Returns:
+    The region, from 0, of each True pixel [P] in row-major order, and the sizes of the regions [R] in pixels.
   """
   rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-  # Most defects are small: labelling only around them is several times faster.
+  # Most defects are small: labelling only their bounding box is several times as fast.
   box = mask[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
   labelled, count = ndimage.label(box, STRUCTURES[connectivity])
-  inside = labelled[box] - 1
-  return inside, np.bincount(inside, minlength=count)
+  region = labelled[box] - 1
+  return region, np.bincount(region, minlength=count)
 
 
-def area_won(above: np.ndarray, level: np.ndarray, limit: float) -> np.ndarray:
-  """Fraction [K] of the area up to the FPR limit that covering one anomalous pixel wins.
+def pixel_area(above: np.ndarray, fp: np.ndarray, limit: float) -> np.ndarray:
+  """Returns the share [K] of the area up to the FPR limit that covering one anomalous pixel contributes.
 
-  A pixel is covered once the threshold falls to its score, that is from `level` false positives on. Its
-  coverage rises linearly from `above`, where normal pixels tie with it, so the integral of PRO is exact.
+  A pixel is covered once the threshold falls to its score, that is, from `fp` false positives on. Its coverage rises
+  linearly from `above`, because normal pixels of the same score tie with it, so the integral of PRO is exact.
 
   Args:
-    above, level: [K] normal pixels strictly above, and at or above, the pixel's score.
+    above, fp: [K], normal pixels above, and at or above, the pixel's score.
     limit: the FPR limit times the number of normal pixels.
   """
-  start, full = np.minimum(above, limit), np.minimum(level, limit)
-  return (limit - full + (full - start) ** 2 / (2 * np.maximum(level - above, 1))) / limit
+  start, end = np.minimum(above, limit), np.minimum(fp, limit)
+  return (limit - end + (end - start) ** 2 / (2 * np.maximum(fp - above, 1))) / limit
 
 
-def aupro_200_thresholds(positives, region, sizes, negatives, dtype, *, steps: int = 200, limit: float = 0.3) -> float:
-  """AUPRO as the official AnomalyCLIP code integrates it (metrics.py:cal_pro_score), from sorted pixels.
+def aupro_200_thresholds(positives: np.ndarray, region: np.ndarray, sizes: np.ndarray, negatives: np.ndarray,
+                         dtype: DTypeLike, *, steps: int = 200, limit: float = 0.3) -> float:
+  """Returns AUPRO as the official AnomalyCLIP code integrates it (metrics.py:cal_pro_score), from sorted pixels.
 
-  Thresholds arange(min, max, (max - min) / 200) with bounds and step in the maps' own dtype, as numpy >= 2
-  runs it; prediction map > threshold; points with FPR < 0.3 kept, their FPR rescaled to [0, 1]; trapezoids
-  without anchor or interpolation. Unlike the exact AUPRO it changes under a monotone transform of the maps,
-  which may leave few points below 0.3.
+  Thresholds arange(min, max, (max - min) / 200), with bounds and step in the maps' own dtype, as numpy >= 2 computes
+  them; prediction map > threshold; only points with FPR < 0.3, their FPR rescaled to [0, 1]; trapezoids without an
+  anchor or interpolation. Unlike exact AUPRO it changes under a monotone transform of the maps, which may leave few
+  points below 0.3.
 
   Args:
-    positives, region: [P] anomalous scores, ascending, and the region each belongs to.
-    sizes: [R] pixels per region.
-    negatives: [N] normal scores, ascending.
+    positives, region: [P], anomalous scores, ascending, and the region of each.
+    sizes: [R], pixels per region.
+    negatives: [N], normal scores, ascending.
     dtype: of the maps, before any widening.
     steps, limit: the official 200 and 0.3.
 
   Raises:
-    Undefined: where the official code fails or gives NaN.
+    Undefined: the official code fails or returns NaN.
   """
   low = min(positives[0], negatives[0]).astype(dtype)
   high = max(positives[-1], negatives[-1]).astype(dtype)
@@ -67,18 +72,18 @@ def aupro_200_thresholds(positives, region, sizes, negatives, dtype, *, steps: i
     raise Undefined(f'the range of the maps, {low} to {high}, has no {steps} steps in {np.dtype(dtype)}')
   thresholds = _rounded_down(np.arange(low, high, step), negatives.dtype)
   fpr = (negatives.size - np.searchsorted(negatives, thresholds, 'right')) / negatives.size
-  kept = fpr < limit
-  if not kept.any():
+  below = fpr < limit
+  if not below.any():
     raise Undefined(f'no threshold has a false-positive rate below {limit}')
-  fpr, thresholds = fpr[kept], thresholds[kept]
+  fpr, thresholds = fpr[below], thresholds[below]
   if fpr[0] == fpr[-1]:
     raise Undefined(f'all thresholds with a false-positive rate below {limit} share one rate, {fpr[0]:.6g}')
   fpr = (fpr - fpr.min()) / (fpr.max() - fpr.min())
   return float(-np.trapezoid(overlap(positives, region, sizes, thresholds), fpr))
 
 
-def _rounded_down(thresholds, dtype) -> np.ndarray:
-  """The same cuts in the scores' dtype: score > t holds for the same scores, and the search copies none."""
+def _rounded_down(thresholds: np.ndarray, dtype: np.dtype) -> np.ndarray:
+  """Returns thresholds in the scores' dtype that the same scores exceed, so that the search need not copy scores."""
   if dtype.kind != 'f':
     return np.floor(thresholds)
   with np.errstate(over='ignore'):
@@ -86,10 +91,14 @@ def _rounded_down(thresholds, dtype) -> np.ndarray:
   return np.where(rounded > thresholds, np.nextafter(rounded, dtype.type(-np.inf)), rounded)
 
 
-def overlap(positives, region, sizes, thresholds, side: str = 'right') -> np.ndarray:
-  """PRO [T] of `score > threshold` ('left': >=) at ascending thresholds: each pixel is counted once, in its interval.
+def overlap(positives: np.ndarray, region: np.ndarray, sizes: np.ndarray, thresholds: np.ndarray, side: str = 'right'
+            ) -> np.ndarray:
+  """Returns PRO [T] at ascending thresholds [T]; every pixel is counted once, in its interval.
 
-  Arguments as for `aupro_200_thresholds`.
+  Args:
+    positives, region, sizes: as for `aupro_200_thresholds`.
+    thresholds: [T].
+    side: 'right' for score > threshold, 'left' for score >= threshold.
   """
   bounds = np.append(np.searchsorted(positives, thresholds, side), positives.size)
   covered = np.zeros(sizes.size, np.int64)

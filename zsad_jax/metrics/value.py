@@ -1,7 +1,7 @@
-"""What a metric gives back: a number, or the reason why there is none."""
+"""The value of a metric, or the reason why it is undefined."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Undefined(ValueError):
@@ -12,23 +12,23 @@ class Value(NamedTuple):
   """One cell of a result table.
 
   Attributes:
-    value: the metric as an unrounded fraction, or None where it is undefined.
-    reason: why it is undefined; empty where it is defined.
+    value: the metric as an unrounded fraction; None if it is undefined.
+    reason: why it is undefined; '' if it is defined.
   """
   value: float | None
   reason: str = ''
 
 
-def settle(metric: Callable[..., float], *args, **kwargs) -> Value:
-  """Value of metric(*args, **kwargs), with Undefined turned into its reason."""
+def value_or_reason(metric: Callable[..., float], *args: Any, **kwargs: Any) -> Value:
+  """Returns the Value of metric(*args, **kwargs), with the reason if it raises Undefined."""
   try:
     return Value(metric(*args, **kwargs))
   except Undefined as undefined:
     return Value(None, str(undefined))
 
 
-def one_class(positives: int, negatives: int, noun: str) -> str:
-  """Reason why no ranking metric is defined on these class sizes, or '' where both classes occur."""
+def missing_class(positives: int, negatives: int, noun: str) -> str:
+  """Returns why ranking metrics are undefined for these class sizes, or '' if both classes occur."""
   if not positives and not negatives:
     return f'no {noun}'
   if not positives:

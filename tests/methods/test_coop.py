@@ -1,4 +1,4 @@
-"""CoOp: parity with the PyTorch transcription of golden/record_coop.py, its traps, and what it refuses."""
+"""CoOp: parity with the PyTorch transcription of golden/record_coop.py, its pitfalls, and configs that it refuses."""
 
 import dataclasses
 import functools
@@ -12,6 +12,7 @@ import optax
 import pytest
 from golden import record_anomalyclip as small
 from golden import record_coop as reference
+from method_checks import check, with_keys
 from ml_collections.config_flags import config_path
 
 from zsad_jax.clip import encoder, tokenizer
@@ -19,7 +20,8 @@ from zsad_jax.clip import model as clip_lib
 from zsad_jax.clip.feature_spec import Features
 from zsad_jax.configs import clip as clip_config
 from zsad_jax.configs import coop as config
-from zsad_jax.engine import train
+from zsad_jax.engine import optimizers, train
+from zsad_jax.methods import Context
 from zsad_jax.methods import clip as clip_method
 from zsad_jax.methods import coop as method
 from zsad_jax.methods.parts import prompts
@@ -32,17 +34,14 @@ PER_EPOCH = reference.ROWS // reference.BATCH
 pytestmark = pytest.mark.usefixtures('highest_precision')
 loss_of = jax.jit(method.loss, static_argnames=('clip', 'cfg'))
 grad_of = jax.jit(jax.value_and_grad(method.loss, has_aux=True), static_argnames=('clip', 'cfg'))
-bank_of = jax.jit(method.bank, static_argnames=('categories', 'clip', 'cfg'))
+encode_text = jax.jit(method.encode_text, static_argnames=('names', 'clip', 'cfg'))
 predict_of = jax.jit(method.predict, static_argnames=('clip', 'cfg'))
 
 
 def configured(arg=None, **changes):
   c = config.get_config(arg)
   fitted = dict(image_size=small.SIZE, prompt__categories=reference.NAMES)
-  for key, value in {**fitted, **changes}.items():
-    *path, last = key.split('__')
-    setattr(functools.reduce(getattr, path, c), last, value)
-  return mlc.FrozenConfigDict(c)
+  return with_keys(c, **{**fitted, **changes})
 
 
 @pytest.fixture(scope='module')
@@ -55,7 +54,7 @@ def golden():
   return dict(np.load(GOLDEN))
 
 
-def learned():
+def trained():
   return {'ctx': jnp.asarray(reference.learned('coop')['ctx'])}
 
 
@@ -68,25 +67,25 @@ def rows(golden, chosen):
 
 
 def fit(clip, cfg, golden):
-  """Returns the losses of the recorded steps and what is learned, through the configured optimizer."""
-  tx = train.make_tx(cfg.optim)
-  step = train.make_step(functools.partial(method.loss, clip=clip, cfg=cfg), tx, per_epoch=PER_EPOCH)
-  state, history = train.initial(learned(), tx, 0), []
+  """Returns the losses of the recorded steps and the trained params, with the configured optimizer."""
+  tx = optimizers.make_tx(cfg.optim)
+  step = train.make_step(functools.partial(method.loss, clip=clip, cfg=cfg), tx, steps_per_epoch=PER_EPOCH)
+  state, history = train.initial(trained(), tx, 0), []
   for at in list(range(PER_EPOCH)) * reference.EPOCHS:
     chosen = slice(at * reference.BATCH, (at + 1) * reference.BATCH)
-    state, metrics = step(state, clip.params, *rows(golden, chosen))
+    state, metrics = step(state, Context(clip.params), *rows(golden, chosen))
     history.append(float(metrics['loss']))
-  return history, state.learnable
+  return history, state.params
 
 
-def predict(clip, cfg, learnable, golden):
-  bank = bank_of(learnable, clip.params, reference.NAMES, clip=clip, cfg=cfg)
-  return predict_of(learnable, clip.params, bank, None, *rows(golden, slice(None)), clip=clip, cfg=cfg)
+def predict(clip, cfg, params, golden):
+  text = encode_text(params, clip.params, reference.NAMES, clip=clip, cfg=cfg)
+  return predict_of(params, Context(clip.params, text), *rows(golden, slice(None)), clip=clip, cfg=cfg)
 
 
 def assert_predictions(out, golden, suffix=''):
-  np.testing.assert_allclose(out['score'], golden[f'score{suffix}'], atol=1e-4)
-  np.testing.assert_allclose(out['map'], golden[f'map{suffix}'], atol=1e-4)
+  np.testing.assert_allclose(out.score, golden[f'score{suffix}'], atol=1e-4)
+  np.testing.assert_allclose(out.map, golden[f'map{suffix}'], atol=1e-4)
 
 
 # Parity
@@ -94,7 +93,7 @@ def assert_predictions(out, golden, suffix=''):
 
 def test_three_epochs_of_sgd_and_predictions_equal_the_recorded_ones(clip, golden):
   cfg = configured(train__epochs=reference.EPOCHS)
-  assert_predictions(predict(clip, cfg, learned(), golden), golden)
+  assert_predictions(predict(clip, cfg, trained(), golden), golden)
   history, after = fit(clip, cfg, golden)
   np.testing.assert_allclose(history, golden['losses'], rtol=1e-5)
   moved = np.abs(golden['after_ctx'] - reference.learned('coop')['ctx']).max()
@@ -103,7 +102,8 @@ def test_three_epochs_of_sgd_and_predictions_equal_the_recorded_ones(clip, golde
 
 
 def test_first_gradient_is_the_recorded_one(clip, golden):
-  (value, _), gradient = grad_of(learned(), clip.params, *rows(golden, slice(0, 4)), None, clip=clip, cfg=configured())
+  (value, _), gradient = grad_of(trained(), Context(clip.params), *rows(golden, slice(0, 4)), None, clip=clip,
+                                 cfg=configured())
   assert float(value) == pytest.approx(golden['losses'][0], rel=1e-5)
   np.testing.assert_allclose(gradient['ctx'], golden['grad_ctx'], atol=2e-5 * np.abs(golden['grad_ctx']).max())
 
@@ -113,21 +113,21 @@ def test_first_gradient_is_the_recorded_one(clip, golden):
 def test_parity_would_notice(clip, golden, changes):
   """Each departure from the optimizer moves the context by more than the tolerance above."""
   cfg = configured()
-  tx, learnable = train.make_tx({**cfg.optim, 'epochs': reference.EPOCHS} | changes), learned()
-  state = tx.init(learnable)
+  tx, params = optimizers.make_tx({**cfg.optim, 'epochs': reference.EPOCHS} | changes), trained()
+  state = tx.init(params)
   for at in range(PER_EPOCH * reference.EPOCHS):
     epoch, half = divmod(at, PER_EPOCH)
     chosen = slice(half * reference.BATCH, (half + 1) * reference.BATCH)
-    _, gradient = grad_of(learnable, clip.params, *rows(golden, chosen), None, clip=clip, cfg=cfg)
-    updates, state = tx.update(gradient, state, learnable, epoch=epoch)
-    learnable = optax.apply_updates(learnable, updates)
+    _, gradient = grad_of(params, Context(clip.params), *rows(golden, chosen), None, clip=clip, cfg=cfg)
+    updates, state = tx.update(gradient, state, params, epoch=epoch)
+    params = optax.apply_updates(params, updates)
   moved = np.abs(golden['after_ctx'] - reference.learned('coop')['ctx']).max()
-  assert np.abs(learnable['ctx'] - golden['after_ctx']).max() > 3e-3 * moved
+  assert np.abs(params['ctx'] - golden['after_ctx']).max() > 3e-3 * moved
 
 
 def test_image_tower_reads_plain_clip(clip, golden):
   images, _, _ = reference.batch()
-  features = encoder.encode(clip, method.spec(clip, configured()))(clip.params, jnp.asarray(images))
+  features = encoder.encode(clip, method.feature_spec(clip, configured()))(clip.params, jnp.asarray(images))
   np.testing.assert_allclose(features.cls, golden['cls'], atol=1e-4)
   np.testing.assert_allclose(features.taps[TAP], golden['tokens'], atol=1e-4)
 
@@ -138,10 +138,10 @@ def test_goldens_are_what_the_transcription_says_today(golden, torch):
     np.testing.assert_allclose(again[name], golden[name], atol=1e-4 * np.abs(golden[name]).max(), err_msg=name)
 
 
-# What is learned and said
+# Trainable parameters and texts
 
 
-def test_12288_numbers_shared_by_both_states():
+def test_12288_trainable_parameters_shared_by_both_states():
   template = jax.eval_shape(lambda: method.init(jax.random.key(0), L14, mlc.FrozenConfigDict(config.get_config())))
   assert {name: leaf.shape for name, leaf in template.items()} == {'ctx': (16, 768)}
   assert sum(leaf.size for leaf in template.values()) == 12288
@@ -154,12 +154,12 @@ def test_context_may_start_from_words(clip):
   table = small.weights()['token_embedding.weight']
   ids = [reference.Words.vocabulary.index(word) for word in ('a', 'photo', 'of', 'a')]
   np.testing.assert_array_equal(method.init(jax.random.key(0), clip, cfg)['ctx'], table[ids])
-  with pytest.raises(ValueError, match=r"ctx_init 'a photo of a' is 4 tokens, prompt\.n_ctx is 16; make them equal"):
+  with pytest.raises(ValueError, match=r"ctx_init='a photo of a' has 4 tokens, but prompt\.n_ctx=16"):
     method.init(jax.random.key(0), clip, configured(prompt__ctx_init='a photo of a'))
 
 
 def test_token_ids_of_the_prompts():
-  lines = prompts.around_context(('metal_nut',), configured().prompt)
+  lines = prompts.context_texts(('metal_nut',), configured().prompt)
   assert lines == ['X ' * 16 + 'normal metal nut.', 'X ' * 16 + 'anomalous metal nut.']
   ids = tokenizer.load().encode(lines, 77)
   assert ids[0].tolist() == [49406] + [343] * 16 + [5967, 4044, 6491, 269, 49407] + [0] * 55
@@ -169,7 +169,7 @@ def test_token_ids_of_the_prompts():
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Watched(clip_lib.Clip):
-  """A Clip that notes what its text tower is given, and answers with what fits."""
+  """A Clip that records the inputs of its text tower, and answers with features of the right shape."""
   seen: list = dataclasses.field(default_factory=list)
 
   def text(self, params, embeddings, eot, *, deep=None, deep_mode='overwrite'):
@@ -180,15 +180,15 @@ class Watched(clip_lib.Clip):
 
 def test_both_prompts_of_every_category_start_with_the_same_context(clip):
   watched = Watched(**{f.name: getattr(clip, f.name) for f in dataclasses.fields(clip)})
-  learnable = learned()
-  out = method.texts(learnable, clip.params, ('bottle', 'metal_nut'), clip=watched, cfg=configured())
+  params = trained()
+  out = method.encode_text(params, clip.params, ('bottle', 'metal_nut'), clip=watched, cfg=configured())
   (embeddings, eot), = watched.seen
   table, index = small.weights()['token_embedding.weight'], reference.Words.vocabulary.index
   assert out.shape == (2, 2, small.EMBED) and embeddings.shape == (4, 22, 64) and eot.tolist() == [20, 20, 21, 21]
-  said = ('normal bottle . |', 'anomalous bottle . |', 'normal metal nut .', 'anomalous metal nut .')
-  for row, words in zip(embeddings, said):
+  prompts_in_order = ('normal bottle . |', 'anomalous bottle . |', 'normal metal nut .', 'anomalous metal nut .')
+  for row, words in zip(embeddings, prompts_in_order):
     np.testing.assert_array_equal(row[0], table[46])
-    np.testing.assert_array_equal(row[1:17], learnable['ctx'])
+    np.testing.assert_array_equal(row[1:17], params['ctx'])
     ids = [47 if word == '|' else index(word) for word in words.split()]
     np.testing.assert_array_equal(row[17:17 + len(ids)], table[jnp.array(ids)])
 
@@ -197,7 +197,7 @@ def test_both_prompts_of_every_category_start_with_the_same_context(clip):
 
 
 def hand_made(gap, rows=2):
-  """Features and a bank whose cosines with the two states differ by `gap`: 0 and `gap`."""
+  """Features and texts whose cosines with the two states differ by `gap`: 0 and `gap`."""
   unit = np.eye(small.EMBED, dtype=np.float32)
   text = jnp.asarray(np.stack([unit[1], unit[2]]))[None]
   image = np.tile(gap * unit[2] + np.sqrt(1 - gap ** 2) * unit[0], (rows, 1)) * 7
@@ -207,44 +207,44 @@ def hand_made(gap, rows=2):
 
 def test_trained_at_a_logit_scale_of_100_and_scored_at_1_over_007(clip, monkeypatch):
   features, text = hand_made(0.1)
-  monkeypatch.setattr(method, 'texts', lambda *args, **kw: text)
+  monkeypatch.setattr(method, 'encode_text', lambda *args, **kw: text)
   batch = dict(label=jnp.array([1, 1]), category=jnp.zeros(2, int), valid=jnp.array([True, False]))
-  ask = lambda **changes: float(method.loss({}, clip.params, features, batch, None, clip=clip,
+  ask = lambda **changes: float(method.loss({}, Context(clip.params), features, batch, None, clip=clip,
                                             cfg=configured(**changes))[0])
   assert ask() == pytest.approx(np.log1p(np.exp(-10)), rel=1e-3)
   assert ask(loss__temperature=0.07) == pytest.approx(np.log1p(np.exp(-.1 / .07)), rel=1e-4)
   assert ask(loss__temperature=0.07, loss__use_logit_scale=True) == pytest.approx(ask(), rel=1e-3)
-  out = method.predict({}, clip.params, text, None, features, batch, clip=clip, cfg=configured(map__sigma=0.))
-  np.testing.assert_allclose(out['score'], 0.806679, rtol=1e-5)
-  np.testing.assert_allclose(out['map'], 0.806679, rtol=1e-5)
-  out = method.predict({}, {'logit_scale': jnp.log(5.)}, text, None, features, batch, clip=clip,
+  out = method.predict({}, Context(clip.params, text), features, batch, clip=clip, cfg=configured(map__sigma=0.))
+  np.testing.assert_allclose(out.score, 0.806679, rtol=1e-5)
+  np.testing.assert_allclose(out.map, 0.806679, rtol=1e-5)
+  out = method.predict({}, Context({'logit_scale': jnp.log(5.)}, text), features, batch, clip=clip,
                        cfg=configured(use_logit_scale=True))
-  np.testing.assert_allclose(out['score'], 1 / (1 + np.exp(-.5)), rtol=1e-5)
+  np.testing.assert_allclose(out.score, 1 / (1 + np.exp(-.5)), rtol=1e-5)
 
 
 def test_every_image_meets_its_own_category_and_padding_weighs_nothing(clip, golden):
   features, batch = rows(golden, slice(None))
-  mixed = float(loss_of(learned(), clip.params, features, batch, None, clip=clip, cfg=configured())[0])
+  mixed = float(loss_of(trained(), Context(clip.params), features, batch, None, clip=clip, cfg=configured())[0])
   alone = []
   for category, name in enumerate(reference.NAMES):
     chosen = {**batch, 'valid': batch['category'] == category, 'category': jnp.zeros_like(batch['category'])}
-    alone.append(float(loss_of(learned(), clip.params, features, chosen, None, clip=clip,
+    alone.append(float(loss_of(trained(), Context(clip.params), features, chosen, None, clip=clip,
                                cfg=configured(prompt__categories=(name,)))[0]))
   assert mixed == pytest.approx(np.mean(alone), rel=1e-5) and alone[0] != pytest.approx(alone[1], rel=1e-3)
 
 
 def test_evaluation_keys_do_not_reach_the_loss(clip, golden):
-  ask = lambda **changes: float(loss_of(learned(), clip.params, *rows(golden, slice(0, 4)), None, clip=clip,
+  ask = lambda **changes: float(loss_of(trained(), Context(clip.params), *rows(golden, slice(0, 4)), None, clip=clip,
                                         cfg=configured(**changes))[0])
-  assert method.EVALUATION_KEYS == ('map.sigma', 'multicrop', 'temperature', 'use_logit_scale')
+  assert method.TRAITS.evaluation_keys == ('map.sigma', 'multicrop', 'temperature', 'use_logit_scale')
   assert ask() == ask(map__sigma=1., temperature=1., use_logit_scale=True, multicrop__recipe='clip_ad')
 
 
 def test_a_category_without_texts_does_not_pass_for_another(clip, golden):
-  bank = bank_of(learned(), clip.params, reference.NAMES, clip=clip, cfg=configured())
+  text = encode_text(trained(), clip.params, reference.NAMES, clip=clip, cfg=configured())
   features, batch = rows(golden, slice(0, 2))
   batch['category'] = jnp.array([1, 2])
-  score = predict_of({}, clip.params, bank, None, features, batch, clip=clip, cfg=configured())['score']
+  score = predict_of({}, Context(clip.params, text), features, batch, clip=clip, cfg=configured()).score
   assert np.isnan(score).tolist() == [False, True]
 
 
@@ -252,10 +252,10 @@ def test_reads_the_same_features_as_plain_clip(clip):
   """So that both share one feature store."""
   plain = clip_config.get_config()
   plain.image_size = small.SIZE
-  assert method.spec(clip, configured()) == clip_method.spec(clip, mlc.FrozenConfigDict(plain))
+  assert method.feature_spec(clip, configured()) == clip_method.feature_spec(clip, mlc.FrozenConfigDict(plain))
 
 
-# Configs and what is refused
+# Configs
 
 
 def test_presets():
@@ -274,25 +274,24 @@ def test_the_cosine_is_as_long_as_the_training_also_when_a_flag_says_so(key):
   c = config.get_config('demo')
   config_path.set_value(key, c, 4)  # what --config.KEY=4 does
   assert c.train.epochs == c.optim.epochs == 4
-  assert float(train.learning_rate(mlc.FrozenConfigDict(c).optim)(3)) == pytest.approx(.001)
+  assert float(optimizers.learning_rate(mlc.FrozenConfigDict(c).optim)(3)) == pytest.approx(.001)
 
 
 @pytest.mark.parametrize('changes, message', [
-  (dict(prompt__n_ctx=0), 'prompt.n_ctx 0 is not in 1..73: the texts have 77 tokens'),
-  (dict(prompt__n_ctx=74), 'prompt.n_ctx 74 is not in 1..73'),
+  (dict(prompt__n_ctx=0), r'prompt\.n_ctx=0.*\[1, 73\].*77 tokens'),
+  (dict(prompt__n_ctx=74), r'prompt\.n_ctx=74.*\[1, 73\]'),
   (dict(prompt__normal_word='anomalous'), "'anomalous' must be two different words"),
-  (dict(prompt__abnormal_word=''), "prompt.abnormal_word '' must be two different words"),
-  (dict(prompt__init_std=0.), 'prompt.init_std 0.0 is not positive'),
-  (dict(temperature=0.), '^temperature 0.0 is not positive'),
-  (dict(loss__temperature=-1.), 'loss.temperature -1.0 is not positive'),
-  (dict(map__sigma=-1.), 'map.sigma -1.0 is not 0 or more')])
+  (dict(prompt__abnormal_word=''), "prompt.abnormal_word='' must be two different words"),
+  (dict(prompt__init_std=0.), r'prompt\.init_std=0\.0.*positive'),
+  (dict(temperature=0.), r'^temperature=0\.0.*positive'),
+  (dict(loss__temperature=-1.), r'loss\.temperature=-1\.0.*positive'),
+  (dict(map__sigma=-1.), r'map\.sigma=-1\.0.*at least 0')])
 def test_bad_keys(changes, message):
-  for refuse in (method.spec, functools.partial(method.init, jax.random.key(0))):
-    with pytest.raises(ValueError, match=message):
-      refuse(L14, configured(**changes))
+  with pytest.raises(ValueError, match=message):
+    check(method, L14, configured(**changes))
 
 
 def test_training_without_names_is_refused(clip, golden):
-  with pytest.raises(ValueError, match=r'CoOp is trained per category: set prompt\.categories'):
-    method.loss(learned(), clip.params, *rows(golden, slice(0, 2)), None, clip=clip,
+  with pytest.raises(ValueError, match=r'prompt\.categories=\(\) does not name the auxiliary categories'):
+    method.loss(trained(), Context(clip.params), *rows(golden, slice(0, 2)), None, clip=clip,
                 cfg=configured(prompt__categories=()))

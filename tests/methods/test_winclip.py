@@ -1,19 +1,20 @@
-"""WinCLIP and WinCLIP+: golden values, every trap of the published descriptions, and a PyTorch loop beside ours."""
+"""WinCLIP and WinCLIP+: golden values, pitfalls of the published descriptions, and parity with a PyTorch loop."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
-import ml_collections as mlc
 import numpy as np
 import pytest
 from clip.test_vit import arch_of
 from golden import record_clip, torch_winclip
+from method_checks import check, with_keys
 
 from zsad_jax.clip import encoder
 from zsad_jax.clip import model as clip_lib
 from zsad_jax.clip.feature_spec import Features
 from zsad_jax.configs import winclip as config
+from zsad_jax.methods import Context
 from zsad_jax.methods import winclip as method
 from zsad_jax.methods.parts import prompts
 from zsad_jax.ops import windows as windows_lib
@@ -25,10 +26,7 @@ PLACES = {2: 49, 3: 36}
 
 def configured(arg=None, size=SIZE, **changes):
   c = config.get_config(arg)
-  for key, value in {'image_size': size, **changes}.items():
-    *path, last = key.split('__')
-    setattr(functools.reduce(getattr, path, c), last, value)
-  return mlc.FrozenConfigDict(c)
+  return with_keys(c, **{'image_size': size, **changes})
 
 
 @pytest.fixture(scope='module')
@@ -36,12 +34,12 @@ def clip():
   return clip_lib.load('tiny', image_size=SIZE)
 
 
-bank = jax.jit(method.bank, static_argnames=('categories', 'clip', 'cfg'))
+encode_text = jax.jit(method.encode_text, static_argnames=('names', 'clip', 'cfg'))
 
 
 @functools.partial(jax.jit, static_argnames=('clip', 'cfg'))
-def predict(bank, memory, features, category, clip, cfg):
-  return method.predict({}, {}, bank, memory, features, {'category': category}, clip=clip, cfg=cfg)
+def predict(text, bank, features, category, clip, cfg):
+  return method.predict({}, Context({}, text, bank), features, {'category': category}, clip=clip, cfg=cfg)
 
 
 @pytest.fixture
@@ -122,14 +120,14 @@ def test_zero_shot_scores_and_maps_written_out(clip, draw):
   cfg, text = configured(), pairs(2)
   features, category = draw(cfg, 3), np.array([1, 0, 1])
   out = predict(text, None, features, category, clip, cfg)
-  assert out['map'].shape == (3, SIZE, SIZE)
+  assert out.map.shape == (3, SIZE, SIZE)
   for i, k in enumerate(category):
     image = probability(features.cls[i], text[k])
-    np.testing.assert_allclose(out['score'][i], image, rtol=1e-5)  # of the image alone, whatever its map
+    np.testing.assert_allclose(out.score[i], image, rtol=1e-5)  # of the image alone, whatever its map
     scales = [harmonic(probability(features.windows[side][i], text[k]), GRID, side) for side in (2, 3)]
     small = 3 / (1 / scales[0] + 1 / scales[1] + 1 / image)
     # A corner pixel is its patch alone: bilinear, half-pixel centres, no smoothing.
-    corners = np.asarray(out['map'][i])[[0, 0, -1, -1], [0, -1, 0, -1]]
+    corners = np.asarray(out.map[i])[[0, 0, -1, -1], [0, -1, 0, -1]]
     np.testing.assert_allclose(corners, small[[0, 0, -1, -1], [0, -1, 0, -1]], rtol=1e-4)
 
 
@@ -138,60 +136,61 @@ def test_a_cosine_gap_of_the_temperature_scores_as_published(clip):
   feature = np.zeros((1, EMBED), np.float32)
   feature[0, :3] = .5, .57, np.sqrt(1 - .5 ** 2 - .57 ** 2)
   out = predict(text, None, Features(5 * feature, {}), np.zeros(1, int), clip, cfg)
-  np.testing.assert_allclose(out['score'], .73106, atol=1e-5)
-  np.testing.assert_allclose(out['map'], .73106, atol=1e-5)  # with no windows there is only the image
+  np.testing.assert_allclose(out.score, .73106, atol=1e-5)
+  np.testing.assert_allclose(out.map, .73106, atol=1e-5)  # with no windows there is only the image
 
 
 def test_mixed_batch_equals_batches_of_one_category(clip, draw):
   cfg, text = configured('plus'), pairs(2)
   features, category = draw(cfg, 4), np.array([0, 1, 1, 0])
-  memory = method.memory({}, draw(cfg, 2, 1), clip=clip, cfg=cfg)
-  mixed = predict(text, memory, features, category, clip, cfg)
+  bank = method.build_memory_bank({}, draw(cfg, 2, 1), clip=clip, cfg=cfg)
+  mixed = predict(text, bank, features, category, clip, cfg)
   for k in (0, 1):
     rows = category == k
     one = lambda tree, k=k: jax.tree.map(lambda x: x[k:k + 1], tree)
-    alone = predict(one(text), one(memory), jax.tree.map(lambda x, rows=rows: x[rows], features), np.zeros(2, int),
+    alone = predict(one(text), one(bank), jax.tree.map(lambda x, rows=rows: x[rows], features), np.zeros(2, int),
                     clip, cfg)
     jax.tree.map(lambda a, b, rows=rows: np.testing.assert_allclose(a, b[rows], atol=1e-6), alone, mixed)
 
 
-def test_memory_pools_all_references_and_places(clip, draw):
+def test_the_memory_bank_pools_all_references_and_places(clip, draw):
   cfg = configured('plus2')
   features = draw(cfg, 3, 2)
-  memory = method.memory({}, features, clip=clip, cfg=cfg)
-  assert jax.tree.map(np.shape, memory) == {
+  bank = method.build_memory_bank({}, features, clip=clip, cfg=cfg)
+  assert jax.tree.map(np.shape, bank) == {
     'windows': {2: (3, 98, EMBED), 3: (3, 72, EMBED)}, 'patches': (3, 128, WIDTH)}
-  np.testing.assert_array_equal(memory['windows'][2][1, 49 + 5], features.windows[2][1, 1, 5])
+  np.testing.assert_array_equal(bank['windows'][2][1, 49 + 5], features.windows[2][1, 1, 5])
 
 
 def test_few_shot_scores_and_maps_written_out(clip, draw):
   cfg, text = configured('plus2'), pairs(1)
   features, references = draw(cfg, 2), draw(cfg, 1, 2)
-  memory = method.memory({}, references, clip=clip, cfg=cfg)
-  out = predict(text, memory, features, np.zeros(2, int), clip, cfg)
+  bank = method.build_memory_bank({}, references, clip=clip, cfg=cfg)
+  out = predict(text, bank, features, np.zeros(2, int), clip, cfg)
   text_only = predict(text, None, features, np.zeros(2, int), clip, configured())
   nearest = lambda x, rows: (1 - (unit(x) @ unit(rows.reshape(-1, rows.shape[-1])).T).max(-1)) / 2
   corner = np.asarray([0, 0, -1, -1]), np.asarray([0, -1, 0, -1])
   for i in range(2):
-    found = [harmonic(nearest(features.windows[side][i], references.windows[side][0]), GRID, side) for side in (2, 3)]
+    window_maps = [harmonic(nearest(features.windows[side][i], references.windows[side][0]), GRID, side)
+                   for side in (2, 3)]
     patches = nearest(features.taps['clip/6/block'][i], references.taps['clip/6/block'][0])
-    distance = (found[0] + found[1] + patches.reshape(GRID, GRID)) / 3
-    np.testing.assert_allclose(out['score'][i], (text_only['score'][i] + distance.max()) / 2, rtol=1e-5)
-    want = (text_only['map'][i][corner] + distance[corner]) / 2
-    np.testing.assert_allclose(out['map'][i][corner], want, rtol=1e-5)
-  summed = predict(text, memory, features, np.zeros(2, int), clip, configured('plus2', fewshot__combine='sum'))
-  np.testing.assert_allclose(summed['map'], 2 * out['map'], rtol=1e-6)
-  np.testing.assert_allclose(summed['score'], out['score'], rtol=1e-6)
+    distance = (window_maps[0] + window_maps[1] + patches.reshape(GRID, GRID)) / 3
+    np.testing.assert_allclose(out.score[i], (text_only.score[i] + distance.max()) / 2, rtol=1e-5)
+    want = (text_only.map[i][corner] + distance[corner]) / 2
+    np.testing.assert_allclose(out.map[i][corner], want, rtol=1e-5)
+  summed = predict(text, bank, features, np.zeros(2, int), clip, configured('plus2', fewshot__combine='sum'))
+  np.testing.assert_allclose(summed.map, 2 * out.map, rtol=1e-6)
+  np.testing.assert_allclose(summed.score, out.score, rtol=1e-6)
 
 
 def test_an_image_that_is_its_own_reference_is_at_no_distance(clip, draw):
   cfg, text = configured('plus'), pairs(1)
   features = draw(cfg, 1)
-  memory = method.memory({}, jax.tree.map(lambda x: x[None], features), clip=clip, cfg=cfg)
-  out = predict(text, memory, features, np.zeros(1, int), clip, cfg)
+  bank = method.build_memory_bank({}, jax.tree.map(lambda x: x[None], features), clip=clip, cfg=cfg)
+  out = predict(text, bank, features, np.zeros(1, int), clip, cfg)
   text_only = predict(text, None, features, np.zeros(1, int), clip, configured())
-  np.testing.assert_allclose(2 * out['map'], text_only['map'], atol=1e-4)
-  np.testing.assert_allclose(2 * out['score'], text_only['score'], atol=1e-4)
+  np.testing.assert_allclose(2 * out.map, text_only.map, atol=1e-4)
+  np.testing.assert_allclose(2 * out.score, text_only.score, atol=1e-4)
 
 
 def test_anomalies_that_the_texts_alone_see_leave_the_few_shot_score(clip, draw):
@@ -199,12 +198,12 @@ def test_anomalies_that_the_texts_alone_see_leave_the_few_shot_score(clip, draw)
   cfg, text = configured('plus'), pairs(1)
   features = draw(cfg, 1)._replace(cls=text.sum(1))  # the image itself is as normal as anomalous
   loud = {side: np.broadcast_to(text[0, 1] - text[0, 0], x.shape) for side, x in features.windows.items()}
-  memory = method.memory({}, jax.tree.map(lambda x: x[None], features), clip=clip, cfg=cfg)
-  memory['windows'] = {side: np.concatenate([rows, loud[side]], 1) for side, rows in memory['windows'].items()}
-  quiet = predict(text, memory, features, np.zeros(1, int), clip, cfg)
-  raised = predict(text, memory, features._replace(windows=loud), np.zeros(1, int), clip, cfg)
-  assert (raised['map'] - quiet['map']).min() > .05
-  np.testing.assert_allclose(raised['score'], quiet['score'], atol=1e-6)
+  bank = method.build_memory_bank({}, jax.tree.map(lambda x: x[None], features), clip=clip, cfg=cfg)
+  bank['windows'] = {side: np.concatenate([rows, loud[side]], 1) for side, rows in bank['windows'].items()}
+  quiet = predict(text, bank, features, np.zeros(1, int), clip, cfg)
+  raised = predict(text, bank, features._replace(windows=loud), np.zeros(1, int), clip, cfg)
+  assert (raised.map - quiet.map).min() > .05
+  np.testing.assert_allclose(raised.score, quiet.score, atol=1e-6)
 
 
 class Loud:
@@ -217,31 +216,32 @@ class Loud:
 
 def test_prototypes_follow_long_texts_unless_each_is_normalised():
   cfg = configured()
-  found = method.bank({}, {}, ('pill',), clip=Loud, cfg=cfg)
-  assert found.shape == (1, 2, 2)
+  text = method.encode_text({}, {}, ('pill',), clip=Loud, cfg=cfg)
+  assert text.shape == (1, 2, 2)
   share = lambda loud, quiet: np.array([quiet, loud]) / np.hypot(loud, quiet)
-  np.testing.assert_allclose(found[0, 0], share(2 * 10, 5), atol=1e-6)  # flawless, without flaw; five others
-  np.testing.assert_allclose(found[0, 1], share(10, 3), atol=1e-6)  # with flaw; three others
-  each = method.bank({}, {}, ('pill',), clip=Loud, cfg=configured(text__normalize_each=True))
+  np.testing.assert_allclose(text[0, 0], share(2 * 10, 5), atol=1e-6)  # flawless, without flaw; five others
+  np.testing.assert_allclose(text[0, 1], share(10, 3), atol=1e-6)  # with flaw; three others
+  each = method.encode_text({}, {}, ('pill',), clip=Loud, cfg=configured(text__normalize_each=True))
   np.testing.assert_allclose(each[0, 1], share(1, 3), atol=1e-6)
 
 
-def test_names_are_said_as_they_are_unless_spoken(clip):
-  said = []
+def test_names_keep_underscores_unless_raw_names_is_false(clip):
+  lines = []
 
   class Listening(Loud):
-    tokenize = staticmethod(lambda texts: said.extend(texts) or Loud.tokenize(texts))
+    tokenize = staticmethod(lambda texts: lines.extend(texts) or Loud.tokenize(texts))
 
-  method.bank({}, {}, ('metal_nut',), clip=Listening, cfg=configured())
-  assert len(said) == 154 + 88 and said[0] == 'a cropped photo of the metal_nut.'
-  assert said[-1] == 'a photo of a metal_nut with damage for anomaly detection.'
-  said.clear()
+  method.encode_text({}, {}, ('metal_nut',), clip=Listening, cfg=configured())
+  assert len(lines) == 154 + 88 and lines[0] == 'a cropped photo of the metal_nut.'
+  assert lines[-1] == 'a photo of a metal_nut with damage for anomaly detection.'
+  lines.clear()
   changes = dict(prompt__raw_names=False, prompt__templates='accurate21')
-  method.bank({}, {}, ('metal_nut',), clip=Listening, cfg=configured(**changes))
-  assert len(said) == 147 + 84 and said[0] == 'a cropped photo of the metal nut.'
-  said.clear()
-  assert method.bank({}, {}, ('pill', 'nut'), clip=Listening, cfg=configured(prompt__class_word='object')).shape[0] == 1
-  assert 'a photo of the object without flaw.' in said
+  method.encode_text({}, {}, ('metal_nut',), clip=Listening, cfg=configured(**changes))
+  assert len(lines) == 147 + 84 and lines[0] == 'a cropped photo of the metal nut.'
+  lines.clear()
+  text = method.encode_text({}, {}, ('pill', 'nut'), clip=Listening, cfg=configured(prompt__class_word='object'))
+  assert text.shape[0] == 1
+  assert 'a photo of the object without flaw.' in lines
 
 
 def test_template_counts():
@@ -253,11 +253,11 @@ def test_template_counts():
   assert all(text.count('{}') == 1 for text in prompts.WINCLIP_TEMPLATES)
 
 
-def test_reads_what_it_needs(clip):
-  zero, few = method.spec(clip, configured()), method.spec(clip, configured('plus'))
+def test_feature_spec_of_zero_shot_and_few_shot(clip):
+  zero, few = method.feature_spec(clip, configured()), method.feature_spec(clip, configured('plus'))
   assert (zero.cls, zero.taps, zero.windows) == ('ln_post_proj', (), (2, 3))
   assert ([tap.name for tap in few.taps], few.read, few.windows) == (['clip/6/block'], 'none', (2, 3))
-  other = method.spec(clip, configured('plus', fewshot__patch_ln_post=True, fewshot__patch_block=5))
+  other = method.feature_spec(clip, configured('plus', fewshot__patch_ln_post=True, fewshot__patch_block=5))
   assert ([tap.name for tap in other.taps], other.read) == (['clip/5/block'], 'ln_post')
 
 
@@ -274,25 +274,18 @@ def test_published_defaults():
 
 
 @pytest.mark.parametrize('changes, message', [
-  (dict(prompt__templates='winclip'), "prompt.templates 'winclip' is not one of winclip22, accurate21"),
-  (dict(mean__windows='geometric'), "mean.windows 'geometric' is not one of harmonic, arithmetic"),
-  (dict(mean__scales='max'), "mean.scales 'max' is not one of harmonic, arithmetic"),
-  (dict(fewshot__combine='max'), "fewshot.combine 'max' is not one of mean, sum"),
-  (dict(temperature=0.), 'temperature 0.0 is not positive'),
-  (dict(map__sigma=-1.), 'map.sigma -1.0 is not 0 or more'),
-  (dict(windows=(2, 9)), r'windows \(2, 9\) are not different sizes in 1..8, the patches a side'),
-  (dict(windows=(2, 2)), r'windows \(2, 2\) are not different sizes'),
-  (dict(fewshot__shots=-1), 'fewshot.shots -1 is negative; 0 is zero-shot'),
-  (dict(fewshot__patch_block=7), 'fewshot.patch_block 7 is not in 1..6, nor 0, the last')])
+  (dict(prompt__templates='winclip'), r"prompt\.templates='winclip'.*one of winclip22, accurate21"),
+  (dict(mean__windows='geometric'), r"mean\.windows='geometric'.*one of harmonic, arithmetic"),
+  (dict(mean__scales='max'), r"mean\.scales='max'.*one of harmonic, arithmetic"),
+  (dict(fewshot__combine='max'), r"fewshot\.combine='max'.*one of mean, sum"),
+  (dict(temperature=0.), r'temperature=0\.0.*positive'),
+  (dict(map__sigma=-1.), r'map\.sigma=-1\.0.*at least 0'),
+  (dict(windows=(2, 9)), r'windows=\(2, 9\).*different sides in \[1, 8\]'),
+  (dict(windows=(2, 2)), r'windows=\(2, 2\).*different sides'),
+  (dict(fewshot__patch_block=7), r'fewshot\.patch_block=7.*\[0, 6\].*0 for the last')])
 def test_bad_keys(clip, changes, message):
   with pytest.raises(ValueError, match=message):
-    method.spec(clip, configured(**changes))
-
-
-def test_references_that_were_promised_are_missed(clip, draw):
-  cfg = configured('plus')
-  with pytest.raises(ValueError, match=r'fewshot\.shots is 1, but predict was given no memory of references'):
-    predict(pairs(1), None, draw(cfg, 1), np.zeros(1, int), clip, cfg)
+    check(method, clip, configured(**changes))
 
 
 class Words:
@@ -324,7 +317,7 @@ def test_from_pixels_to_maps_as_the_pytorch_loop_has_them(torch):
   arrays, words, rng = record_clip.weights(dims, np.random.RandomState(0)), Words(), np.random.default_rng(1)
   small = clip_lib.from_state_dict(arch_of(dims), arrays, tokenizer=words)
   images, references = rng.standard_normal((2, 2, 56, 56, 3)).astype(np.float32)
-  text = bank({}, small.params, ('metal_nut',), clip=small, cfg=configured(prompt__templates='accurate21'))
+  text = encode_text({}, small.params, ('metal_nut',), clip=small, cfg=configured(prompt__templates='accurate21'))
   ids = [words.encode(prompts.compose(forms, prompts.ACCURATE_TEMPLATES, 'metal_nut', raw_names=True), dims.context)
          for forms in prompts.WINCLIP_STATES]
 
@@ -334,11 +327,11 @@ def test_from_pixels_to_maps_as_the_pytorch_loop_has_them(torch):
     zero, few = loop.score(images, theirs, (2, 3)), loop.score(images, theirs, (2, 3), references)
   np.testing.assert_allclose(text[0], unit(theirs.numpy()), atol=1e-4)
   cfg = configured('plus2', size=56)
-  encode = encoder.encode(small, method.spec(small, cfg))
+  encode = encoder.encode(small, method.feature_spec(small, cfg))
   features, shots = encode(small.params, images), encode(small.params, references)
-  memory = method.memory({}, jax.tree.map(lambda x: x[None], shots), clip=small, cfg=cfg)
-  for given, (scores, maps), arg in ((None, zero, None), (memory, few, 'plus2')):
-    out = predict(text, given, features, np.zeros(2, int), small, configured(arg, size=56))
-    np.testing.assert_allclose(out['score'], scores, atol=1e-4)
-    np.testing.assert_allclose(out['map'], maps, atol=1e-4)
+  bank = method.build_memory_bank({}, jax.tree.map(lambda x: x[None], shots), clip=small, cfg=cfg)
+  for memory_bank, (scores, maps), arg in ((None, zero, None), (bank, few, 'plus2')):
+    out = predict(text, memory_bank, features, np.zeros(2, int), small, configured(arg, size=56))
+    np.testing.assert_allclose(out.score, scores, atol=1e-4)
+    np.testing.assert_allclose(out.map, maps, atol=1e-4)
   assert np.abs(few[1] - zero[1] / 2).max() > .02 and np.ptp(zero[1]) > .02  # neither map is flat

@@ -166,7 +166,7 @@ def _prompt_texts(names, cfg):
   """The texts to tokenize, normal and abnormal in turn; each X stands for a context vector."""
   p = cfg.prompt
   context = ['X'] * p.n_ctx if _has_context(cfg) else []
-  return [' '.join([*context, *state, prompts.spoken(name)]) + p.trailing
+  return [' '.join([*context, *state, prompts.to_words(name)]) + p.trailing
           for name in names for state in ((), (p.state_word,))]
 
 

@@ -247,7 +247,7 @@ def _members(names, groups):
 
 
 def _spelled(name, cfg):
-  return name if cfg.prompt.raw_names else prompts.spoken(name)
+  return name if cfg.prompt.raw_names else prompts.to_words(name)
 
 
 def _joined(names, cfg):

@@ -120,7 +120,7 @@ def encode_text(params: Params, clip_params: Any, names: Sequence[str], *, clip:
   """Returns the features of both guide prompts [C, 2, E]; one pair for all names if prompt.class_word is set."""
   del params
   names = (cfg.prompt.class_word,) if cfg.prompt.class_word else names
-  spoken = [name if cfg.prompt.raw_names else prompts.spoken(name) for name in names]
+  spoken = [name if cfg.prompt.raw_names else prompts.to_words(name) for name in names]
   return prompts.encode(clip, clip_params, [_guide_prompts(name, cfg) for name in spoken])
 
 

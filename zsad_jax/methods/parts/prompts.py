@@ -150,7 +150,7 @@ def clip_ad(clip: Clip, clip_params: Params, categories: Sequence[str], dataset:
     for forms in clip_ad_states(dataset, words))
 
 
-def spoken(name: str) -> str:
+def to_words(name: str) -> str:
   """Returns an object name as text: 'metal_nut' becomes 'metal nut'."""
   return name.replace('_', ' ')
 
@@ -160,7 +160,7 @@ def compose(states: Sequence[str], templates: Sequence[str], name: str, *, raw_n
 
   Underscores of the name become spaces, unless raw_names keeps it unchanged.
   """
-  name = name if raw_names else spoken(name)
+  name = name if raw_names else to_words(name)
   return [template.format(state.format(name)) for state in states for template in templates]
 
 
@@ -214,7 +214,7 @@ def context_texts(names: Sequence[str], keys: Config) -> list[str]:
 
   `keys` is a config's prompt: n_ctx, normal_word, abnormal_word and trailing.
   """
-  return [' '.join(['X'] * keys.n_ctx + [state, spoken(name)]) + keys.trailing
+  return [' '.join(['X'] * keys.n_ctx + [state, to_words(name)]) + keys.trailing
           for name in names for state in (keys.normal_word, keys.abnormal_word)]
 
 

@@ -15,7 +15,7 @@ ALLOWED = {
   'engine/runtime.py': {'write_atomic'},
   # locks, whose content does not matter, and files that grow by lines, of which a torn last one is dropped
   'data/preparation.py': {'_lock'},
-  'engine/feature_store.py': {'alone'},
+  'engine/feature_store.py': {'locked'},
   'engine/logs.py': {'lock', 'scalars'},
   'predict/prediction_log.py': {'append'},
   'tiny_clip/pretrain.py': {'fit'},

@@ -1,10 +1,11 @@
-"""Features of a data set: every image goes through the frozen image tower once, into a Store or past it.
+"""Features of images: each goes once through CLIP's image tower, into a feature store or directly to the caller.
 
-`load_batches` (from a store) and `encode_batches` (without one) yield the same pairs (Features, batch), so
-training, scoring and a notebook can read either.
+`load` (from a store) and `encode_batches` (without one) give the same pairs (Features, batch), so training, evaluation
+and prediction read either.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,38 +14,38 @@ from zsad_jax.clip.feature_spec import Features
 from zsad_jax.engine import runtime
 from zsad_jax.engine.feature_store import Store
 
-__all__ = ['STORAGE', 'Store', 'encode_batches', 'fields', 'fill', 'load', 'load_batches', 'padded']
-
+Batch = dict[str, Any]  # arrays with one row per image, and a list of ids
 STORAGE = ('float32', 'bfloat16')
 LABELS = {'has_mask': 'bool', 'label': 'int32', 'category': 'int32'}
 
 
 def fields(shapes: Features, mask_size: int, storage: str = 'float32') -> dict[str, tuple]:
-  """Returns the fields of a Store that holds what training and scoring read of an image.
+  """Returns the fields of a Store of features, masks and labels.
 
   Args:
-    shapes: Features of any batch, or its shapes from jax.eval_shape.
-    mask_size: pixels a side of the masks, which are stored as bits.
-    storage: 'float32', or 'bfloat16' for half the size.
+    shapes: Features of any batch, or their shapes from jax.eval_shape.
+    mask_size: pixels per side of the masks, which are stored as bits.
+    storage: dtype of the features, 'float32', or 'bfloat16' for half the size.
 
   Raises:
-    ValueError: another storage.
+    ValueError: `storage` is not in STORAGE.
   """
   if storage not in STORAGE:
-    raise ValueError(f'feature_dtype is {storage!r}; it must be one of {", ".join(STORAGE)}')
+    raise ValueError(f'feature_dtype={storage!r} is not allowed; it must be one of {", ".join(STORAGE)}')
   arrays = {name: (array.shape[1:], storage) for name, array in _named(shapes).items()}
   labels = {name: ((), dtype) for name, dtype in LABELS.items()}
   return arrays | labels | {'mask': ((mask_size, -(-mask_size // 8)), 'uint8')}
 
 
-def load(store: Store, indices) -> tuple[Features, dict]:
-  """Returns (Features, batch) of stored images `indices`, in that order.
+def load(store: Store, indices: Sequence[int] | np.ndarray) -> tuple[Features, Batch]:
+  """Returns (Features, batch) of the stored images `indices`, in this order.
 
-  batch: mask [B, R, R] uint8 in {0, 1}; has_mask, valid [B] bool; label, category, index [B] int32; id, list.
+  The batch has mask [B, R, R] uint8 in {0, 1}; has_mask, valid [B] bool; label, category, index [B] int32; and id, a
+  list of strings.
   """
   rows = store.read(indices)
   index = np.asarray(indices, np.int32)
-  batch = {name: rows[name] for name in LABELS}
+  batch: Batch = {name: rows[name] for name in LABELS}
   batch['mask'] = np.unpackbits(rows['mask'], axis=-1, count=rows['mask'].shape[1])
   batch |= {'index': index, 'valid': np.ones(len(index), bool), 'id': [store.ids[i] for i in index]}
   under = lambda folder: {name.removeprefix(folder): rows[name] for name in rows if name.startswith(folder)}
@@ -52,30 +53,20 @@ def load(store: Store, indices) -> tuple[Features, dict]:
   return Features(rows.get('cls'), under('taps/'), windows, rows.get('crops')), batch
 
 
-def load_batches(store: Store, batch_size: int, indices=None) -> Iterator[tuple[Features, dict]]:
-  """Yields (Features, batch) of stored images in order; batch['valid'] marks padding of the last batch."""
-  indices = np.arange(store.count) if indices is None else np.asarray(indices)
-  for start in range(0, len(indices), batch_size):
-    rows, valid = padded(indices[start:start + batch_size], batch_size)
-    features, batch = load(store, rows)
-    yield features, dict(batch, valid=valid)
-
-
 def padded(indices: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns `indices` [n] repeated cyclically to [size], and valid [size], False where repeated."""
+  """Returns (`indices` [n] repeated cyclically to [size], valid [size] bool, False for the repetitions)."""
   return np.resize(indices, size), np.arange(size) < len(indices)
 
 
-def encode_batches(batches: Iterable[dict], encode: Callable, params, *,
-                   place: runtime.Placement | None = None) -> Iterator[tuple[Features, dict]]:
-  """Yields (Features of numpy arrays, batch) without a store, the next batch on the device meanwhile.
+def encode_batches(batches: Iterable[Batch], encode: Callable, params: Any, *,
+                   place: runtime.Placement | None = None) -> Iterator[tuple[Features, Batch]]:
+  """Yields (Features of numpy arrays, batch) without a store; the device encodes the next batch meanwhile.
 
   Args:
-    batches: the pipeline's batches; batch['image'] is [B, R, R, 3] float32.
+    batches: batches of data.batches; batch['image'] is [B, R, R, 3] float32.
     encode: jitted encode(params, images) -> Features.
-    params: the frozen weights.
-    place: devices of this process, by default all, which say how the weights lie; B need not be a multiple of their
-      number.
+    params: CLIP's weights.
+    place: devices of this process, by default all, and the placement of the weights; they need not divide B.
   """
   place = place or runtime.place(jax.local_devices())
   params = runtime.weights(params, place)
@@ -94,20 +85,17 @@ def encode_batches(batches: Iterable[dict], encode: Callable, params, *,
     yield fetch(*ahead)
 
 
-def fill(store: Store, batches: Callable[[np.ndarray], Iterable[dict]], encode: Callable, params, *,
+def fill(store: Store, batches: Callable[[np.ndarray], Iterable[Batch]], encode: Callable, params: Any, *,
          place: runtime.Placement | None = None) -> Store:
-  """Returns `store`, complete: what is there is verified, and only what is missing or damaged is encoded.
-
-  The processes of one program share the work and must share the folder; another program waits its turn.
+  """Returns the complete store: verifies the shards that exist and encodes only missing or damaged ones.
 
   Args:
     store: as opened.
-    batches: indices -> the pipeline's batches of these images, in this order.
+    batches: indices -> batches of data.batches for these images, in this order.
     encode, params, place: see `encode_batches`.
 
   Raises:
-    RuntimeError: images are still missing in the end.
-    ValueError, OSError: see Store.write.
+    RuntimeError, ValueError, OSError, runtime.Preempted: see Store.fill.
   """
   def rows(missing):
     for features, batch in encode_batches(batches(missing), encode, params, place=place):
@@ -116,8 +104,8 @@ def fill(store: Store, batches: Callable[[np.ndarray], Iterable[dict]], encode: 
   return store.fill(rows)
 
 
-def _packed(features: Features, batch: dict) -> tuple[np.ndarray, dict, list[str]]:
-  """Arguments of Store.write: the valid rows, masks as bits."""
+def _packed(features: Features, batch: Batch) -> tuple[np.ndarray, dict[str, np.ndarray], list[str]]:
+  """Returns the arguments of Store.write: the valid rows, with masks as bits."""
   keep = np.flatnonzero(batch['valid'])
   rows = _named(features) | {name: batch[name] for name in LABELS}
   rows['mask'] = np.packbits(batch['mask'], axis=-1)
@@ -125,7 +113,8 @@ def _packed(features: Features, batch: dict) -> tuple[np.ndarray, dict, list[str
   return batch['index'][keep], rows, [batch['id'][i] for i in keep]
 
 
-def _named(features: Features) -> dict:
+def _named(features: Features) -> dict[str, Any]:
+  """Returns {name of the field: array} of the features."""
   single = {name: getattr(features, name) for name in ('cls', 'crops') if getattr(features, name) is not None}
   taps = {f'taps/{name}': tap for name, tap in features.taps.items()}
   return single | taps | {f'windows/{side}': rows for side, rows in features.windows.items()}

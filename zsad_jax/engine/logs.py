@@ -1,4 +1,4 @@
-"""What a run leaves in its workdir: numbers as JSON lines and for TensorBoard, whole files, a lock."""
+"""The workdir: metrics as JSON lines and for TensorBoard, atomic writes, a lock."""
 
 import contextlib
 import errno
@@ -11,17 +11,17 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
 
 from zsad_jax.engine import runtime
 
 
-def write_atomic(path, data: bytes | str):
-  """Writes `data` (text as UTF-8) to `path`, making its folder; a kill leaves the old content or the new.
+def write_atomic(path: Path | str, data: bytes | str) -> None:
+  """Writes `data` (text as UTF-8) to `path` and creates its folder; a kill leaves the old content or the new.
 
-  Of several processes only the first writes.
+  Only the first of several processes writes.
 
   Raises:
     OSError: disk full, read-only, no permission; the old content is intact.
@@ -33,22 +33,22 @@ def write_atomic(path, data: bytes | str):
   runtime.write_atomic(path, data.encode() if isinstance(data, str) else data)
 
 
-def write_json(path, obj):
-  """Writes `obj` to `path` as `write_atomic` does; raises ValueError for NaN and infinity (give None)."""
+def write_json(path: Path | str, obj: Any) -> None:
+  """Writes `obj` to `path` as `write_atomic` does; raises ValueError for NaN and infinity: pass None instead."""
   try:
     text = json.dumps(obj, indent=2, allow_nan=False, ensure_ascii=False)
   except ValueError as error:
-    raise ValueError(f'{path}: {error}; an undefined number is written as null, with a reason') from error
+    raise ValueError(f'{path}: {error}; write null and a reason for an undefined number') from error
   write_atomic(path, text + '\n')
 
 
-def probe(workdir, free_bytes: int = 100 << 20):
-  """Finds out at the start whether `workdir` can take a run's files; makes it where it is missing.
+def probe(workdir: Path | str, free_bytes: int = 100 << 20) -> None:
+  """Checks before a run that its files can be written to `workdir`, which is created if it is missing.
 
-  Of several processes the first does so.
+  Only the first of several processes checks.
 
   Raises:
-    OSError: read-only, no permission, not a folder, or less than `free_bytes` free; it says which.
+    OSError: read-only, no permission, not a folder, or less than `free_bytes` free; says which.
   """
   if jax.process_index() > 0:
     return
@@ -57,22 +57,22 @@ def probe(workdir, free_bytes: int = 100 << 20):
     write_atomic(workdir / '.probe', b'probe')
     (workdir / '.probe').unlink()
   except OSError as error:
-    raise OSError(error.errno, f'cannot write to the workdir ({os.strerror(error.errno)}); choose another '
-                  '--workdir', str(workdir)) from error
+    raise OSError(error.errno, f'cannot write to the workdir ({error.strerror}); choose another --workdir',
+                  str(workdir)) from error
   free = shutil.disk_usage(workdir).free
   if free < free_bytes:
-    raise OSError(errno.ENOSPC, f'{free / 1e6:.0f} MB are free in the workdir, {free_bytes / 1e6:.0f} MB are '
-                  'needed; make room or choose another --workdir', str(workdir))
+    raise OSError(errno.ENOSPC, f'{free / 1e6:,.0f} MB are free in the workdir, but {free_bytes / 1e6:,.0f} MB are '
+                  'needed; free some space or choose another --workdir', str(workdir))
 
 
 @contextlib.contextmanager
-def lock(workdir) -> Iterator[None]:
-  """Holds `workdir` for this run until the end of the with block, or of the process however it ends.
+def lock(workdir: Path | str) -> Iterator[None]:
+  """Locks `workdir` for this run until the with block ends, or the process, in whatever way.
 
-  Of several processes the first does so.
+  Only the first of several processes locks it.
 
   Raises:
-    RuntimeError: another run holds it.
+    RuntimeError: another run has locked it.
   """
   if jax.process_index() > 0:
     yield
@@ -82,7 +82,7 @@ def lock(workdir) -> Iterator[None]:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       file.seek(0)
-      raise RuntimeError(f'{workdir} is in use by another run ({file.read().strip()}); wait for it or choose '
+      raise RuntimeError(f'{workdir} is in use by another run ({file.read().strip()}); wait until it ends or choose '
                          'another --workdir') from None
     file.truncate(0)
     file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
@@ -91,32 +91,33 @@ def lock(workdir) -> Iterator[None]:
 
 
 def summary(values: Mapping) -> str:
-  """Returns numbers as one line: 'loss 0.1234  images_per_s 12.3', None as 'n/a'."""
+  """Returns numbers as one line, such as 'loss 0.1234  images_per_s 12.3'; None becomes 'n/a'."""
   return '  '.join(f'{name} {"n/a" if value is None else format(float(value), ".4g")}'
                    for name, value in values.items())
 
 
-def writer(workdir) -> contextlib.AbstractContextManager:
-  """Returns a Writer to enter; of several processes the first has one, the others have None."""
+def writer(workdir: Path | str) -> 'contextlib.AbstractContextManager[Writer | None]':
+  """Returns a context manager that gives a Writer, or None in all of several processes but the first."""
   return Writer(workdir) if jax.process_index() == 0 else contextlib.nullcontext()
 
 
 class Writer:
-  """Numbers of a run in <workdir>/metrics.jsonl, one line a call; numbers, text and images in TensorBoard.
+  """Writes a run's metrics to <workdir>/metrics.jsonl, one line per call, and for TensorBoard.
 
-  A run that resumes says with `rewind` where it starts, so that no step stands in the file twice.
+  A resumed run calls `rewind` first, so that no step is written twice.
   """
 
-  def __init__(self, workdir):
+  def __init__(self, workdir: Path | str):
     self._workdir = Path(workdir)
     self._path = self._workdir / 'metrics.jsonl'
-    self._board, self._purge = None, None
+    self._board: Any = None
+    self._purge: int | None = None  # TensorBoard hides what earlier files hold from this step on
     self._workdir.mkdir(parents=True, exist_ok=True)
     self._written: set[tuple[int, str]] = set()
     self._rewrite(lambda line: line)
 
-  def _rewrite(self, change: Callable[[dict], dict | None]):
-    """Passes every line through `change` (None drops it), and drops a last line that a kill cut short."""
+  def _rewrite(self, change: Callable[[dict], dict | None]) -> None:
+    """Applies `change` to every line, None drops it; also drops a last line that a kill cut short."""
     before = self._path.read_bytes() if self._path.exists() else b''
     lines = [json.loads(line) for line in before.split(b'\n')[:-1]]
     lines = [line for line in map(change, lines) if line and line.keys() > {'step'}]
@@ -126,32 +127,32 @@ class Writer:
     self._written = {(line['step'], name) for line in lines for name in line}
 
   @property
-  def board(self):
-    """The TensorBoard writer, made at first use."""
+  def board(self) -> Any:
+    """The TensorBoard writer, opened at first use."""
     if self._board is None:
-      import tensorboardX  # it imports PyTorch where that is installed; a run without numbers need not wait
+      import tensorboardX  # imports PyTorch if that is installed, which a run without metrics should not wait for
 
-      # The suffix: event files are named by the second, and a second one of that name would replace the first.
+      # The suffix: event files are named by the second, and another one of the same name would replace the first.
       self._board = tensorboardX.SummaryWriter(str(self._workdir / 'tensorboard'), purge_step=self._purge,
                                                filename_suffix=f'.{time.time_ns()}')
     return self._board
 
-  def rewind(self, step: int):
-    """Forgets what was written for steps after `step`."""
+  def rewind(self, step: int) -> None:
+    """Deletes everything written for steps after `step`."""
     self._rewrite(lambda line: line if line['step'] <= step else None)
     self._purge = step + 1
 
-  def scalars(self, step: int, values: Mapping):
-    """Writes {name: number or None} for `step`; a name written before at this step gets the new value.
+  def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+    """Writes {name: number or None} for `step`; replaces a value written before under the same name and step.
 
     Raises:
-      ValueError: NaN or infinity, with the name.
+      ValueError: a value is NaN or infinite; names it.
     """
     values = {name: value if value is None or isinstance(value, int) else float(value)
               for name, value in values.items()}
     for name, value in values.items():
       if value is not None and not math.isfinite(value):
-        raise ValueError(f'{name} is {value} at step {step}; an undefined number is written as None')
+        raise ValueError(f'{name} is {value} at step {step}; pass None for an undefined number')
     names = {(step, name) for name in values}
     if names & self._written:
       self._rewrite(lambda line: line if line['step'] != step else
@@ -164,21 +165,13 @@ class Writer:
         self.board.add_scalar(name, value, step)
     self.board.flush()
 
-  def text(self, step: int, name: str, text: str):
-    """Writes Markdown text to TensorBoard."""
-    self.board.add_text(name, text, step)
-
-  def images(self, step: int, name: str, images: np.ndarray):
-    """Writes images [B, H, W, 3] uint8 to TensorBoard."""
-    self.board.add_images(name, images, step, dataformats='NHWC')
-
-  def close(self):
-    """Closes the TensorBoard file; metrics.jsonl is complete after every call."""
+  def close(self) -> None:
+    """Closes the TensorBoard file; metrics.jsonl is complete after every call of `scalars`."""
     if self._board is not None:
       self._board.close()
 
   def __enter__(self) -> 'Writer':
     return self
 
-  def __exit__(self, *_):
+  def __exit__(self, *_: Any) -> None:
     self.close()

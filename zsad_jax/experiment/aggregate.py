@@ -49,7 +49,8 @@ def run(folders: Iterable[Path | str], out: Path) -> None:
 
 def read(folders: Iterable[Path | str]) -> list[RunResult]:
   """Returns every result below the folders; those that cannot be read are named in a warning and left out."""
-  folders, places = list(folders), {}
+  folders = list(folders)
+  places: dict[Path, Path] = {}
   for folder in map(Path, folders):
     if not folder.is_dir():
       raise ValueError(f'{folder} is not a folder; --results takes folders with results below them')
@@ -156,7 +157,7 @@ def _scores(place: Path, run: RunResult, counts: Mapping) -> dict[str, tuple] | 
   if not path.exists():
     logging.warning('%s has no scores.csv: its image metrics get no interval', place)
     return None
-  columns = {category: ([], [], []) for category in run.rows}
+  columns: dict[str, tuple[list, list, list]] = {category: ([], [], []) for category in run.rows}
   try:
     with path.open(newline='', encoding='utf-8') as file:
       for line in csv.DictReader(file):

@@ -37,7 +37,7 @@ def run(cfg: setup.Config, workdir: Path) -> dict[str, Any]:
   Raises:
     ValueError, FileNotFoundError: a key that is not allowed; what loading CLIP and the data raises.
   """
-  cached = jax.config.jax_enable_compilation_cache
+  cached = jax.config.values['jax_enable_compilation_cache']
   jax.config.update('jax_enable_compilation_cache', False)
   compilation_cache.reset_cache()
   try:
@@ -176,7 +176,8 @@ def draw(folder: Path, images: int, references: int, pixels: int) -> Path:
         small = Image.fromarray(rng.integers(60, 200, (pixels // 8 + 1, pixels // 8 + 1, 3)).astype(np.uint8))
         image, mask = small.resize((pixels, pixels)), Image.new('L', (pixels, pixels))
         if kind == 'spot':
-          box = tuple(int(x * pixels) for x in (.4, .4, .55, .55))
+          low, high = int(.4 * pixels), int(.55 * pixels)
+          box = low, low, high, high
           image.paste((255, 255, 255), box)
           mask.paste(255, box)
           _saved(mask, folder / category / 'ground_truth' / kind / f'{i:03d}_mask.png')

@@ -45,9 +45,9 @@ def tsne(run: Run, params: Params, dataset: data.Dataset) -> Figure:
                       for points, values in zip((texts, images), layers)]
     what = 'generated sentences and images, as CLIP embeds them, and the hidden layers of the network'
   else:
-    texts = _text_points(run, params, dataset)
-    panels = {'class tokens and texts' if texts else 'class tokens': [images, *texts]}
-    what = 'class tokens of images' + (', and the texts they are compared with' if texts else
+    compared = _text_points(run, params, dataset)
+    panels = {'class tokens and texts' if compared else 'class tokens': [images, *compared]}
+    what = 'class tokens of images' + (', and the texts they are compared with' if compared else
                                        '; this method has no single text per state and category')
   return diagnostic_figures.tsne(f't-SNE on {dataset.name}', panels, run.cfg.seed), (
     f't-SNE of {what}. Near points are similar; distances between groups, and their sizes, mean little. CLIP embeds '

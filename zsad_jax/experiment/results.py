@@ -63,7 +63,7 @@ def write(run: Run, workdir: Path, evaluation: Evaluation) -> None:
     'per_category': {c: {m: v._asdict() for m, v in row.items()} for c, row in result.rows.items()}})
   logs.write_atomic(folder / 'per_category.csv', tables.to_csv(result.rows, result.counts))
   logs.write_atomic(folder / 'scores.csv', tables.scores_csv(
-    target.ids, [target.categories[c] for c in target.category_index], target.labels, result.scores))
+    target.ids, [target.categories[c] for c in target.category_index], target.labels.tolist(), result.scores.tolist()))
   indices = examples.select(target, result.scores, cfg.report.pictures)
   rule, thresholds = page_rule(target, result)
   logs.write_json(folder / 'manifest.json', manifest(run, record, evaluation.seconds) | {'figures': thresholds})

@@ -206,7 +206,8 @@ class Run:
     if self.trains_on_texts:
       return self._fit_texts(workdir)
     memory_budget.require(memory_budget.training(self), self.cfg.machine.max_memory_gb)
-    params, trained = self.init(), {}
+    params = self.init()
+    trained: dict[str, Any] = {}
     context = self.training_context(aux)
     mosaics = self.cfg.get('mosaic', 0) > 0
     if mosaics:
@@ -344,8 +345,8 @@ class Run:
   @property
   def postprocess(self) -> Callable[[Prediction], Prediction] | None:
     """What makes a category's Prediction final; None if that of a batch is."""
-    method = self.method
-    return method.postprocess_category and functools.partial(method.postprocess_category, cfg=self.cfg)
+    postprocess = self.method.postprocess_category
+    return None if postprocess is None else functools.partial(postprocess, cfg=self.cfg)
 
   def reduced(self, text: Any, dataset: str) -> Any:
     """Returns text features after the method's reduction on the host, for the data set of that name."""

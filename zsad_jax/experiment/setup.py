@@ -17,16 +17,16 @@ from zsad_jax.data import catalog, images
 from zsad_jax.engine import features, runtime
 from zsad_jax.methods import Method
 from zsad_jax.methods.parts import bounds
-from zsad_jax.methods.parts.bounds import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, OneOf, Range
+from zsad_jax.methods.parts.bounds import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, Bound, OneOf, Range
 
-Config = mlc.FrozenConfigDict
+Config = Any  # ml_collections.FrozenConfigDict, whose keys no type checker knows
 # Groups of the config by what they affect. MODEL stands for every other key: CLIP, the method's own keys, the seed.
 MODEL = 'model'
 TRAINING, DATA, EVALUATION = ('train', 'optim'), 'data', 'eval'
 NO_EFFECT = ('label', 'published', 'seeds', 'predict', 'machine', 'report', 'bench', 'export')  # on an evaluation
 RESULT = (MODEL, DATA, *TRAINING, EVALUATION)  # everything that an evaluation's numbers depend on
 
-BOUNDS = {
+BOUNDS: dict[str, Bound] = {
   'seed': NOT_NEGATIVE, 'seeds': AT_LEAST_ONE, 'image_size': AT_LEAST_ONE,
   'precision': OneOf(clip_lib.PRECISIONS), 'feature_dtype': OneOf(features.STORAGE),
   'object_names': OneOf(('folder', 'catalogue')),
@@ -70,9 +70,9 @@ def check(cfg: Config) -> Method:
   return method
 
 
-def sections(cfg: Config | Mapping, *groups: str) -> dict[str, Any]:
+def sections(cfg: Config, *groups: str) -> dict[str, Any]:
   """Returns the config's keys in these groups as a JSON-able dict; MODEL stands for every key outside all groups."""
-  plain = dict(cfg) if isinstance(cfg, dict) else json.loads(cfg.to_json_best_effort())
+  plain = cfg if isinstance(cfg, dict) else json.loads(cfg.to_json_best_effort())
   others = {*TRAINING, DATA, EVALUATION, *NO_EFFECT}
   return {key: value for key, value in plain.items() if key in groups or (MODEL in groups and key not in others)}
 

@@ -24,14 +24,13 @@ from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import ml_collections as mlc
 import numpy as np
 
 from zsad_jax.clip.feature_spec import Features, FeatureSpec
 from zsad_jax.methods.parts.bounds import Bound
 
 Clip = Any  # zsad_jax.clip.model.Clip
-Config = mlc.FrozenConfigDict
+Config = Any  # ml_collections.FrozenConfigDict, whose keys no type checker knows
 Params = Any  # a tree of arrays
 Batch = Mapping[str, jax.Array]
 Metrics = Mapping[str, jax.Array]
@@ -279,7 +278,7 @@ def from_module(module: ModuleType) -> Method:
   """
   name = module.__name__.rpartition('.')[2]
   known = [field for field in Method._fields if field not in NOT_FUNCTIONS]
-  functions = {key: value for key, value in vars(module).items()
+  functions: dict[str, Any] = {key: value for key, value in vars(module).items()
                if inspect.isfunction(value) and value.__module__ == module.__name__ and not key.startswith('_')}
   for key in functions:
     if key not in known:
@@ -292,7 +291,7 @@ def from_module(module: ModuleType) -> Method:
                      ('training_texts', 'train'), ('loss', 'init')):
     if one in functions and other not in functions:
       raise ValueError(f'{module.__name__} defines {one}() without {other}()')
-  constants = {field: vars(module)[key] for key, field in CONSTANTS.items() if key in vars(module)}
+  constants: dict[str, Any] = {field: vars(module)[key] for key, field in CONSTANTS.items() if key in vars(module)}
   return Method(name=name, **functions, **constants)
 
 

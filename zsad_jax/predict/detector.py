@@ -304,7 +304,10 @@ class Detector:
     Raises:
       ValueError: an array of another kind; too few images for a threshold that is fitted to them.
     """
-    scored = [one._replace(image=one.image and one.image.size) for one in self.stream(images)]
+    scored, sizes = [], []
+    for one in self.stream(images):  # of images only the size is kept
+      sizes.append(None if one.image is None else one.image.size)
+      scored.append(one._replace(image=None))
     good = [one for one in scored if not one.error]
     levels = self.levels
     if good and any(self.needs_batch):
@@ -312,7 +315,7 @@ class Detector:
       levels = calibration.of_batch(self.cfg.predict, levels, [one.score for one in good],
                                     [m.min() for m in maps], [m.max() for m in maps])
     scores = [one.score for one in good]
-    return [_prediction(one, levels, scores) for one in scored]
+    return [_prediction(one, size, levels, scores) for one, size in zip(scored, sizes)]
 
 
 def _with_scores(rows: list[Scored], prediction: BatchPrediction) -> list[Scored]:
@@ -321,7 +324,8 @@ def _with_scores(rows: list[Scored], prediction: BatchPrediction) -> list[Scored
   for row in rows:
     if not row.error:
       i = next(place)
-      score, anomaly_map = float(prediction.score[i]), None if prediction.map is None else prediction.map[i]
+      score = float(prediction.score[i])
+      anomaly_map = None if prediction.map is None else np.asarray(prediction.map[i])
       finite = math.isfinite(score) and (anomaly_map is None or np.all(np.isfinite(anomaly_map)))
       row = row._replace(score=score, map=anomaly_map) if finite else row._replace(
         error=f'{row.source}: its score or map is NaN or infinite')
@@ -329,8 +333,9 @@ def _with_scores(rows: list[Scored], prediction: BatchPrediction) -> list[Scored
   return scored
 
 
-def _prediction(one: Scored, levels: calibration.Levels, scores: list[float]) -> Prediction:
-  """The public form of a scored image, of which only the size is kept."""
+def _prediction(one: Scored, size: tuple[int, int] | None, levels: calibration.Levels, scores: list[float]
+                ) -> Prediction:
+  """The public form of a scored image of this size (width, height)."""
   path = str(one.source) if isinstance(one.source, str | Path) else None
   if one.error:
     return Prediction(path, error=one.error)
@@ -338,7 +343,7 @@ def _prediction(one: Scored, levels: calibration.Levels, scores: list[float]) ->
                        float(thresholds.percentile(one.score, scores)))
   if one.map is None:
     return verdict
-  anomaly_map = enlarged(one.map, one.image)
+  anomaly_map = enlarged(one.map, size)
   return verdict._replace(map=anomaly_map, mask=anomaly_map >= levels.pixel.value, pixel_threshold=levels.pixel.value)
 
 

@@ -151,7 +151,7 @@ def write(model: Model, folder: Path) -> Path:
   parts = {'program': ('stablehlo', bytes(exported.serialize())), 'text': ('npz', _npz(_flat(model.text_features)))}
   if not inline:
     parts['weights'] = ('safetensors', safetensors.numpy.save(used))
-  files = {}
+  files: dict[str, dict[str, Any]] = {}
   for kind, (suffix, content) in parts.items():
     digest = hashlib.sha256(content).hexdigest()
     files[kind] = {'name': f'{kind}-{digest[:12]}.{suffix}', 'bytes': len(content), 'sha256': digest}
@@ -210,7 +210,7 @@ def load(folder: Path | str) -> tuple[Callable, dict[str, Any]]:
 @contextlib.contextmanager
 def _without_locations() -> Iterator[None]:
   """Keeps the places of this checkout's source lines out of programs."""
-  before = jax.config.jax_traceback_in_locations_limit
+  before = jax.config.values['jax_traceback_in_locations_limit']
   jax.config.update('jax_traceback_in_locations_limit', 0)
   try:
     yield
@@ -228,7 +228,7 @@ def _exported(model: Model, platforms: Sequence[str]) -> tuple[Any, dict, bool]:
   return *program(model, platforms, cfg.export.batch), True
 
 
-def _predict(model: Model, weights: Mapping, text: Mapping, images: jax.Array) -> dict[str, jax.Array]:
+def _predict(model: Model, weights: Mapping, text: Mapping, images: jax.Array) -> dict[str, Any]:
   """Score and map of uint8 images; weights that are missing are read nowhere."""
   run = model.run
   tree = _filled(model.weights, weights)

@@ -129,7 +129,7 @@ def _predict(made: Detector, root: Path, plan: Sequence[Planned], out: Path, log
 
   def write(scored: Scored) -> dict[str, Any]:
     entry = planned[scored.source]
-    return {'path': entry.path, **_stamp(scored.source), **writer.write(scored, entry.name)}
+    return {'path': entry.path, **_stamp(root / entry.file), **writer.write(scored, entry.name)}
 
   pool = ThreadPoolExecutor(detector.THREADS)
   batches = runtime.prefetch(lambda batch: list(pool.map(write, batch)), made.batches(planned), depth=1)

@@ -95,7 +95,7 @@ def read_map(path: Path | str) -> np.ndarray:
   if path.suffix == '.npy':
     return np.load(path, allow_pickle=False).astype(np.float32)
   with Image.open(path) as picture:
-    metadata = json.loads(picture.text['zsad_jax'])
+    metadata = json.loads(picture.info['zsad_jax'])
     span = metadata['high'] - metadata['low']
     return (metadata['low'] + np.asarray(picture, np.float64) / 65535 * span).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""Small data sets on disk: black pictures whose white block is the defect, so that pixels say what a mask must be."""
+"""Small data sets on disk: black images whose white block is the defect, so the pixels determine the mask."""
 
 import numpy as np
 from PIL import Image
@@ -7,7 +7,7 @@ SIZE = (30, 18)  # width, height: not square, so that a swapped axis shows
 
 
 def picture(block=None, size=SIZE, mode='RGB'):
-  """A black image with a white block (left, top, right, bottom), or with faint texture where there is none."""
+  """A black image with a white block (left, top, right, bottom), or with faint texture if `block` is None."""
   pixels = np.zeros(size[::-1], np.uint8)
   if block is None:
     pixels[::3, ::2] = 40
@@ -24,7 +24,7 @@ def write(path, image):
 
 
 def write_category(folder, defects, *, train=2, good=2, mode='RGB', size=SIZE):
-  """One category in MVTec layout; `defects` is {defect: number of images}."""
+  """Writes one category in MVTec layout; `defects` is {defect: number of images}."""
   for split, n in (('train', train), ('test', good)):
     for i in range(n):
       write(folder / split / 'good' / f'{i:03}.png', picture(mode=mode, size=size))
@@ -36,7 +36,7 @@ def write_category(folder, defects, *, train=2, good=2, mode='RGB', size=SIZE):
 
 
 def assert_aligned(record):
-  """The mask is white exactly where the image is; both are empty of white for a normal image."""
+  """Asserts that the mask is white exactly where the image is, and that normal images have no white."""
   white = np.asarray(record['image'].convert('L')) > 127
   np.testing.assert_array_equal(record['mask'], white * np.uint8(255))
   assert white.any() == bool(record['label']) and record['has_mask']

@@ -19,7 +19,7 @@ def load(tmp_path, name='colon_ad', **options):
   return data.load(name, root=tmp_path / 'data', manual_dir=tmp_path / 'manual', **options)
 
 
-def test_all_of_it_is_the_split_that_the_protocol_trains_on(root, tmp_path):
+def test_all_images_are_in_split_test(root, tmp_path):
   dataset = load(tmp_path)                       # split='test', the default of the launcher too
   assert dataset.ids == ['colon/test/good/bbps-2-3-a', 'colon/test/good/cecum-a', 'colon/test/polyp/10',
                          'colon/test/polyp/2']
@@ -41,14 +41,14 @@ def test_the_configuration_says_which_classes_are_normal(root, tmp_path):
   assert tract.fingerprint != load(tmp_path).fingerprint
 
 
-def test_a_folder_that_the_user_sorted_is_all_normal(root, tmp_path):
+def test_images_directly_in_normal_are_all_normal(root, tmp_path):
   for path in sorted((root / 'normal').iterdir()):
     (path / f'{path.name}-a.jpg').rename(root / 'normal' / f'{path.name}-a.jpg')
     path.rmdir()
   assert load(tmp_path).labels.tolist() == [0, 0, 0, 0, 1, 1]
 
 
-def test_without_a_normal_image_it_is_refused(root, tmp_path):
+def test_missing_normal_images_are_refused(root, tmp_path):
   for name in ('cecum', 'bbps-2-3'):
     (root / 'normal' / name / f'{name}-a.jpg').unlink()
     (root / 'normal' / name).rmdir()
@@ -59,7 +59,7 @@ def test_without_a_normal_image_it_is_refused(root, tmp_path):
     load(tmp_path)
 
 
-def test_a_missing_mask_and_missing_polyps(root, tmp_path):
+def test_missing_masks_and_polyps_are_refused(root, tmp_path):
   (root / 'CVC-ColonDB' / 'masks' / '2.png').unlink()
   with pytest.raises(ValueError, match=r'images/2\.png: no mask'):
     load(tmp_path)

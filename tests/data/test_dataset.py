@@ -34,7 +34,7 @@ def test_records_and_columns_agree(opened):
   assert 'tensorflow' not in sys.modules
 
 
-def test_the_marked_pixels_are_the_masked_ones(opened):
+def test_masks_cover_the_drawn_defects(opened):
   for record in opened():
     if record['label']:
       np.testing.assert_array_equal(np.asarray(record['image'])[..., 0], record['mask'])
@@ -42,7 +42,7 @@ def test_the_marked_pixels_are_the_masked_ones(opened):
       assert not record['mask'].any()
 
 
-def test_masks_that_are_zero_anyway_are_not_decoded(layout, opened, monkeypatch):
+def test_masks_of_normal_and_label_only_images_are_not_decoded(layout, opened, monkeypatch):
   (layout / 'grid' / 'ground_truth').rename(layout.parent / 'away')
   dataset = opened()
   monkeypatch.setattr(data.dataset.images, 'decode_mask', lambda *_: pytest.fail('decoded'))
@@ -67,14 +67,14 @@ def test_categories_filter_in_the_data_sets_own_order(opened):
   assert opened(categories=('metal_nut', 'grid')).categories == ('grid', 'metal_nut')
 
 
-def test_unknown_category_and_split(opened):
+def test_unknown_categories_and_splits_are_refused(opened):
   with pytest.raises(ValueError, match=r"no category 'metalnut', did you mean 'metal_nut'\? It has grid, metal"):
     opened(categories=('metalnut',))
   with pytest.raises(ValueError, match="no images in split 'val'; it has"):
     opened(split='val')
 
 
-def test_fingerprint_is_of_the_content(layout, opened):
+def test_fingerprint_depends_on_the_content_alone(layout, opened):
   before = opened().fingerprint
   assert opened().fingerprint == before
   assert opened(categories=('grid',)).fingerprint != before != opened(split='train').fingerprint
@@ -121,7 +121,7 @@ def test_a_category_absent_from_the_split_keeps_its_name(visa, tmp_path):
   assert dataset.object_names == {'chewinggum': 'chewing gum', 'pcb1': 'printed circuit board'}
 
 
-def test_label_only_categories_say_so(layout, opened):
+def test_label_only_categories_have_no_masks(layout, opened):
   (layout / 'grid' / 'ground_truth').rename(layout.parent / 'away')
   dataset = opened()
   assert dataset.has_mask.tolist() == [False, False, True, True] + [True] * 5
@@ -139,7 +139,7 @@ def test_names_may_be_long_and_in_any_script(tmp_path):
   assert record['mask'].sum() == 16 * 255
 
 
-def test_truncated_records_are_found_when_opened(tmp_path, opened):
+def test_truncated_records_are_refused(tmp_path, opened):
   opened()
   shard = next((tmp_path / 'data').glob('*/mvtec_layout/1.0.0/*test.array_record*'))
   os.truncate(shard, shard.stat().st_size // 2)
@@ -147,7 +147,7 @@ def test_truncated_records_are_found_when_opened(tmp_path, opened):
     opened()
 
 
-def test_an_index_that_cannot_be_written_costs_time_only(tmp_path, opened, monkeypatch):
+def test_an_index_that_cannot_be_written_is_tolerated(tmp_path, opened, monkeypatch):
   before = opened()
   for path in (tmp_path / 'data').glob('*/mvtec_layout/1.0.0/index-*.json'):
     path.unlink()
@@ -167,7 +167,7 @@ def test_the_index_is_json(tmp_path, opened):
 
 @settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(width=st.integers(1, 40), height=st.integers(1, 40), data_=st.data())
-def test_any_size_and_block_survives(tmp_path_factory, width, height, data_):
+def test_image_and_mask_survive_at_any_size(tmp_path_factory, width, height, data_):
   left, top = data_.draw(st.integers(0, width - 1)), data_.draw(st.integers(0, height - 1))
   block = (left, top, data_.draw(st.integers(left + 1, width)), data_.draw(st.integers(top + 1, height)))
   root = tmp_path_factory.mktemp('any')

@@ -33,7 +33,7 @@ def png(width, height, colour_type, depth, rows):
 
 
 @pytest.mark.parametrize('suffix,mode', [('png', 'RGB'), ('jpg', 'RGB'), ('png', 'L'), ('jpg', 'L')])
-def test_plain_files_pass_through_byte_for_byte(tmp_path, suffix, mode):
+def test_plain_files_are_stored_byte_for_byte(tmp_path, suffix, mode):
   path = save(tmp_path / f'a.{suffix}', Image.fromarray(noise((9, 7, 3))).convert(mode))
   stored = images.encode(path)
   assert stored == (path.read_bytes(), (7, 9), '')
@@ -144,7 +144,7 @@ def mislabelled(tmp_path):
   return path, pixels
 
 
-def test_colour_declared_greyscale_in_a_tiff_is_read_as_colour(mislabelled):
+def test_a_colour_tiff_declared_greyscale_is_read_as_colour(mislabelled):
   path, pixels = mislabelled
   with pytest.raises(Image.UnidentifiedImageError):
     Image.open(path)
@@ -153,13 +153,13 @@ def test_colour_declared_greyscale_in_a_tiff_is_read_as_colour(mislabelled):
   assert (images.read_mask(path, 127) == (np.asarray(Image.fromarray(pixels).convert('L')) > 127)).all()
 
 
-def test_three_equal_samples_are_told_from_colour(tmp_path):
+def test_three_equal_samples_are_noted(tmp_path):
   path = tmp_path / 'a.tif'
   path.write_bytes(colour_tiff(np.repeat(noise((9, 7, 1)), 3, 2)))
   assert 'three equal samples' in images.encode(path).note
 
 
-def test_the_same_tiff_declared_rgb_needs_no_such_care(tmp_path):
+def test_a_tiff_declared_rgb_is_read_as_usual(tmp_path):
   pixels = noise((9, 7, 3))
   path = tmp_path / 'a.tif'
   path.write_bytes(colour_tiff(pixels, photometric=2))
@@ -169,7 +169,7 @@ def test_the_same_tiff_declared_rgb_needs_no_such_care(tmp_path):
 
 @settings(deadline=None, max_examples=30)
 @given(cut=st.integers(1, 300))
-def test_a_truncated_mislabelled_tiff_never_becomes_another_picture(tmp_path_factory, cut):
+def test_a_truncated_mislabelled_tiff_never_becomes_another_image(tmp_path_factory, cut):
   content = colour_tiff(noise((9, 7, 3)))
   path = tmp_path_factory.mktemp('cut') / 'a.tif'
   path.write_bytes(content[:-cut])
@@ -182,7 +182,7 @@ def test_a_truncated_mislabelled_tiff_never_becomes_another_picture(tmp_path_fac
 
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
-def test_flipped_bytes_of_a_mislabelled_tiff_raise_bad_image_or_nothing(tmp_path_factory, data):
+def test_flipped_bytes_of_a_mislabelled_tiff_raise_only_bad_image(tmp_path_factory, data):
   content = bytearray(colour_tiff(noise((9, 7, 3))))
   path = tmp_path_factory.mktemp('flip') / 'a.tif'
   for _ in range(3):                             # header and directory lie before and after the 189 bytes of pixels
@@ -195,7 +195,7 @@ def test_flipped_bytes_of_a_mislabelled_tiff_raise_bad_image_or_nothing(tmp_path
     assert str(path) in str(e)
 
 
-def test_a_mislabelled_tiff_may_be_a_bomb_too(mislabelled, monkeypatch):
+def test_a_huge_mislabelled_tiff_is_refused(mislabelled, monkeypatch):
   monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 31)
   with pytest.raises(BadImage, match=r'a\.tif: refused as a decompression bomb \(63 pixels\)'):
     images.encode(mislabelled[0])
@@ -222,7 +222,7 @@ def test_exif_orientation_is_ignored_unless_applied(tmp_path, name):
   assert images.encode(path, Rules(exif='apply')).size == (18, 30)
 
 
-def test_exif_applies_to_masks_alike(tmp_path):
+def test_exif_rules_apply_to_masks_too(tmp_path):
   path = rotated(tmp_path / 'm.png', picture((0, 0, 10, 5), mode='L'))
   plain = images.read_mask(path, 0)
   np.testing.assert_array_equal(images.read_mask(path, 0, Rules(exif='apply')), np.rot90(plain, -1))
@@ -234,14 +234,14 @@ def test_an_upright_orientation_tag_changes_nothing(tmp_path):
   assert images.encode(path).note == ''
 
 
-def test_damaged_exif_does_not_cost_the_picture(tmp_path):
+def test_damaged_exif_does_not_cost_the_image(tmp_path):
   path = save(tmp_path / 'a.jpg', picture(), exif=b'Exif\0\0nonsense')
   assert images.encode(path, Rules(exif='apply')).size == (30, 18)
 
 
 @pytest.mark.parametrize('content,reason', [
   (b'', 'empty'), (b'<html>not found</html>', 'not an image'), (b'\x89PNG\r\n\x1a\n', 'damaged')])
-def test_files_that_hold_no_image(tmp_path, content, reason):
+def test_files_without_an_image_are_refused(tmp_path, content, reason):
   path = tmp_path / 'a.png'
   path.write_bytes(content)
   for read in (images.encode, images.read_rgb, lambda p: images.read_mask(p, 0)):
@@ -257,7 +257,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 @settings(deadline=None, max_examples=40)
 @given(fraction=st.floats(0.02, 0.9), suffix=st.sampled_from(['png', 'jpg', 'tif', 'bmp', 'webp']))
-def test_truncated_files_never_become_pictures(tmp_path_factory, fraction, suffix):
+def test_truncated_files_never_become_images(tmp_path_factory, fraction, suffix):
   path = tmp_path_factory.mktemp('cut') / f'a.{suffix}'
   Image.fromarray(noise((40, 40, 3))).save(path)
   data = path.read_bytes()
@@ -268,7 +268,7 @@ def test_truncated_files_never_become_pictures(tmp_path_factory, fraction, suffi
 
 @settings(deadline=None, max_examples=60)
 @given(data=st.data(), suffix=st.sampled_from(['png', 'jpg', 'tif', 'bmp', 'webp']))
-def test_flipped_bytes_raise_bad_image_or_nothing(tmp_path_factory, data, suffix):
+def test_flipped_bytes_raise_only_bad_image(tmp_path_factory, data, suffix):
   path = tmp_path_factory.mktemp('flip') / f'a.{suffix}'
   Image.fromarray(noise((12, 12, 3))).save(path)
   damaged = bytearray(path.read_bytes())
@@ -291,7 +291,7 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('rules,field', [
   (Rules(exif='auto'), 'exif'), (Rules(background=(1, 2)), 'background'), (Rules(background=(0, 0, 256)), '256')])
-def test_rules_out_of_range(rules, field):
+def test_rules_out_of_range_are_refused(rules, field):
   with pytest.raises(ValueError, match=field):
     images.check_rules(rules)
 
@@ -309,7 +309,7 @@ BLOCK = np.asarray(picture((3, 2, 9, 8), mode='L')) > 0
   lambda b: Image.fromarray(b.astype(np.uint8) * np.uint8(255)).convert('RGBA'),
   lambda b: Image.fromarray(b.astype(np.uint8) * np.uint8(255)).convert('P'),
 ], ids=['0-255', '0-1', 'index 3', '16 bit 0-1', '1 bit', 'RGB', 'RGBA', 'palette'])
-def test_every_way_to_write_a_mask_reads_the_same(tmp_path, make):
+def test_all_mask_formats_read_the_same(tmp_path, make):
   path = save(tmp_path / 'm.png', make(BLOCK))
   np.testing.assert_array_equal(images.read_mask(path, 0), BLOCK)
 

@@ -5,8 +5,8 @@ from PIL import Image
 from small_sets import assert_aligned, picture, write, write_category
 
 from zsad_jax import data
-from zsad_jax.data import catalog
-from zsad_jax.data.kolektor_sdd import kolektor_sdd_dataset_builder as kolektor
+from zsad_jax.data import builders, catalog
+from zsad_jax.data.layouts import kolektor_sdd
 
 SIZE = (16, 31)                  # an odd height, so that the cut shows
 DEFECTS = {                      # strip: (top, bottom) of its defect
@@ -43,7 +43,7 @@ def anomalous(dataset):
   return [key.rpartition('/')[2] for key, label in zip(dataset.ids, dataset.labels) if label]
 
 
-def test_halves_are_the_default(archive, tmp_path):
+def test_halves_is_the_default_configuration(archive, tmp_path):
   dataset, train = load(tmp_path), load(tmp_path, split='train')
   assert anomalous(dataset) == ['kos01_Part1_0', 'kos02_Part0_0', 'kos02_Part0_1']
   assert (len(dataset), len(train)) == (3 + 4, 9)                # a quarter of 13 normal tiles, rounded up
@@ -64,8 +64,8 @@ def test_the_configuration_decides_the_tiles(archive, tmp_path, config, anomalie
   dataset = load(tmp_path, name)
   assert dataset.name == name and anomalous(dataset) == anomalies
   assert (len(dataset), len(load(tmp_path, name, split='train'))) == (test, train)
-  found = [dataset, load(tmp_path, name, split='train')]
-  strip_tiles = {r['id'].rpartition('/')[2]: r['image'] for part in found for r in part if 'kos02_Part0' in r['id']}
+  splits = [dataset, load(tmp_path, name, split='train')]
+  strip_tiles = {r['id'].rpartition('/')[2]: r['image'] for part in splits for r in part if 'kos02_Part0' in r['id']}
   assert tuple(strip_tiles[key].height for key in sorted(strip_tiles)) == heights
   whole = np.concatenate([np.asarray(strip_tiles[key]) for key in sorted(strip_tiles)])
   np.testing.assert_array_equal(whole, np.asarray(Image.open(archive / 'kos02' / 'Part0.jpg').convert('RGB')))
@@ -73,7 +73,7 @@ def test_the_configuration_decides_the_tiles(archive, tmp_path, config, anomalie
     assert_aligned(record)
 
 
-def test_masks_lie_where_the_defect_was_drawn(archive, tmp_path):
+def test_masks_are_where_the_defect_was_drawn(archive, tmp_path):
   by_stem = {r['id'].rpartition('/')[2]: r['mask'] for r in load(tmp_path)}
   assert by_stem['kos01_Part1_0'][3, 5] == 255 and by_stem['kos01_Part1_0'][2, 5] == 0
   assert by_stem['kos02_Part0_0'][12:, 5].all() and not by_stem['kos02_Part0_0'][:12].any()
@@ -87,56 +87,57 @@ def test_one_pixel_makes_a_tile_anomalous(archive, tmp_path):
   assert 'kos01_Part3_1' in anomalous(load(tmp_path)) and 'kos01_Part3_0' not in anomalous(load(tmp_path))
 
 
-def test_the_split_is_that_of_scikit_learn_on_sorted_names():
+def test_the_split_equals_scikit_learns_on_sorted_names():
   model_selection = pytest.importorskip('sklearn.model_selection')
   names = [f'kos{i:02}_Part{j}_{k}' for i in range(1, 51) for j in range(8) for k in (0, 1)][:724]
   _, test = model_selection.train_test_split(sorted(names), test_size=0.25, random_state=42)
-  assert kolektor.test_tiles(names) == set(test) == kolektor.test_tiles(names[::-1]) and len(test) == 181
+  assert kolektor_sdd.draw_test_tiles(names) == kolektor_sdd.draw_test_tiles(names[::-1]) == set(test)
+  assert len(test) == 181
 
 
 def test_the_split_is_pinned():
-  assert sorted(kolektor.test_tiles(list('abcdefgh'))) == ['b', 'f']
-  assert kolektor.test_tiles([]) == set()
+  assert sorted(kolektor_sdd.draw_test_tiles(list('abcdefgh'))) == ['b', 'f']
+  assert kolektor_sdd.draw_test_tiles([]) == set()
 
 
-def test_published_counts(archive, tmp_path):
+def test_counts_are_compared_with_those_of_the_configuration(archive, tmp_path):
   entry = catalog.CATALOG['kolektor_sdd']
   assert (entry.normal, entry.anomalous) == (181, 74) and sum(entry.totals['halves'][:2]) == 2 * 399 - 74
   assert sum(entry.totals['thirds']) == 3 * 399 and sum(entry.totals['full']) == 399
-  assert 'in all: 3 test anomalous images, published 74' in load(tmp_path).notes
+  assert 'in total: 3 test anomalous images, published 74' in load(tmp_path).notes
   problems = data.verify('kolektor_sdd/thirds', tmp_path / 'manual').problems
-  assert 'in all: 2 test anomalous images, published 54' in problems
+  assert 'in total: 2 test anomalous images, published 54' in problems
 
 
 def test_missing_and_unknown_folders_are_named(archive, tmp_path):
   (archive / 'kos51').mkdir()
-  found = kolektor.Builder.survey(archive)
+  found = builders.published('kolektor_sdd').scan(archive)
   assert sum('category folder is missing' in n for n in found.notes) == 48
   assert any('kos51: not a category' in n for n in found.notes) and found.problems == []
 
 
-def test_damaged_image(archive, tmp_path):
+def test_a_damaged_image_is_named(archive, tmp_path):
   bad = archive / 'kos01' / 'Part2.jpg'
   bad.write_bytes(bad.read_bytes()[:50])
   with pytest.raises(ValueError, match=str(bad)):
     load(tmp_path)
 
 
-def test_damaged_mask(archive, tmp_path):
+def test_a_damaged_mask_is_named(archive, tmp_path):
   bad = archive / 'kos01' / 'Part2_label.bmp'
   bad.write_bytes(b'')
   with pytest.raises(ValueError, match=f'{bad}: the file is empty'):
     load(tmp_path)
 
 
-def test_missing_and_extra_masks(archive):
+def test_missing_and_extra_masks_are_named(archive):
   (archive / 'kos01' / 'Part2_label.bmp').rename(archive / 'kos01' / 'Part9_label.bmp')
-  problems = kolektor.Builder.survey(archive).problems
+  problems = builders.published('kolektor_sdd').scan(archive).problems
   assert len(problems) == 2 and 'Part2.jpg: no mask' in problems[0] and 'normal images have one too' in problems[0]
   assert 'Part9_label.bmp: mask without an image' in problems[1]
 
 
-def test_a_mask_of_another_size(archive, tmp_path):
+def test_a_mask_of_another_size_is_refused(archive, tmp_path):
   Image.new('L', (16, 30)).save(archive / 'kos02' / 'Part3_label.bmp')
   with pytest.raises(ValueError, match=r'Part3\.jpg is 16x31 pixels, but its mask .* is 16x30'):
     load(tmp_path)
@@ -151,8 +152,8 @@ def test_a_prepared_configuration_opens_without_its_source(archive, tmp_path):
     load(tmp_path, 'kolektor_sdd/full')
 
 
-def cut_already(root, last):
-  """Tiles as the community's scripts write them, numbered 0 to `last`."""
+def write_tiles(root, last):
+  """Writes tiles as the papers' scripts do, numbered 0 to `last`."""
   write_category(root, {}, train=0, good=0)
   for i in range(last + 1):
     write(root / 'train' / 'good' / f'kos01_Part0_{i}.png', strip())
@@ -164,8 +165,8 @@ def cut_already(root, last):
 @pytest.mark.parametrize('place,last,name', [
   ('kolektor_sdd/electrical commutators', 1, 'kolektor_sdd'), ('SDD/electrical_commutators', 1, 'kolektor_sdd'),
   ('kolektor_sdd/SDD', 2, 'kolektor_sdd/thirds')])
-def test_tiles_that_are_cut_already(tmp_path, place, last, name):
-  cut_already(tmp_path / 'manual' / place, last)
+def test_tiles_that_are_cut_already_are_read(tmp_path, place, last, name):
+  write_tiles(tmp_path / 'manual' / place, last)
   dataset = load(tmp_path, name)
   assert dataset.categories == (CATEGORY,)
   assert dataset.ids == [f'{CATEGORY}/test/{kind}_Part0_{i}' for kind in ('defect/kos03', 'good/kos02')
@@ -175,30 +176,30 @@ def test_tiles_that_are_cut_already(tmp_path, place, last, name):
   assert len(load(tmp_path, name, split='train')) == last + 1
 
 
-def test_tiles_cut_otherwise_are_refused(tmp_path):
-  cut_already(tmp_path / 'manual' / 'kolektor_sdd' / 'electrical commutators', 2)
+def test_tiles_of_another_configuration_are_refused(tmp_path):
+  write_tiles(tmp_path / 'manual' / 'kolektor_sdd' / 'electrical commutators', 2)
   with pytest.raises(ValueError, match='by their names the tiles are thirds, not halves'):
     load(tmp_path)
   with pytest.raises(ValueError, match=r'thirds, not full; load that configuration, or unpack KolektorSDD\.zip'):
     load(tmp_path, 'kolektor_sdd/full')
 
 
-def test_tiles_whose_names_tell_nothing_are_taken_with_a_note(tmp_path):
+def test_tiles_with_other_names_are_read_with_a_note(tmp_path):
   root = tmp_path / 'manual' / 'kolektor_sdd' / 'electrical commutators'
   write_category(root, {'defect': 1})
-  assert any('taken for halves' in note for note in load(tmp_path).notes)
+  assert any('read as halves' in note for note in load(tmp_path).notes)
 
 
-def test_unknown_configuration(tmp_path):
+def test_an_unknown_configuration_is_refused(tmp_path):
   with pytest.raises(ValueError, match="kolektor_sdd has no configuration 'quarters'; it has halves, thirds, full"):
     load(tmp_path, 'kolektor_sdd/quarters')
 
 
-def test_the_tfds_way_to_prepare(archive, tmp_path):
+def test_tfds_prepares_each_configuration(archive, tmp_path):
   sizes = {}
   for name in (None, 'thirds'):
-    made = kolektor.Builder(data_dir=tmp_path / 'data', config=name)
-    made.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=tmp_path / 'manual'))
-    sizes[made.builder_config.name] = {k: s.num_examples for k, s in made.info.splits.items()}
-    assert 'tabernik2020' in made.info.citation and '399 grey strips' in made.info.description
+    builder = builders.published('kolektor_sdd')(data_dir=tmp_path / 'data', config=name)
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=tmp_path / 'manual'))
+    sizes[builder.builder_config.name] = {k: s.num_examples for k, s in builder.info.splits.items()}
+    assert 'tabernik2020' in builder.info.citation and '399 grey strips' in builder.info.description
   assert sizes == {'halves': {'train': 9, 'test': 7}, 'thirds': {'train': 16, 'test': 8}}

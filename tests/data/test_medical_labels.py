@@ -1,4 +1,4 @@
-"""The sets with image labels only: official archives with their quirks, and what scripts of the field make of them."""
+"""Data sets with image labels only: official archives, and what the papers' scripts convert them to."""
 
 import hashlib
 
@@ -9,7 +9,7 @@ from PIL import Image
 from small_sets import write
 
 from zsad_jax import data
-from zsad_jax.data import catalog, images, naming
+from zsad_jax.data import builders, catalog, images
 
 SETS = ('head_ct', 'brain_mri', 'br35h', 'covid19_radiography', 'covid19_radiography/current', 'sewer_ml')
 
@@ -93,7 +93,7 @@ def check(name, dataset):
 
 
 @pytest.mark.parametrize('name', SETS)
-def test_the_official_archive(name, tmp_path):
+def test_the_official_archive_is_read(name, tmp_path):
   raw(name, tmp_path)
   dataset = load(name, tmp_path)
   check(name, dataset)
@@ -103,7 +103,7 @@ def test_the_official_archive(name, tmp_path):
 
 
 @pytest.mark.parametrize('name', SETS)
-def test_what_belongs_to_the_archive_is_no_problem(name, tmp_path):
+def test_everything_in_the_archive_is_expected(name, tmp_path):
   raw(name, tmp_path)
   problems = data.verify(name, tmp_path / 'manual').problems
   assert [p for p in problems if 'published' not in p] == []
@@ -112,15 +112,15 @@ def test_what_belongs_to_the_archive_is_no_problem(name, tmp_path):
 @pytest.mark.parametrize('name,counts', [
   ('head_ct', (100, 100)), ('brain_mri', (98, 155)), ('br35h', (1500, 1500)), ('covid19_radiography', (1341, 219)),
   ('covid19_radiography/current', (10192, 3616)), ('sewer_ml', (68681, 61365))])
-def test_published_counts(name, counts, tmp_path):
+def test_counts_are_compared_with_the_published_ones(name, counts, tmp_path):
   raw(name, tmp_path)
   text = '\n'.join(data.verify(name, tmp_path / 'manual', decode=False).problems)
   for kind, count in zip(('normal', 'anomalous'), counts):
-    assert f'test {kind} images, published {count}' in text
+    assert f'test {kind} images, published {count:,}' in text
   assert catalog.CATALOG[name.partition('/')[0]].metrics == ('image',)
 
 
-def test_brain_mri_copies_are_noted_and_kept(tmp_path):
+def test_duplicate_files_of_brain_mri_are_noted_and_kept(tmp_path):
   root = raw('brain_mri', tmp_path)
   (root / 'yes' / 'Y9.jpg').write_bytes((root / 'yes' / 'Y1.jpg').read_bytes())
   dataset = load('brain_mri', tmp_path)
@@ -153,7 +153,7 @@ def test_head_ct_transparency_follows_the_rule(tmp_path):
 
 
 @pytest.mark.parametrize('layout', ['brain/test/{}', 'headct/test/{}'])
-def test_head_ct_as_scripts_lay_it_out(layout, tmp_path):
+def test_head_ct_is_read_as_scripts_convert_it(layout, tmp_path):
   root = tmp_path / 'manual' / 'head_ct'
   write_plain(root / layout.format('defect'), ['000.png', '001.png'], 0)
   write_plain(root / layout.format('good'), ['100.png', '101.png'], mode='L')
@@ -163,7 +163,7 @@ def test_head_ct_as_scripts_lay_it_out(layout, tmp_path):
   assert all('published' in n for n in dataset.notes)
 
 
-def test_head_ct_with_one_folder_fewer(tmp_path):
+def test_head_ct_is_read_with_one_folder_fewer(tmp_path):
   root = raw('head_ct', tmp_path)
   (root / 'head_ct' / 'head_ct').rename(root / 'images')
   (root / 'head_ct').rmdir()
@@ -172,7 +172,7 @@ def test_head_ct_with_one_folder_fewer(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['brain_mri', 'br35h'])
-def test_brain_sets_as_adaclip_lays_them_out(name, tmp_path):
+def test_brain_sets_are_read_as_adaclip_converts_them(name, tmp_path):
   root = raw(name, tmp_path)
   test = tmp_path / 'manual' / 'other' / name / 'test'
   test.mkdir(parents=True)
@@ -182,7 +182,7 @@ def test_brain_sets_as_adaclip_lays_them_out(name, tmp_path):
   check(name, found)
 
 
-def test_brain_mri_with_the_inner_copy_alone(tmp_path):
+def test_brain_mri_is_read_from_the_inner_copy_alone(tmp_path):
   root = raw('brain_mri', tmp_path)
   for name in ('yes', 'no'):
     for path in (root / name).iterdir():
@@ -193,14 +193,14 @@ def test_brain_mri_with_the_inner_copy_alone(tmp_path):
 
 @pytest.mark.parametrize('top,covid', [('', 'COVID-19'), ('COVID-19_Radiography_Dataset', 'COVID-19'),
                                        ('COVID-19_Radiography_Dataset', 'COVID')])
-def test_covid_2020_as_scripts_lay_it_out(top, covid, tmp_path):
+def test_covid_2020_is_read_as_scripts_convert_it(top, covid, tmp_path):
   root = tmp_path / 'manual' / 'covid19_radiography' / top
   write_plain(root / 'NORMAL', ['NORMAL (1).png', 'NORMAL (2).png'])
   write_plain(root / covid, ['COVID-19 (1).png'], 0)
   check('covid19_radiography', load('covid19_radiography', tmp_path))
 
 
-def test_both_covid_releases_may_lie_side_by_side(tmp_path):
+def test_both_covid_releases_may_be_in_one_folder(tmp_path):
   covid_current(raw('covid19_radiography', tmp_path))
   for name in ('covid19_radiography', 'covid19_radiography/current'):
     dataset = load(name, tmp_path)
@@ -238,23 +238,23 @@ def test_a_missing_folder_is_named(name, folder, tmp_path):
     load(name, tmp_path)
 
 
-def test_an_absent_and_an_unlisted_head_ct(tmp_path):
+def test_missing_and_unlisted_files_of_head_ct_are_named(tmp_path):
   root = raw('head_ct', tmp_path)
   (root / 'head_ct' / 'head_ct' / '100.png').rename(root / 'head_ct' / 'head_ct' / '102.png')
-  found = naming.resolve('head_ct')[0].survey(root)
-  assert found.problems == [f'{root}/head_ct/head_ct/100.png: listed in labels.csv but not there']
+  found = builders.published('head_ct').scan(root)
+  assert found.problems == [f'{root}/head_ct/head_ct/100.png: listed in labels.csv but missing']
   assert found.notes == [f'{root}/head_ct/head_ct/102.png: not listed in labels.csv, ignored']
 
 
 @pytest.mark.parametrize('row', ['x,1', '1,2', '-1,0'])
-def test_a_head_ct_row_that_makes_no_sense(row, tmp_path):
+def test_invalid_rows_of_head_ct_are_refused(row, tmp_path):
   with (raw('head_ct', tmp_path) / 'labels.csv').open('a') as f:
     f.write(row + '\n')
-  with pytest.raises(ValueError, match=r'labels\.csv: cannot be read as a row of HeadCT'):
+  with pytest.raises(ValueError, match=r'labels\.csv: not a valid row of HeadCT'):
     load('head_ct', tmp_path)
 
 
-def test_a_head_ct_listed_twice(tmp_path):
+def test_a_file_of_head_ct_listed_twice_is_refused(tmp_path):
   with (raw('head_ct', tmp_path) / 'labels.csv').open('a') as f:
     f.write('101,0\n')
   with pytest.raises(ValueError, match='brain/test/good/101: 2 images have this id'):
@@ -270,22 +270,22 @@ def test_sewer_images_are_stored_byte_for_byte(tmp_path):
     hashlib.sha256((root / path).read_bytes()).hexdigest() for path in paths]
 
 
-def test_sewer_files_listed_unlisted_and_twice(tmp_path):
+def test_missing_unlisted_and_duplicate_files_of_sewer_ml_are_named(tmp_path):
   root = raw('sewer_ml', tmp_path)
-  survey = naming.resolve('sewer_ml')[0].survey
+  scan = builders.published('sewer_ml').scan
   (root / 'valid00' / '00000010.png').rename(root / 'valid00' / '00000011.png')
-  found = survey(root)
+  found = scan(root)
   assert found.problems == [f'00000010.png: listed in SewerML_Val.csv but in none of the folders {root}/val*']
   assert found.notes == [f'not listed in SewerML_Val.csv, ignored: 1 images, first {root}/valid00/00000011.png']
   (root / 'valid00' / '00000011.png').rename(root / '00000010.png')
-  found = survey(root)
+  found = scan(root)
   assert found.problems == found.notes == [] and len(found.items) == 3
   write_plain(root / 'valid00', ['00000003.png'])
-  problem, = survey(root).problems
+  problem, = scan(root).problems
   assert 'valid01/valid01/00000003.png: same name as' in problem and 'keep one' in problem
 
 
-def test_a_sewer_label_that_is_none(tmp_path):
+def test_invalid_labels_of_sewer_ml_are_refused(tmp_path):
   table = raw('sewer_ml', tmp_path) / 'SewerML_Val.csv'
   table.write_text(table.read_text().replace('0,0,0,1,0\n', '0,0,0,1,2\n'))
   with pytest.raises(ValueError, match=r"SewerML_Val\.csv: 'Defect' of 00000010\.png is '2'; it must be 0 or 1"):
@@ -293,7 +293,7 @@ def test_a_sewer_label_that_is_none(tmp_path):
 
 
 @pytest.mark.parametrize('name', SETS)
-def test_an_empty_manual_folder_says_how_to_get_the_set(name, tmp_path):
+def test_an_empty_manual_folder_is_an_error_with_instructions(name, tmp_path):
   with pytest.raises(FileNotFoundError, match='downloaded by hand') as e:
     load(name, tmp_path)
   assert catalog.CATALOG[name.partition('/')[0]].homepage in str(e.value)

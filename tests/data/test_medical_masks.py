@@ -1,4 +1,4 @@
-"""The medical sets with pixel masks: archives with their quirks, and what scripts of the field make of them."""
+"""Medical data sets with masks: archives with their quirks, and what the papers' scripts convert them to."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from PIL import Image
 from small_sets import write
 
 from zsad_jax import data
-from zsad_jax.data import catalog, naming, survey
+from zsad_jax.data import builders, catalog, published
 
 GROUND_TRUTH = 'ISBI2016_ISIC_Part1_Test_GroundTruth'
 # name: (category, defect type, mask threshold, layouts as (images, masks), the official one first)
@@ -60,12 +60,12 @@ def test_every_layout_gives_the_same_aligned_records(name, layout, tmp_path):
     assert record['label'] == 1 and record['has_mask'] and record['image'].size == SIZE
     assert record['object_name'] == category and record['defect_type'] == defect
   count = sum(c.anomalous for c in catalog.CATALOG[name].categories.values())
-  assert dataset.notes[0] == f'{category}: 3 test anomalous images, published {count}'
+  assert dataset.notes[0] == f'{category}: 3 test anomalous images, published {count:,}'
   assert catalog.CATALOG[name].metrics == ('pixel',) and catalog.CATALOG[name].mask_threshold == threshold
 
 
 @pytest.mark.parametrize('name', ['kvasir_seg', 'endotect_seg', 'tn3k'])
-def test_lossy_colour_masks_are_cut_at_half(name, tmp_path):
+def test_lossy_colour_masks_are_thresholded_at_half(name, tmp_path):
   root = raw(name, tmp_path, mask_mode='RGB')
   mask = root / SETS[name][3][0][1].format('10')
   with Image.open(mask) as image:
@@ -76,7 +76,7 @@ def test_lossy_colour_masks_are_cut_at_half(name, tmp_path):
 
 
 @pytest.mark.parametrize('name', SETS)
-def test_an_archive_as_released_has_nothing_to_note(name, tmp_path):
+def test_an_archive_as_released_has_no_notes(name, tmp_path):
   root = raw(name, tmp_path)
   (root / 'README.txt').write_text('read me')
   (root / '__MACOSX').mkdir()
@@ -88,15 +88,15 @@ def test_an_archive_as_released_has_nothing_to_note(name, tmp_path):
 
 
 @pytest.mark.parametrize('name', SETS)
-def test_masks_are_checked_both_ways_and_files_for_damage(name, tmp_path):
+def test_masks_are_checked_in_both_directions_and_files_for_damage(name, tmp_path):
   root = raw(name, tmp_path)
   image, mask = (root / path.format('2') for path in SETS[name][3][0])
-  kept = mask.read_bytes()
+  mask_bytes = mask.read_bytes()
   mask.unlink()
   with pytest.raises(ValueError, match='no mask') as e:
     load(name, tmp_path)
   assert str(image) in str(e.value)
-  mask.write_bytes(kept)
+  mask.write_bytes(mask_bytes)
   picture = image.read_bytes()
   image.unlink()
   with pytest.raises(ValueError, match='mask without an image') as e:
@@ -112,7 +112,7 @@ def test_masks_are_checked_both_ways_and_files_for_damage(name, tmp_path):
 
 
 @pytest.mark.parametrize('name', SETS)
-def test_an_empty_manual_folder_says_how_to_get_the_set(name, tmp_path):
+def test_an_empty_manual_folder_is_an_error_with_instructions(name, tmp_path):
   with pytest.raises(FileNotFoundError, match='downloaded by hand') as e:
     load(name, tmp_path)
   assert catalog.CATALOG[name].homepage in str(e.value)
@@ -138,21 +138,21 @@ def test_the_tiffs_of_clinicdb_keep_their_colours(tmp_path):
   assert any('three colour samples declared greyscale' in note and '1 of 1' in note for note in dataset.notes)
 
 
-def test_should_they_be_grey_after_all_a_note_says_so(tmp_path):
+def test_tiffs_with_equal_samples_are_noted(tmp_path):
   dataset = clinic(tmp_path, np.asarray(scan(0)))
   assert any('three equal samples declared greyscale' in note for note in dataset.notes)
 
 
-def test_masks_without_an_upper_half_are_noted(tmp_path):
+def test_masks_below_the_threshold_are_noted(tmp_path):
   root = raw('cvc_clinicdb', tmp_path)
   Image.new('L', SIZE, 100).save(root / 'Ground Truth' / '1.tif')
   assert any('all-zero mask: 1 of 3' in note for note in load('cvc_clinicdb', tmp_path).notes)
 
 
-def test_one_manual_folder_may_be_the_archive_of_three_sets(tmp_path):
+def test_one_manual_folder_may_hold_three_data_sets(tmp_path):
   manual = tmp_path / 'Polyp_DataSet'
   for name, top in (('cvc_clinicdb', 'CVC-ClinicDB'), ('cvc_colondb', 'CVC-ColonDB'), ('kvasir_seg', 'Kvasir')):
     write_pairs(manual / top, 'images/{}.png', 'masks/{}.png', [name])
   for name in ('cvc_clinicdb', 'cvc_colondb', 'kvasir_seg'):
-    found = naming.resolve(name)[0].survey(survey.find(name, manual))
+    found = builders.published(name).scan(published.find(name, manual))
     assert [item.stem for item in found.items] == [name] and found.notes == []

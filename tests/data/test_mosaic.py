@@ -1,4 +1,4 @@
-"""Mosaics: four records tiled, masks alike; what is drawn is a function of seed and position."""
+"""Mosaics: four tiled records with their masks; the draw is a function of seed and position."""
 
 import collections
 
@@ -13,7 +13,7 @@ SIZE = 24
 
 
 def record(number, *, size=(6, 4), label=0, category='nut', has_mask=True):
-  """A record whose image is of one grey, with a mask in its upper left pixel where it is anomalous."""
+  """A record whose image is of one grey, with a mask in its upper left pixel if it is anomalous."""
   mask = np.zeros(size[::-1], np.uint8)
   mask[0, 0] = 255 * label
   return {'id': f'{category}/{number}', 'image': Image.new('RGB', size, (10 * number,) * 3), 'mask': mask,
@@ -37,37 +37,37 @@ class Records:
     return 'Records'
 
 
-def test_four_in_reading_order_masks_alike():
-  made = tile([record(1), record(2, label=1), record(3), record(4, label=1)])
-  grey = np.asarray(made['image'])[..., 0]
-  assert grey.shape == made['mask'].shape == (8, 12) and made['image'].mode == 'RGB'
+def test_four_records_are_tiled_in_reading_order():
+  mosaic = tile([record(1), record(2, label=1), record(3), record(4, label=1)])
+  grey = np.asarray(mosaic['image'])[..., 0]
+  assert grey.shape == mosaic['mask'].shape == (8, 12) and mosaic['image'].mode == 'RGB'
   np.testing.assert_array_equal(grey, np.repeat(np.repeat([[10, 20], [30, 40]], 4, 0), 6, 1))
-  assert made['mask'].dtype == np.uint8 and np.argwhere(made['mask']).tolist() == [[0, 6], [4, 6]]
-  assert made['mask'].max() == 255 and made['label'] == 1 and made['id'] == 'nut/1+nut/2+nut/3+nut/4'
+  assert mosaic['mask'].dtype == np.uint8 and np.argwhere(mosaic['mask']).tolist() == [[0, 6], [4, 6]]
+  assert mosaic['mask'].max() == 255 and mosaic['label'] == 1 and mosaic['id'] == 'nut/1+nut/2+nut/3+nut/4'
   assert tile([record(i) for i in range(4)])['label'] == 0
 
 
-def test_other_sizes_are_brought_to_the_first_ones_and_masks_stay_0_or_255():
-  made = tile([record(1), record(2, size=(12, 8), label=1), record(3, size=(3, 2)), record(4)])
-  assert made['image'].size == (12, 8) and set(np.unique(made['mask'])) <= {0, 255}
-  np.testing.assert_array_equal(np.asarray(made['image'])[:4, 6:], np.full((4, 6, 3), 20))
+def test_other_sizes_are_resized_to_the_first_and_masks_stay_binary():
+  mosaic = tile([record(1), record(2, size=(12, 8), label=1), record(3, size=(3, 2)), record(4)])
+  assert mosaic['image'].size == (12, 8) and set(np.unique(mosaic['mask'])) <= {0, 255}
+  np.testing.assert_array_equal(np.asarray(mosaic['image'])[:4, 6:], np.full((4, 6, 3), 20))
 
 
-def test_one_mask_unknown_is_the_mosaics_mask_unknown():
+def test_has_mask_needs_all_four_masks():
   assert not tile([record(1), record(2), record(3, has_mask=False), record(4)])['has_mask']
   assert tile([record(i) for i in range(4)])['has_mask']
 
 
-def test_what_is_no_mosaic():
-  with pytest.raises(ValueError, match='a mosaic has 4 images, not 3'):
+def test_invalid_mosaics_are_refused():
+  with pytest.raises(ValueError, match='4 images, not 3'):
     tile([record(i) for i in range(3)])
-  with pytest.raises(ValueError, match='a mosaic is of one category, not of grid, nut'):
+  with pytest.raises(ValueError, match='one category, not of grid, nut'):
     tile([record(0), record(1, category='grid'), record(2), record(3)])
-  with pytest.raises(ValueError, match=r'1\.5 is not a probability of a mosaic'):
+  with pytest.raises(ValueError, match=r'probability of a mosaic is 1\.5'):
     Mosaics(Records(), probability=1.5, seed=0, epochs=1)
 
 
-def test_the_share_of_mosaics_and_their_draw_type_first_then_record():
+def test_mosaics_draw_a_defect_type_then_a_record():
   mosaics = Mosaics(Records(), probability=0.2, seed=0, epochs=250)
   ids = [mosaics[i]['id'] for i in range(len(mosaics)) if mosaics.category_index[i] == 0]
   share = np.mean(['+' in i for i in ids])
@@ -78,7 +78,7 @@ def test_the_share_of_mosaics_and_their_draw_type_first_then_record():
   assert pieces['nut/6'] / sum(pieces.values()) == pytest.approx(0.5, abs=0.06)
 
 
-def test_never_and_always():
+def test_probability_0_and_1_give_no_and_only_mosaics():
   never, always = (Mosaics(Records(), probability=p, seed=0, epochs=2) for p in (0, 1))
   assert [never[i]['id'] for i in range(16)] == [Records()[i % 8]['id'] for i in range(16)]
   assert all('+' in always[i]['id'] for i in range(16))
@@ -98,7 +98,7 @@ def test_positions_beyond_the_epochs_are_refused():
     Mosaics(Records(), probability=1, seed=0, epochs=2)[16]
 
 
-def test_the_pipeline_reads_mosaics():
+def test_batches_read_mosaics():
   squash = lambda image: np.asarray(image.resize((SIZE, SIZE), Image.Resampling.NEAREST), np.float32)
   mosaics = Mosaics(Records(), probability=1, seed=0, epochs=2)
   batch = next(data.batches(mosaics, transform=squash, mask_size=SIZE, batch_size=3, indices=[0, 15, 9], threads=0))

@@ -2,8 +2,7 @@ import pytest
 from small_sets import assert_aligned, picture, write, write_category
 
 from zsad_jax import data
-from zsad_jax.data import catalog
-from zsad_jax.data.mpdd import mpdd_dataset_builder as mpdd
+from zsad_jax.data import builders, catalog
 
 
 @pytest.fixture
@@ -19,7 +18,7 @@ def load(tmp_path, **options):
   return data.load('mpdd', root=tmp_path / 'data', manual_dir=tmp_path / 'manual', **options)
 
 
-def test_build_and_read(archive, tmp_path):
+def test_prepares_and_reads(archive, tmp_path):
   dataset = load(tmp_path)
   assert [r['id'] for r in dataset] == [
     'metal_plate/test/good/000', 'metal_plate/test/good/001', 'metal_plate/test/major_rust/000',
@@ -34,7 +33,7 @@ def test_build_and_read(archive, tmp_path):
 
 
 @pytest.mark.parametrize('place', ['mpdd', '.', 'mpdd/MPDD', 'MPDD'])
-def test_wherever_it_was_unpacked(archive, tmp_path, place):
+def test_is_found_wherever_it_was_unpacked(archive, tmp_path, place):
   there = tmp_path / 'elsewhere' / place
   there.mkdir(parents=True)
   for path in list(archive.iterdir()):
@@ -52,7 +51,7 @@ def test_missing_and_unknown_categories_are_named(archive, tmp_path):
   assert 'bracket_black: no images, published 289 train, 32 test normal, 47 test anomalous' in notes
 
 
-def test_a_category_laid_out_otherwise_is_refused_with_what_it_holds(archive, tmp_path):
+def test_a_category_in_another_layout_is_refused_with_its_content(archive, tmp_path):
   for i in range(3):
     write(archive / 'connector' / 'images' / 'bad' / f'{i}.png', picture())
   write(archive / 'connector' / 'masks' / '0.png', picture(mode='L'))
@@ -61,23 +60,23 @@ def test_a_category_laid_out_otherwise_is_refused_with_what_it_holds(archive, tm
   assert 'It holds images/ (0 files), images/bad/ (3 files), masks/ (1 files)' in str(e.value)
 
 
-def test_damaged_image(archive, tmp_path):
+def test_a_damaged_image_is_named(archive, tmp_path):
   bad = archive / 'tubes' / 'test' / 'anomalous' / '000.png'
   bad.write_bytes(bad.read_bytes()[:70])
   with pytest.raises(ValueError, match=str(bad)):
     load(tmp_path)
 
 
-def test_missing_and_extra_masks(archive):
+def test_missing_and_extra_masks_are_named(archive):
   masks = archive / 'metal_plate' / 'ground_truth'
   (masks / 'scratches' / '001_mask.png').rename(masks / 'scratches' / '007_mask.png')
-  problems = mpdd.Builder.survey(archive).problems
+  problems = builders.published('mpdd').scan(archive).problems
   assert len(problems) == 2
-  assert f'no mask {masks / "scratches" / "001_mask.png"}' in problems[0]
+  assert f'no mask {masks / "scratches" / "001_mask"}' in problems[0]
   assert f'{masks / "scratches" / "007_mask.png"}: mask without an image' in problems[1]
 
 
-def test_verify_compares_with_the_published_counts(archive, tmp_path):
+def test_verify_compares_counts_with_the_published_ones(archive, tmp_path):
   problems = data.verify('mpdd', tmp_path / 'manual').problems
   assert 'tubes: 1 test anomalous images, published 69' in problems
   assert catalog.CATALOG['mpdd'].metrics == ('image', 'pixel')

@@ -3,8 +3,7 @@ import tensorflow_datasets as tfds
 from small_sets import write_category
 
 from zsad_jax import data
-from zsad_jax.data import catalog
-from zsad_jax.data.mvtec_ad import mvtec_ad_dataset_builder as mvtec_ad
+from zsad_jax.data import builders, catalog
 
 
 @pytest.fixture
@@ -15,19 +14,19 @@ def manual(tmp_path):
   return root
 
 
-def test_the_tfds_way_to_prepare(manual, tmp_path):
-  made = mvtec_ad.Builder(data_dir=tmp_path / 'data')
-  made.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual))
-  assert made.name == 'mvtec_ad'
-  assert {k: s.num_examples for k, s in made.info.splits.items()} == {'train': 4, 'test': 8}
-  assert made.info.features['category'].names == list(catalog.CATALOG['mvtec_ad'].categories)
-  assert made.info.metadata['object_names']['metal_nut'] == 'metal nut'
-  assert made.info.metadata['textures'] == ['carpet', 'grid', 'leather', 'tile', 'wood']
-  assert 'CC BY-NC-SA' in str(made.info.as_json) and 'bergmann2019mvtec' in made.info.citation
-  assert '5354 images' in made.info.description
+def test_tfds_prepares_it_with_citation_licence_and_description(manual, tmp_path):
+  builder = builders.published('mvtec_ad')(data_dir=tmp_path / 'data')
+  builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual))
+  assert builder.name == 'mvtec_ad'
+  assert {k: s.num_examples for k, s in builder.info.splits.items()} == {'train': 4, 'test': 8}
+  assert builder.info.features['category'].names == list(catalog.CATALOG['mvtec_ad'].categories)
+  assert builder.info.metadata['object_names']['metal_nut'] == 'metal nut'
+  assert builder.info.metadata['textures'] == ['carpet', 'grid', 'leather', 'tile', 'wood']
+  assert 'CC BY-NC-SA' in str(builder.info.as_json) and 'bergmann2019mvtec' in builder.info.citation
+  assert '5,354 images' in builder.info.description
 
 
-def test_counts_that_differ_are_told_with_both_numbers(manual, tmp_path):
+def test_differing_counts_are_noted_with_both_numbers(manual, tmp_path):
   dataset = data.load('mvtec_ad', root=tmp_path / 'data', manual_dir=manual)
   text = '\n'.join(dataset.notes)
   assert 'bottle: category folder is missing' in text
@@ -35,7 +34,7 @@ def test_counts_that_differ_are_told_with_both_numbers(manual, tmp_path):
   assert '... and ' in text
 
 
-def test_all_categories_are_there_the_absent_ones_empty(manual, tmp_path):
+def test_missing_categories_are_listed_as_empty(manual, tmp_path):
   dataset = data.load('mvtec_ad', root=tmp_path / 'data', manual_dir=manual)
   assert len(dataset.categories) == 15 and len(dataset) == 8
   assert {dataset.categories[c] for c in dataset.category_index} == {'grid', 'toothbrush'}
@@ -43,13 +42,13 @@ def test_all_categories_are_there_the_absent_ones_empty(manual, tmp_path):
   assert dataset.object_names['metal_nut'] == 'metal nut'
 
 
-def test_absent_masks_are_an_error_not_a_label_only_set(manual, tmp_path):
+def test_missing_masks_are_an_error(manual, tmp_path):
   (manual / 'mvtec_ad' / 'grid' / 'ground_truth').rename(manual / 'elsewhere')
   with pytest.raises(ValueError, match='no mask'):
     data.load('mvtec_ad', root=tmp_path / 'data', manual_dir=manual)
 
 
-def test_without_the_archive_the_error_says_how_to_get_it(tmp_path):
+def test_a_missing_archive_is_an_error_with_instructions(tmp_path):
   with pytest.raises(FileNotFoundError, match='downloaded by hand') as e:
     data.load('mvtec_ad', root=tmp_path / 'data')
   assert str(tmp_path / 'data' / 'downloads' / 'manual') in str(e.value)

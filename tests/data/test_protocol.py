@@ -20,12 +20,12 @@ def opened(path, tmp_path, **options):
   ('folder:/a/b', 'folder:/a/../a/b/', 'one data set, and share every category'),
   ('csv:/a/t.csv', 'csv:/a/t.csv', 'share every category'),
 ])
-def test_one_set_under_two_names_is_refused_before_anything_is_read(aux, target, message):
+def test_one_data_set_under_two_names_is_refused(aux, target, message):
   with pytest.raises(ValueError, match=f'{message}.*not be zero-shot.*allow_seen=True'):
     protocol.check_names(aux, target)
 
 
-def test_different_categories_of_one_set_are_different_things():
+def test_different_categories_of_one_data_set_are_allowed():
   protocol.check_names('visa', 'visa', ('pcb1',), ('pcb2',))
   protocol.check_names('visa', 'mvtec_ad')
   protocol.check_names('colon_ad', 'kvasir_seg')
@@ -54,13 +54,13 @@ def test_shared_images_are_counted_and_named(layout, tmp_path):
   protocol.check_images(opened(layout, tmp_path, categories=('grid',)), target)
 
 
-def test_many_shared_images_are_cut_short(layout, tmp_path):
+def test_only_the_first_shared_images_are_named(layout, tmp_path):
   whole = opened(layout, tmp_path)
   with pytest.raises(ValueError, match=r'9 of the 9 images .*: (\S+ = \S+, ){3}\.\.\., so this'):
     protocol.check_images(whole, whole)
 
 
-def test_the_colon_set_shares_its_polyps_by_their_bytes(tmp_path):
+def test_shared_images_are_recognised_by_their_bytes(tmp_path):
   manual = tmp_path / 'manual'
   for name in ('cvc_colondb', 'colon_ad'):
     write_pairs(manual / name / 'CVC-ColonDB', 'images/{}.png', 'masks/{}.png', ['1', '2'])
@@ -69,15 +69,15 @@ def test_the_colon_set_shares_its_polyps_by_their_bytes(tmp_path):
   assert len(protocol.shared_images(aux, target)) == 2
 
 
-def test_the_record_says_what_a_result_rests_on(layout, tmp_path):
+def test_the_record_describes_both_data_sets(layout, tmp_path):
   aux = opened(layout, tmp_path, categories=('grid',))
   target = opened(layout, tmp_path, rules=data.rules('visa', 'apply', 'drop'))
-  said = json.loads(json.dumps(protocol.record(aux, target, aux_name='folder:x', allow_seen=True)))
-  assert said['auxiliary'] == {
+  record = json.loads(json.dumps(protocol.record(aux, target, aux_name='folder:x', allow_seen=True)))
+  assert record['auxiliary'] == {
     'name': 'folder:x', 'split': 'test', 'categories': ['grid'], 'normal': 2, 'anomalous': 2,
     'fingerprint': aux.fingerprint, 'exif': 'ignore', 'transparency': 'white', 'notes': [], 'skipped': []}
-  assert (said['target']['name'], said['target']['exif'], said['target']['transparency']) == ('raw', 'apply', 'drop')
-  assert said['allow_seen'] is True and said['shared_images']['count'] == 4
-  assert said['shared_images']['first'][0] == ['grid/test/glue/000', 'grid/test/glue/000']
+  assert [record['target'][key] for key in ('name', 'exif', 'transparency')] == ['raw', 'apply', 'drop']
+  assert record['allow_seen'] is True and record['shared_images']['count'] == 4
+  assert record['shared_images']['first'][0] == ['grid/test/glue/000', 'grid/test/glue/000']
   alone = protocol.record(None, target)
   assert alone['auxiliary'] is None and alone['shared_images'] == {'count': 0, 'first': []}

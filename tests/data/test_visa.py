@@ -4,7 +4,7 @@ from PIL import Image
 from small_sets import picture, write
 
 from zsad_jax import data
-from zsad_jax.data.visa import visa_dataset_builder as builder
+from zsad_jax.data.layouts import visa as visa_layout
 
 
 def table(root):
@@ -12,7 +12,7 @@ def table(root):
 
 
 def test_the_table_decides_the_splits(visa):
-  found = builder.walk(visa)
+  found = visa_layout.scan(visa)
   assert found.problems == []
   assert [i.key for i in found.items if i.category == 'candle'] == [
     'candle/test/anomaly/000', 'candle/test/anomaly/001', 'candle/test/good/000', 'candle/test/good/0002',
@@ -33,28 +33,28 @@ def test_index_masks_become_0_and_255(visa, tmp_path):
   assert set(dataset.defect_types) == {'good', 'anomaly'}
 
 
-def test_jpegs_pass_through(visa, tmp_path):
+def test_jpegs_are_stored_unchanged(visa, tmp_path):
   dataset = data.load('visa', root=tmp_path / 'data', manual_dir=visa)
   original = Image.open(visa / 'candle' / 'Data' / 'Images' / 'Anomaly' / '000.JPG').convert('RGB')
   np.testing.assert_array_equal(np.asarray(dataset[0]['image']), np.asarray(original))
 
 
-def test_listed_but_absent_files(visa):
+def test_missing_listed_files_are_problems(visa):
   (visa / 'pcb1' / 'Data' / 'Masks' / 'Anomaly' / '001.png').unlink()
   (visa / 'candle' / 'Data' / 'Images' / 'Normal' / '0001.JPG').unlink()
-  problems = builder.walk(visa).problems
+  problems = visa_layout.scan(visa).problems
   assert len(problems) == 2
   assert 'Normal/0001.JPG: listed in 1cls.csv' in problems[0] and 'Anomaly/001.png' in problems[1]
 
 
 def test_unlisted_files_are_noted(visa):
   write(visa / 'pcb1' / 'Data' / 'Images' / 'Normal' / '0009.JPG', picture())
-  assert any('0009.JPG: not listed' in n for n in builder.walk(visa).notes)
+  assert any('0009.JPG: not listed' in n for n in visa_layout.scan(visa).notes)
 
 
-def test_an_anomalous_row_without_mask(visa):
+def test_an_anomalous_row_without_mask_is_a_problem(visa):
   table(visa).write_text(table(visa).read_text().replace(',pcb1/Data/Masks/Anomaly/000.png', ','))
-  assert 'names no mask' in builder.walk(visa).problems[0]
+  assert 'names no mask' in visa_layout.scan(visa).problems[0]
 
 
 def test_a_row_twice_is_a_repeated_id(visa, tmp_path):
@@ -67,26 +67,26 @@ def test_a_row_twice_is_a_repeated_id(visa, tmp_path):
 def test_unknown_objects_are_noted(visa):
   with table(visa).open('a') as f:
     f.write('spoon,test,normal,spoon/a.JPG,\n')
-  assert any("'spoon' is not an object of VisA" in n for n in builder.walk(visa).notes)
+  assert any("'spoon' is not an object of VisA" in n for n in visa_layout.scan(visa).notes)
 
 
 @pytest.mark.parametrize('line', [
   'candle,test,fine,candle/a.JPG,', 'candle,val,normal,candle/a.JPG,', 'candle,test,normal,,',
   'candle,test,normal,/etc/passwd,', 'candle,test,normal,../../a.JPG,'])
-def test_rows_that_make_no_sense(visa, line):
+def test_invalid_rows_are_refused(visa, line):
   with table(visa).open('a') as f:
     f.write(line + '\n')
-  with pytest.raises(ValueError, match=r'1cls\.csv, line 14: cannot be read'):
-    builder.walk(visa)
+  with pytest.raises(ValueError, match=r'1cls\.csv, line 14: not a valid row'):
+    visa_layout.scan(visa)
 
 
-def test_a_table_without_its_columns(visa):
+def test_a_table_without_its_columns_is_refused(visa):
   table(visa).write_text('object,split,label\n')
   with pytest.raises(ValueError, match='no column image, mask'):
-    builder.walk(visa)
+    visa_layout.scan(visa)
 
 
-def test_no_table(visa):
+def test_a_missing_table_is_refused(visa):
   table(visa).unlink()
   with pytest.raises(FileNotFoundError, match=r'1cls\.csv: missing'):
-    builder.walk(visa)
+    visa_layout.scan(visa)

@@ -2,7 +2,7 @@ import pytest
 from small_sets import assert_aligned, picture, write
 
 from zsad_jax import data
-from zsad_jax.data import plain
+from zsad_jax.data.layouts import plain_folders
 
 
 def fill(root, folders, *, size=(30, 18)):
@@ -21,9 +21,9 @@ def kinds(found):
 
 
 @pytest.mark.parametrize('normal', ['good', 'Normal', 'OK', 'no', 'negative', 'healthy'])
-def test_normal_is_known_by_its_name_and_everything_else_is_anomalous(tmp_path, normal):
+def test_normal_folders_are_recognised_by_name_and_others_are_anomalous(tmp_path, normal):
   root = fill(tmp_path / 'metal_nut', {normal: ['a'], 'whatever': ['a', 'b']})
-  found = plain.walk(root)
+  found = plain_folders.scan(root)
   assert kinds(found) == [('good', 'a', 0, None), ('whatever', 'a', 1, None), ('whatever', 'b', 1, None)]
   assert {(i.category, i.split) for i in found.items} == {('metal_nut', 'test')}
   assert found.problems == found.notes == []
@@ -33,30 +33,30 @@ def test_normal_is_known_by_its_name_and_everything_else_is_anomalous(tmp_path, 
 @pytest.mark.parametrize('suffix', ['', '_mask', '_label'])
 def test_masks_pair_by_stem(tmp_path, masks, suffix):
   root = fill(tmp_path, {'good': ['a', 'z'], 'bad': ['a', 'a b'], masks: [f'a{suffix}', f'a b{suffix}']})
-  found = plain.walk(root)
+  found = plain_folders.scan(root)
   assert found.problems == found.notes == []
   assert kinds(found)[:2] == [('bad', 'a', 1, f'{masks}/a{suffix}.png'), ('bad', 'a b', 1, f'{masks}/a b{suffix}.png')]
   assert [k[3] for k in kinds(found)[2:]] == [None, None]
 
 
-def test_one_folder_for_each_kind_of_defect(tmp_path):
+def test_each_kind_of_defect_may_have_its_folder(tmp_path):
   root = fill(tmp_path, {'good': ['a'], 'dent': ['1'], 'scratch': ['1', '2'], 'masks/dent': ['1'],
                          'masks/scratch': ['1', '2']})
-  assert kinds(plain.walk(root)) == [
+  assert kinds(plain_folders.scan(root)) == [
     ('dent', '1', 1, 'masks/dent/1.png'), ('good', 'a', 0, None), ('scratch', '1', 1, 'masks/scratch/1.png'),
     ('scratch', '2', 1, 'masks/scratch/2.png')]
 
 
-def test_a_mask_that_two_images_may_own_is_a_problem(tmp_path):
+def test_a_mask_that_fits_two_images_is_a_problem(tmp_path):
   root = fill(tmp_path, {'good': ['a'], 'dent': ['1'], 'scratch': ['1'], 'masks': ['1']})
-  problems = plain.walk(root).problems
+  problems = plain_folders.scan(root).problems
   assert f'{root}/masks/1.png: may belong to {root}/dent/1.png or {root}/scratch/1.png; put the masks' in problems[0]
 
 
-def test_missing_extra_and_misplaced_masks(tmp_path):
+def test_missing_extra_and_misplaced_masks_are_problems(tmp_path):
   root = fill(tmp_path, {'good': ['a'], 'bad': ['b', 'c', 'c_mask'], 'masks': ['b', 'x'], 'masks/other': ['y']})
-  text = '\n'.join(plain.walk(root).problems)
-  for part in ('bad/c.png: no mask c.* in', 'masks/x.png: mask without an image', 'masks/other: masks of no folder',
+  text = '\n'.join(plain_folders.scan(root).problems)
+  for part in ('bad/c.png: no mask c.* in', 'masks/x.png: mask without an image', 'masks/other: masks, but no folder',
                'bad/c_mask.png: looks like the mask of c.png'):
     assert part in text
   assert 'bad/b.png' not in text
@@ -64,7 +64,7 @@ def test_missing_extra_and_misplaced_masks(tmp_path):
 
 def test_normal_images_may_have_masks(tmp_path):
   root = fill(tmp_path, {'good': ['n'], 'bad': ['b'], 'masks': ['n', 'b']})
-  found = plain.walk(root)
+  found = plain_folders.scan(root)
   assert found.problems == [] and [k[3] for k in kinds(found)] == ['masks/b.png', 'masks/n.png']
 
 
@@ -75,30 +75,30 @@ def test_normal_images_may_have_masks(tmp_path):
   ({'good': 'a'}, 'anomalous images: no other folder holds images'),
   ({'good': 'a', 'masks': 'a'}, 'anomalous images: no other folder holds images'),
 ])
-def test_what_the_names_do_not_tell_is_not_guessed(tmp_path, folders, message):
+def test_ambiguous_folder_names_are_refused(tmp_path, folders, message):
   with pytest.raises(ValueError, match=f'cannot tell which folder holds the {message}.*It holds'):
-    plain.walk(fill(tmp_path, folders))
+    plain_folders.scan(fill(tmp_path, folders))
 
 
-def test_folders_are_chosen_by_name(tmp_path):
+def test_options_assign_the_folders(tmp_path):
   root = fill(tmp_path, {'fine': 'a', 'also/fine': 'a', 'cracked': 'b', 'pred': 'c', 'outlines': 'b'})
-  found = plain.walk(root, normal=('fine', 'also/fine'), abnormal=('cracked',), masks=('outlines',))
+  found = plain_folders.scan(root, normal=('fine', 'also/fine'), abnormal=('cracked',), masks=('outlines',))
   assert kinds(found)[0] == ('cracked', 'b', 1, 'outlines/b.png')
   assert [k[:3] for k in kinds(found)[1:]] == [('good', 'also-fine-a', 0), ('good', 'fine-a', 0)]
   assert found.problems == found.notes == []
-  assert [i.label for i in plain.walk(root, normal=(), abnormal=('cracked',), masks=()).items] == [1]
-  assert [i.label for i in plain.walk(root, normal=('fine',), abnormal=()).items] == [0]
+  assert [i.label for i in plain_folders.scan(root, normal=(), abnormal=('cracked',), masks=()).items] == [1]
+  assert [i.label for i in plain_folders.scan(root, normal=('fine',), abnormal=()).items] == [0]
   with pytest.raises(ValueError, match=r"no folder 'crackd' in it, did you mean 'cracked'\?"):
-    plain.walk(root, abnormal=('crackd',))
+    plain_folders.scan(root, abnormal=('crackd',))
 
 
-def test_a_chosen_folder_without_images(tmp_path):
+def test_an_assigned_folder_without_images_is_a_problem(tmp_path):
   root = fill(tmp_path, {'good': 'a', 'bad/dent': 'b'})
-  problem, = plain.walk(root, abnormal=('bad',)).problems
+  problem, = plain_folders.scan(root, abnormal=('bad',)).problems
   assert problem == f'{root}/bad: no image directly in it. It holds dent/ (1 files)'
 
 
-def test_loaded_with_masks_and_without(tmp_path):
+def test_loads_with_masks_and_without(tmp_path):
   root = fill(tmp_path / 'nut', {'ok': ['a', 'b'], 'ng': ['a'], 'masks': ['a']})
   dataset = data.load(f'folder:{root}', root=tmp_path / 'data')
   assert dataset.categories == ('nut',) and dataset.labels.tolist() == [0, 0, 1] and dataset.has_mask.all()
@@ -110,7 +110,7 @@ def test_loaded_with_masks_and_without(tmp_path):
   assert sorted(swapped.labels) == [0, 1, 1] and swapped.name == 'nut'
 
 
-def test_verified(tmp_path):
+def test_verify_reports_content_and_problems(tmp_path):
   root = fill(tmp_path / 'nut', {'ok': ['a', 'b'], 'ng': ['a']})
   verdict = data.verify(f'folder:{root}')
   assert verdict.ok and 'nut: 2 test normal, 1 test anomalous, defects ng 1, no masks' in str(verdict)

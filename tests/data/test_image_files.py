@@ -1,8 +1,8 @@
-"""Which files below a folder are pictures."""
+"""Search for image files below a folder."""
 
 import pytest
 
-from zsad_jax.data import walk
+from zsad_jax.data import image_files
 
 
 def touch(root, *names):
@@ -11,10 +11,10 @@ def touch(root, *names):
     (root / name).write_bytes(b'x')
 
 
-def test_finds_images_sorted_and_passes_over_the_rest(tmp_path):
+def test_finds_images_in_order_and_skips_other_files(tmp_path):
   root = tmp_path / 'photos'
   touch(root, 'b/2.PNG', 'a.jpg', 'b/c/1.tiff', 'b/notes.txt', '.hidden.png', '.cache/x.png', 'out/1.png', 'b-2.webp')
-  found = walk.pictures(root, without=(root / 'out', tmp_path / 'absent'))
+  found = image_files.find(root, without=(root / 'out', tmp_path / 'absent'))
   assert [str(f) for f in found.files] == ['a.jpg', 'b/2.PNG', 'b/c/1.tiff', 'b-2.webp']
   assert found.root == root and found.links == 0
 
@@ -29,22 +29,22 @@ def test_links_neither_escape_nor_loop(tmp_path):
   (root / 'nowhere.png').symlink_to(root / 'gone.png')
   (root / 'itself.png').symlink_to(root / 'itself.png')
   (root / 'inside.png').symlink_to(root / 'a' / '1.png')
-  found = walk.pictures(root)
+  found = image_files.find(root)
   assert [str(f) for f in found.files] == ['a/1.png', 'inside.png']
   assert found.links == 5
   (tmp_path / 'door').symlink_to(root)  # the folder that is asked for may be a link
-  assert walk.pictures(tmp_path / 'door').root == root
+  assert image_files.find(tmp_path / 'door').root == root
 
 
-def test_one_file_is_taken_whatever_its_name_ends_in(tmp_path):
+def test_a_single_file_is_returned_with_any_extension(tmp_path):
   touch(tmp_path, 'picture.dat')
-  found = walk.pictures(tmp_path / 'picture.dat')
+  found = image_files.find(tmp_path / 'picture.dat')
   assert found.root / found.files[0] == tmp_path / 'picture.dat'
 
 
-def test_says_what_is_there_in_place_of_images(tmp_path):
+def test_a_folder_without_images_is_refused_with_its_content(tmp_path):
   touch(tmp_path, 'a.txt', 'b/c.pdf')
   with pytest.raises(FileNotFoundError, match=r'no image below it \(2 other files, 0 links'):
-    walk.pictures(tmp_path)
+    image_files.find(tmp_path)
   with pytest.raises(FileNotFoundError, match='neither a folder nor a file'):
-    walk.pictures(tmp_path / 'nothing')
+    image_files.find(tmp_path / 'nothing')

@@ -1,6 +1,7 @@
-"""The evaluation loop against metrics computed at once: padding, order, kept maps, undefined cells, bad maps."""
+"""The evaluation loop against metrics computed at once: padding, order, maps that are kept, undefined values."""
 
 from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +10,18 @@ import pytest
 
 from zsad_jax import metrics
 from zsad_jax.clip.feature_spec import Features
-from zsad_jax.engine import evaluate, runtime
+from zsad_jax.engine import eval_cache, evaluate, runtime
 
 SIZE = 12
 
 
+class Prediction(NamedTuple):
+  score: Any
+  map: Any = None
+
+
 def toy(per_category=(5, 9), masks=True, seed=0):
-  """A data set whose features are its maps, and a loader of it."""
+  """(data set whose features are its maps, its loader, maps, masks)."""
   rng = np.random.default_rng(seed)
   count = sum(per_category)
   category = np.repeat(np.arange(len(per_category)), per_category).astype(np.int32)
@@ -40,19 +46,18 @@ def toy(per_category=(5, 9), masks=True, seed=0):
 @jax.jit
 def predict(features, batch):
   maps = features.taps['map']
-  return {'score': jnp.max(maps, (1, 2)) + 0 * batch['category'], 'map': maps}
+  return Prediction(jnp.max(maps, (1, 2)) + 0 * batch['category'], maps)
 
 
-def run(dataset, load, **kwargs):
-  kwargs = {'batch': 4, 'place': runtime.place(jax.devices()[:1])} | kwargs
-  return evaluate.run(predict, load, dataset, **kwargs)
+def run(dataset, load, predict=predict, *, batch=4, devices=1, postprocess=None, cache=None, **options):
+  return evaluate.run(predict, load, dataset, batch=batch, place=runtime.place(jax.devices()[:devices]),
+                      postprocess=postprocess, options=evaluate.Options(**options), cache=cache)
 
 
-@pytest.mark.parametrize('batch', [1, 4, 32])
-@pytest.mark.parametrize('devices', [1, 8])
-def test_equals_metrics_of_the_whole_category_at_once(batch, devices):
+def require_metrics_at_once(batch, devices):
+  """Asserts that metrics equal those of each category's maps taken at once."""
   dataset, load, maps, mask = toy()
-  result = run(dataset, load, batch=batch, place=runtime.place(jax.devices()[:devices]))
+  result = run(dataset, load, batch=batch, devices=devices)
   for number, category in enumerate(dataset.categories):
     members = dataset.category_index == number
     pixel = metrics.PixelMetrics()
@@ -63,7 +68,12 @@ def test_equals_metrics_of_the_whole_category_at_once(batch, devices):
   assert result.counts['c1'] == {'normal': 4, 'anomalous': 5, 'vanished': 0, 'contradicted': 0}
 
 
-def test_mean_is_over_categories_not_images():
+@pytest.mark.parametrize('batch', [1, 4, 32])
+def test_metrics_equal_those_of_the_whole_category_at_once(batch):
+  require_metrics_at_once(batch, devices=1)
+
+
+def test_mean_is_over_categories_and_not_over_images():
   dataset, load, *_ = toy((4, 40))
   result = run(dataset, load)
   both = [result.rows[c]['pixel_auroc'].value for c in dataset.categories]
@@ -71,39 +81,40 @@ def test_mean_is_over_categories_not_images():
   assert both[0] != both[1]
 
 
-def test_predict_never_sees_the_truth():
+def test_predict_never_gets_the_ground_truth():
   dataset, load, *_ = toy()
-  seen = set()
+  keys = set()
 
   def spy(features, batch):
-    seen.update(batch)
+    keys.update(batch)
     return predict(features, batch)
 
-  evaluate.run(spy, load, dataset, batch=4, place=runtime.place(jax.devices()[:1]))
-  assert seen == {'category', 'index', 'valid'}
+  run(dataset, load, spy)
+  assert keys == {'category', 'index', 'valid'}
 
 
-def test_keeps_the_maps_that_were_asked_for():
+def test_maps_of_the_images_in_keep_are_returned():
   dataset, load, maps, _ = toy()
   result = run(dataset, load, keep={0, 13})
   assert sorted(result.maps) == [0, 13]
   np.testing.assert_array_equal(result.maps[13], maps[13])
 
 
-@pytest.mark.parametrize('finish', [None, lambda outputs: outputs])
-def test_keeps_the_maps_of_the_worst_errors(finish):
+@pytest.mark.parametrize('postprocess', [None, lambda outputs: outputs])
+def test_maps_of_the_worst_errors_are_returned(postprocess):
   dataset, load, maps, _ = toy((5, 40))
-  result = run(dataset, load, keep={0}, worst=4, finish=finish)
+  result = run(dataset, load, keep={0}, worst=4, postprocess=postprocess)
   scores, normal = maps.max((1, 2)), dataset.labels == 0
   want = {0}
   for members in np.split(np.arange(45), [5]):
     order = sorted(members, key=lambda i: scores[i])
     want |= {*[i for i in order if normal[i]][-2:], *[i for i in order if not normal[i]][:2]}
   assert set(result.maps) == want
-  assert all(np.array_equal(found, maps[i]) and found.base is None for i, found in result.maps.items())
+  assert all(np.array_equal(anomaly_map, maps[i]) and anomaly_map.base is None
+             for i, anomaly_map in result.maps.items())
 
 
-def test_curves_and_histograms_only_where_asked_for_and_defined():
+def test_curves_and_histograms_if_asked_for_and_defined():
   dataset, load, _, mask = toy()
   mask[:5] = 0
   dataset.labels[:5] = 0
@@ -123,20 +134,43 @@ def test_anomalous_images_without_masks_have_no_pixel_metrics():
   assert result.summary['pixel_auroc']['value'] is None
 
 
-def test_finish_sees_a_whole_category():
-  dataset, load, _maps, _ = toy()
-  seen = []
+def test_postprocess_gets_a_whole_category():
+  dataset, load, *_ = toy()
+  shapes = []
 
-  def finish(outputs):
-    seen.append(outputs['score'].shape)
-    return dict(outputs, score=outputs['score'] * 0)
+  def postprocess(outputs):
+    shapes.append(outputs.score.shape)
+    return outputs._replace(score=outputs.score * 0)
 
-  result = run(dataset, load, finish=finish)
-  assert seen == [(5,), (9,)]
+  result = run(dataset, load, postprocess=postprocess)
+  assert shapes == [(5,), (9,)]
   assert result.rows['c0']['image_auroc'].value == 0.5
 
 
-def test_masks_that_vanished_or_contradict_the_label_are_counted_and_said(caplog):
+def test_finished_categories_are_read_from_the_cache(tmp_path):
+  """Interrupted in the second category: the next run predicts that one alone, and returns the same Result."""
+  dataset, load, *_ = toy()
+  cache = lambda: eval_cache.EvalCache(tmp_path, {}, evaluate.RECORDS)
+
+  def interrupted(features, batch):
+    if batch['category'][0]:
+      raise KeyboardInterrupt
+    return predict(features, batch)
+
+  options = {'keep': {0, 13}, 'worst': 2, 'curves': True}
+  with pytest.raises(KeyboardInterrupt):
+    run(dataset, load, interrupted, cache=cache(), **options)
+  calls = []
+  resumed = run(dataset, load, lambda *args: (calls.append(args), predict(*args))[1], cache=cache(), **options)
+  whole = run(dataset, load, **options)
+  assert len(calls) == 3  # nine images in batches of four
+  assert resumed.rows == whole.rows and resumed.counts == whole.counts and resumed.summary == whole.summary
+  np.testing.assert_array_equal(resumed.scores, whole.scores)
+  for name in ('maps', 'curves', 'histograms'):
+    jax.tree.map(np.testing.assert_array_equal, getattr(resumed, name), getattr(whole, name))
+
+
+def test_vanished_and_contradicted_masks_are_counted_and_logged(caplog):
   dataset, load, _maps, mask = toy()
   mask[1] = 0
   mask[2, 5, 5] = 1
@@ -154,7 +188,7 @@ def test_nan_in_a_map_names_the_image():
     run(dataset, load)
 
 
-def test_empty_data_set_is_refused():
+def test_an_empty_data_set_is_refused():
   dataset, load, *_ = toy()
   dataset.ids = []
   with pytest.raises(ValueError, match='toy: no images'):
@@ -163,11 +197,10 @@ def test_empty_data_set_is_refused():
 
 def test_without_maps_only_pixel_metrics_are_undefined_and_masks_are_not_kept():
   dataset, load, _, _ = toy()
-  scored = jax.jit(lambda features, batch: {'score': jnp.max(features.taps['map'], (1, 2)) + 0 * batch['category']})
-  place = runtime.place(jax.devices()[:1])
-  whole = evaluate.run(predict, load, dataset, batch=4, place=place, keep=[0])
-  for finish in (None, lambda outputs: outputs):
-    result = evaluate.run(scored, load, dataset, batch=4, place=place, finish=finish, keep=[0])
+  scored = jax.jit(lambda features, batch: Prediction(jnp.max(features.taps['map'], (1, 2)) + 0 * batch['category']))
+  whole = run(dataset, load, keep=[0])
+  for postprocess in (None, lambda outputs: outputs):
+    result = run(dataset, load, scored, postprocess=postprocess, keep=[0])
     for category, row in result.rows.items():
       assert [row[m] for m in metrics.IMAGE_METRICS] == [whole.rows[category][m] for m in metrics.IMAGE_METRICS]
       assert {row[m] for m in metrics.PIXEL_METRICS} == {metrics.Value(None, 'the method makes no maps')}

@@ -145,7 +145,7 @@ def test_images_that_are_new_every_epoch_are_read_at_indices_of_their_own():
   recipe = RECIPE._replace(epochs=2, shuffle=False)
   train.fit(loss, optimizers.make_tx(OPTIM), {'w': np.zeros(E, np.float32)}, CONTEXT, new, recipe, place=ONE)
   assert reads[0] == list(range(8)) and reads[3] == list(range(COUNT, COUNT + 8))
-  assert set(sum(reads, [])) == set(range(2 * COUNT))
+  assert {index for indices in reads for index in indices} == set(range(2 * COUNT))
 
 
 def test_fit_equals_a_plain_loop(whole):

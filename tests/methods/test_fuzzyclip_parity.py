@@ -1,4 +1,4 @@
-"""FuzzyCLIP's formulas once more, in PyTorch, over the text tower of golden/record_anomalyclip.py."""
+"""FuzzyCLIP against its formulas in PyTorch, over the text tower of golden/record_anomalyclip.py."""
 
 import dataclasses
 import functools
@@ -14,6 +14,7 @@ from golden import record_coop
 from zsad_jax.clip import model as clip_lib
 from zsad_jax.clip.feature_spec import Features
 from zsad_jax.configs import fuzzyclip as config
+from zsad_jax.methods import Context
 from zsad_jax.methods import fuzzyclip as method
 
 ARCH = clip_lib.Arch('small', small.EMBED, clip_lib.Vision(**small.VISION), clip_lib.Text(**small.TEXT))
@@ -36,7 +37,7 @@ def configured(**changes):
   return mlc.FrozenConfigDict(c)
 
 
-def drawn(rows=4, seed=0):
+def random_inputs(rows=4, seed=0):
   rng = np.random.default_rng(seed)
   draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
   features = Features(draw(rows, small.EMBED), {f'clip/{b}/block': draw(rows, GRID ** 2, WIDTH) for b in (3, 8)})
@@ -68,11 +69,11 @@ class Transcribed(small.Official):
       x = x + self.mlp(self.norm(x, f'{p}.ln_2'), p)
     return self.norm(x, 'ln_final')[-1] @ self.w['text_projection']
 
-  def ensemble(self, said):
+  def ensemble(self, stack):
     """T [2, E] of an ensemble around a stack of names."""
     rows = []
     for forms in method.ENSEMBLES['april'][0]:
-      texts = [template.format(form.format(said)) for form in forms for template in method.ENSEMBLES['april'][1]]
+      texts = [template.format(form.format(stack)) for form in forms for template in method.ENSEMBLES['april'][1]]
       each = [self.text(self.w['token_embedding.weight'][self.words(text)], []) for text in texts]
       rows.append(self.unit(self.torch.stack([self.unit(x) for x in each]).mean(0)))
     return self.torch.stack(rows)
@@ -80,9 +81,9 @@ class Transcribed(small.Official):
   def unit(self, x):
     return x / x.norm(dim=-1, keepdim=True)
 
-  def pair(self, words, deep, said):
-    """RPL's texts [2, E]: the template has as many tokens as there are learned words, or fewer."""
-    table, end, rows = self.w['token_embedding.weight'], self.words(f'{said}.'), []
+  def pair(self, words, deep, names):
+    """RPL's texts [2, E]: the template has as many tokens as there are trained words, or fewer."""
+    table, end, rows = self.w['token_embedding.weight'], self.words(f'{names}.'), []
     for side in (0, 1):
       tokens = self.torch.cat([table[end[:1]], words[side], table[end[1:]]])
       rows.append(self.text(tokens, [block[side] for block in deep]))
@@ -113,21 +114,21 @@ def few(monkeypatch):
 
 
 def test_rpl(clip, few, torch):
-  """The texts it is held near, both terms and every gradient; start and end are where insertion leaves them."""
+  """The prior, both terms and every gradient; start and end are where insertion leaves them."""
   cfg, other = configured(), Transcribed()
-  learnable = {'rpl0': method.init(jax.random.key(0), clip, cfg)['rpl0']}
-  frozen = jax.jit(functools.partial(method.fixed, categories=NAMES, clip=clip, cfg=cfg))(clip.params)
+  params = {'rpl0': method.init(jax.random.key(0), clip, cfg)['rpl0']}
+  context = jax.jit(functools.partial(method.precompute, names=NAMES, clip=clip, cfg=cfg))(clip.params)
   prior = other.ensemble(' '.join(NAMES)).detach()
-  np.testing.assert_allclose(frozen['prior'][0], prior, atol=2e-5)
-  features, batch = drawn()
-  words, deep = (torch.tensor(np.asarray(learnable['rpl0'][k]), requires_grad=True) for k in ('words', 'deep'))
+  np.testing.assert_allclose(context.text_features['prior'][0], prior, atol=2e-5)
+  features, batch = random_inputs()
+  words, deep = (torch.tensor(np.asarray(params['rpl0'][k]), requires_grad=True) for k in ('words', 'deep'))
   labels = torch.tensor(np.asarray(batch['label'])).long()
   fit, held = other.pair_loss(words, deep, prior, torch.tensor(features.cls), labels)
   (fit + held).backward()
   fit, held = float(fit.detach()), float(held.detach())
   shell = dataclasses.replace(clip, params=None)
   (total, terms), gradient = jax.jit(jax.value_and_grad(method.loss, has_aux=True), static_argnames=('clip', 'cfg'))(
-    learnable, frozen, features, batch, None, clip=shell, cfg=cfg)
+    params, context, features, batch, None, clip=shell, cfg=cfg)
   assert float(terms['loss_cls']) == pytest.approx(fit, rel=1e-4)
   assert float(terms['loss_text']) == pytest.approx(held, rel=1e-4)
   assert float(total) == pytest.approx(fit + held, rel=1e-4)
@@ -136,16 +137,16 @@ def test_rpl(clip, few, torch):
 
 
 def test_maps(clip, few, torch):
-  """Groups' texts with the names under test, what they weigh, and the sum over blocks and groups."""
+  """Groups' texts with the names under test, their weights, and the sum over blocks and groups."""
   cfg, other = configured(), Transcribed()
-  learnable = method.init(jax.random.key(0), clip, cfg)
-  bank = jax.jit(functools.partial(method.bank, categories=TARGETS, clip=clip, cfg=cfg))(learnable, clip.params)
-  features, batch = drawn()
+  params = method.init(jax.random.key(0), clip, cfg)
+  text = jax.jit(functools.partial(method.encode_text, names=TARGETS, clip=clip, cfg=cfg))(params, clip.params)
+  features, batch = random_inputs()
   batch['category'] = jnp.array([0, 1, 1, 0])
   out = jax.jit(functools.partial(method.predict, clip=clip, cfg=cfg))(
-    learnable, None, bank, None, features, batch)['map']
+    params, Context(None, text), features, batch).map
   tensor = lambda x: torch.tensor(np.asarray(x))
-  layers = [{name: (tensor(layer['kernel']), tensor(layer['bias'])) for name, layer in learnable[f'efa{g}'].items()}
+  layers = [{name: (tensor(layer['kernel']), tensor(layer['bias'])) for name, layer in params[f'efa{g}'].items()}
             for g in (0, 1)]
   stacks = [[other.ensemble(f'{target} {cluster}') for cluster in ('bottle metal', 'nut')] for target in TARGETS]
   for row, category in enumerate((0, 1, 1, 0)):

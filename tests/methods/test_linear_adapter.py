@@ -1,6 +1,6 @@
-"""Affine layers on patch tokens: what is drawn, and maps and losses on numbers worked out by hand.
+"""Affine layers on patch tokens: their initial values, and maps and losses worked out by hand.
 
-APRIL-GAN's own tests hold the formulas against a transcription.
+APRIL-GAN's own tests compare the formulas with a transcription.
 """
 
 import jax
@@ -18,36 +18,38 @@ CFG = mlc.FrozenConfigDict(dict(layers=(2, 5), temperature=0.01))
 
 
 def planted():
-  """Layers that hand tokens on, tokens that are the normal or the abnormal text, and these."""
+  """Identity layers, tokens that equal the normal or the abnormal text, and these texts."""
   width, embed = TINY.arch.vision.width, TINY.arch.embed_dim
   normal, abnormal = np.eye(2, embed, dtype=np.float32)
   tokens = jnp.asarray(np.stack([normal, abnormal, abnormal, normal])[None]) * 3
-  learnable = {linear_adapter.name(block): {'kernel': jnp.eye(width, embed), 'bias': jnp.zeros(embed)} for block in CFG.layers}
+  params = {linear_adapter.name(block): {'kernel': jnp.eye(width, embed), 'bias': jnp.zeros(embed)}
+            for block in CFG.layers}
   taps = {linear_adapter.tap(2).name: tokens, linear_adapter.tap(5).name: tokens[:, :1].repeat(4, 1)}
-  return learnable, Features(None, taps), jnp.stack([normal, abnormal])
+  return params, Features(None, taps), jnp.stack([normal, abnormal])
 
 
-def test_layers_are_drawn_apart_within_a_bound():
-  found = linear_adapter.init(jax.random.key(0), CFG.layers, TINY.arch)
+def test_layers_start_at_different_values_within_a_bound():
+  params = linear_adapter.init(jax.random.key(0), CFG.layers, TINY.arch)
   width = TINY.arch.vision.width
-  assert list(found) == ['block2', 'block5'] and linear_adapter.tap(5) == Tap('clip', 5)
-  for leaf in jax.tree.leaves(found):
+  assert list(params) == ['block2', 'block5'] and linear_adapter.tap(5) == Tap('clip', 5)
+  for leaf in jax.tree.leaves(params):
     assert 0.9 * width ** -0.5 < np.abs(leaf).max() <= width ** -0.5
-  assert np.abs(found['block2']['kernel'] - found['block5']['kernel']).min() > 0
+  assert np.abs(params['block2']['kernel'] - params['block5']['kernel']).min() > 0
 
 
 def test_the_map_adds_up_the_blocks():
-  learnable, features, pair = planted()
-  out = linear_adapter.anomaly_map(learnable, features, pair, clip=TINY, cfg=CFG)
+  params, features, pair = planted()
+  out = linear_adapter.anomaly_map(params, features, pair, clip=TINY, cfg=CFG)
   assert out.shape == (1, 16, 16)
   np.testing.assert_allclose(out[0, ::15, ::15], [[0, 1], [1, 0]], atol=1e-6)  # block 5 is normal throughout
 
 
 def test_normal_pixels_may_weigh_nothing_in_the_focal_loss():
-  learnable, features, pair = planted()
+  params, features, pair = planted()
   batch = dict(mask=jnp.zeros((1, 16, 16), jnp.uint8), valid=jnp.ones(1, bool))
-  both, literal = (linear_adapter.loss(learnable, features, pair, batch, clip=TINY, cfg=CFG, normal_weight=w) for w in (1., 0.))
+  both, literal = (linear_adapter.loss(params, features, pair, batch, clip=TINY, cfg=CFG, normal_weight=weight)
+                   for weight in (1., 0.))
   assert both['loss_focal'] > 1 and literal['loss_focal'] == 0
   assert both['loss_dice'] == literal['loss_dice']
   with pytest.raises(ValueError, match='masks are 8x8; the loss needs them at image_size 16'):
-    linear_adapter.loss(learnable, features, pair, {**batch, 'mask': batch['mask'][:, :8, :8]}, clip=TINY, cfg=CFG)
+    linear_adapter.loss(params, features, pair, {**batch, 'mask': batch['mask'][:, :8, :8]}, clip=TINY, cfg=CFG)

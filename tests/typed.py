@@ -18,7 +18,7 @@ from zsad_jax import cli as launch
 
 SIZES = {518: 70, 240: 80}  # pixels a side: five patches
 ROWS, EPOCHS = 1, 2  # of a table; of training where the CLIP is a stand-in
-KEYS = {'examples.pairs': 64, 'seeds': 2, 'bench.images': 2, 'bench.repeats': 1, 'report.pictures': 2, 'padim.dims': 50}
+KEYS = {'sentences.pairs': 64, 'seeds': 2, 'bench.images': 2, 'bench.repeats': 1, 'report.pictures': 2, 'padim.dims': 50}
 LEFT = {'run': 'results/**/metrics.json', 'evaluate': 'results/**/metrics.json', 'report': 'report.md',
         'predict': 'predictions/predictions.csv', 'bench': 'bench.json', 'export': 'export/export.json'}
 SCRIPTS = {  # what makes them short; the last of two equal flags counts

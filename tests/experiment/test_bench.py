@@ -73,7 +73,7 @@ def test_it_writes_what_it_returns_compiles_anew_and_learns_nothing_where_there_
 
 
 def test_a_method_that_learns_from_texts_is_timed_on_as_many(tmp_path):
-  cfg = config(rwda, **{'examples.pairs': 20, 'seeds': 2, 'train.batch': 8, 'fnn.hidden': (4,)})
+  cfg = config(rwda, **{'sentences.pairs': 20, 'seeds': 2, 'train.batch': 8, 'fnn.hidden': (4,)})
   method = methods.get('rwda')
   made = setup.load_clip(cfg, method)
   found = bench.training(cfg, method, made, None, None, [], runtime.place())

@@ -64,7 +64,7 @@ def test_class_tokens_are_laid_out_with_the_texts(folder, drawn):
 
 
 def test_hidden_layers_are_laid_out_with_generated_sentences(folder, drawn):
-  cfg = config(rwda, folder, **{'report.tsne': True, 'examples.pairs': 6, 'seeds': 1})
+  cfg = config(rwda, folder, **{'report.tsne': True, 'sentences.pairs': 6, 'seeds': 1})
   method, clip, dataset = opened(cfg)
   learnable = jax.jit(functools.partial(method.init, clip=clip, cfg=cfg))(jax.random.key(0))
   diagnostics.figures(cfg, method, clip, learnable, dataset)

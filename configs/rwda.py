@@ -1,4 +1,4 @@
-r"""RWDA (arXiv 2308.11119): a network that learns from sentences of random words, and is shown images.
+r"""RWDA (arXiv 2308.11119): a network trained on sentences of random words and tested on images.
 
   python launch.py --config=configs/rwda.py:demo --workdir=runs/rwda
   python launch.py --config=configs/rwda.py --workdir=runs/rwda-mvtec
@@ -6,10 +6,10 @@ r"""RWDA (arXiv 2308.11119): a network that learns from sentences of random word
   python launch.py --config=configs/rwda.py:plus --workdir=runs/rwda-1
   python launch.py --config=configs/rwda.py:ours --workdir=runs/rwda-sewer --config.data.target=sewer_ml
 
-The paper's "CLIP + ours" is score=sum, "ours" is score=fnn (`:ours`) and "CLIP" is score=clip, which learns nothing. By
+The paper's "CLIP + ours" is score=sum, "ours" is score=fnn (`:ours`) and "CLIP" is score=clip, without training. By
 default every object is an "object"; `:known` and the few-shot `:plus`, `:plus2` and `:plus4` call it by its category's
-name. Ten seeds are trained as one; each has its own words, order, start, dropout and references, and a result of its
-own. Their mean and standard deviation come last.
+name. Ten seeds run one after another; each has its own words, order, initial network, dropout, references and result.
+Their mean and standard deviation come last.
 
 Published, with ViT-B/16+ at 240 px, LAION-400M, mean and standard deviation over 10 seeds, of image AUROC, AP, F1-max:
   MVTec AD  unknown  CLIP         91.5         95.7         92.0           VisA  76.5         80.5         78.1
@@ -22,9 +22,9 @@ Published, with ViT-B/16+ at 240 px, LAION-400M, mean and standard deviation ove
             4 shots  CLIP + ours  94.5 +- 0.7  97.1 +- 0.3  94.4 +- 0.3          86.6 +- 0.9  88.4 +- 1.3  84.5 +- 0.6
   Sewer-ML, validation   CLIP 79.1, 77.7, 75.2   ours 82.6 +- 1.3, 81.0 +- 1.3, 77.4 +- 0.9
                          CLIP + ours 81.7 +- 0.9, 80.2 +- 0.7, 76.9 +- 0.8
-Of VisA with 1 shot the paper's own class table averages to 84.0, not 83.4.
+For VisA with 1 shot the paper's own class table averages to 84.0, not 83.4.
 
-The paper has no code. What it leaves open is marked "a guess" below, with what else was thought of.
+The paper has no code. What it leaves open is marked "a guess" below, with the alternatives.
 """
 
 import ml_collections as mlc
@@ -47,11 +47,11 @@ SHOTS = {'plus': 1, 'plus2': 2, 'plus4': 4}
 
 
 def get_config(arg=None):
-  """Every key with its published value; see above for the variants, of which `:demo` fits the embedded tiny CLIP."""
+  """Every key with its published value; `:demo` fits the embedded tiny CLIP, the other variants are described above."""
   variant = common.choice(arg, 'known', 'ours', *SHOTS, 'demo')
   c = common.base()
-  c.seed = 0  # the first of `seeds`
-  c.clip, c.image_size = CLIP, 240  # which epoch of the weights is a guess; laion400m_e32 is the other
+  c.seed = 0  # the first seed
+  c.clip, c.image_size = CLIP, 240  # epoch 31 of the weights is a guess; laion400m_e32 is the other
   c.update(method('fnn' if variant == 'ours' else 'sum', variant == 'known' or variant in SHOTS, SHOTS.get(variant, 0)))
   if variant == 'demo':
     c.update(common.embedded())
@@ -61,13 +61,13 @@ def get_config(arg=None):
 
 
 def method(score, known, shots):
-  """The keys that the method itself reads, and its recipe."""
+  """The method's own keys and its recipe."""
   c = mlc.ConfigDict()
   c.method = 'rwda'
   c.label = 'RWDA'
-  c.seeds = 10  # trained as one: seed, seed + 1, ...
-  c.eval = mlc.ConfigDict(dict(std_ddof=0))  # a guess
-  c.score = score  # sum: CLIP + ours; fnn: ours; clip: the guide prompts alone, nothing is learned
+  c.seeds = 10
+  c.eval = mlc.ConfigDict(dict(std_ddof=0))  # a guess; 1 divides by n - 1
+  c.score = score  # sum: CLIP + ours; fnn: ours; clip: the guide prompts alone, without training
   c.positions = 'bicubic_antialias'  # resampling of the positional table: bilinear, bicubic_antialias, bicubic
   c.temperature = 0.01  # divides every cosine with the guide prompts
 
@@ -79,35 +79,35 @@ def method(score, known, shots):
   c.sentences.pairs = 10000  # N_p, sentences of each state
   c.sentences.shortest = 5  # characters of a random word
   c.sentences.longest = 10
-  c.sentences.alphabet = 62  # both cases and digits, a guess; 36: one case, which the tokenizer hears alike, and digits
+  c.sentences.alphabet = 62  # both cases and digits, a guess; 36: lower case, as the tokenizer reads it, and digits
 
   c.prompt = mlc.ConfigDict()
-  c.prompt.class_word = '' if known else 'object'  # what guide prompts call every object; '' = its category's name
-  # "a photo of an object" as table 3 says, and "a" before every category; a: always "a", as sec. 4.2 says; auto: "an"
-  # before every vowel. Which is a guess.
+  c.prompt.class_word = '' if known else 'object'  # the object's name in guide prompts; '' = its category's name
+  # A guess: "a photo of an object" as in table 3, and "a" before every category; a: always "a", as in sec. 4.2; auto:
+  # "an" before every vowel
   c.prompt.article = 'an_object'
-  c.prompt.raw_names = False  # say the folder's name as it is, 'metal_nut'; False says 'metal nut', a guess
+  c.prompt.raw_names = False  # True: names as folders have them, 'metal_nut'; False, a guess: 'metal nut'
 
   c.fnn = mlc.ConfigDict()
   c.fnn.hidden = (512, 256, 128)  # widths of the hidden layers, a guess
-  c.fnn.order = ('norm', 'relu', 'dropout')  # after each hidden layer, a guess
-  c.fnn.dropout = 0.5  # its rate, a guess
-  c.fnn.bn_momentum = 0.1  # what a batch weighs in the running statistics, as torch counts it; a guess
+  c.fnn.order = ('norm', 'relu', 'dropout')  # after each hidden layer's product, a guess
+  c.fnn.dropout = 0.5  # rate, a guess
+  c.fnn.bn_momentum = 0.1  # weight of a batch in the running statistics, torch's convention and default; a guess
   c.fnn.bn_eps = 1e-5
   c.fnn.init = 'torch'  # of linear layers, a guess; or lecun
-  c.fnn.input = 'raw'  # embeddings as they are, of texts and of images, as the paper writes them; l2: normalised
+  c.fnn.input = 'raw'  # embeddings of texts and images as they are, as the paper writes them; l2: normalised
 
   c.multicrop = common.multicrop()
-  c.multicrop.recipe = 'clip_ad'  # CLIP-AD's, a guess; of each score by itself
+  c.multicrop.recipe = 'clip_ad'  # CLIP-AD's, a guess; of each score separately
   c.fewshot = mlc.ConfigDict()
-  c.fewshot.shots = shots  # normal references a category; 0 = zero-shot
-  c.fewshot.seed = 0  # of the first seed's draw; the next has the next
-  c.fewshot.replacement = False  # draw with replacement: one image may come twice
-  # Half the distance of class tokens, a guess. cls_minmax: brought to 0..1 in each category; winclip_map_max: the
-  # maximum of WinCLIP+'s map, at twelve times the encoding.
+  c.fewshot.shots = shots  # normal references of each category; 0 = zero-shot
+  c.fewshot.seed = 0  # of the first seed's references; seed + 1 draws with 1, and so on
+  c.fewshot.replacement = False  # True may draw an image twice
+  # Half the distance of class tokens, a guess. cls_minmax: stretched to 0..1 in each category; winclip_map_max: the
+  # maximum of WinCLIP+'s map, whose encoding takes twelve times as long.
   c.fewshot.s_img = 'cls'
 
-  c.train = mlc.ConfigDict(dict(epochs=2, batch=64))  # pairs; "128" taken as embeddings, a guess
+  c.train = mlc.ConfigDict(dict(epochs=2, batch=64))  # pairs; reads the paper's 128 as embeddings, a guess
   c.optim = mlc.ConfigDict()
   c.optim.name = 'adamw'
   c.optim.lr = 1e-3
@@ -124,7 +124,7 @@ def method(score, known, shots):
 
 
 def published(score, known, shots):
-  """The paper's means where it has them, with what they hold for."""
+  """The paper's means, if it has them, and the keys that they were measured with."""
   means = {target: dict(zip(METRICS, values)) for target, values in PUBLISHED.get((score, known, shots), {}).items()}
-  held = ('score', score), ('prompt.class_word', '' if known else 'object')
-  return {'clip': CLIP, 'shots': shots, 'only': held, **means}
+  only = ('score', score), ('prompt.class_word', '' if known else 'object')
+  return {'clip': CLIP, 'shots': shots, 'only': only, **means}

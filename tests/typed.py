@@ -28,7 +28,7 @@ SCRIPTS = {  # what makes them short; the last of two equal flags counts
   'metrics': '--maps=8 --size=48 --runs=1',
   'predict': '--images=4 --long=0',
   'recovery': '--kills=1 --phases=fit',
-  'rwda': '--texts=8 --pairs=64 --seeds=2 --runs=1',
+  'rwda': '--texts=8 --pairs=64 --runs=1',
   'scaling': '--images=2 --batch=2 --steps=1 --size=56',
   'sdp': '--images=4 --batch=2 --epochs=1 --runs=1 --size=80',
   'store': '--images=2 --repeats=1',

@@ -88,8 +88,7 @@ FILES = ('bib', 'bin', 'csv', 'html', 'json', 'jsonl', 'lock', 'md', 'npy', 'npz
 def accepted(path, words):
   """Raises where an experiment would refuse the config of `path` with these words; reads no weights."""
   cfg = mlc.FrozenConfigDict(pages.parsed(path, words))
-  setup.check(cfg)
-  setup.shell(cfg, methods.get(cfg.method))
+  setup.clip_without_weights(cfg, setup.check(cfg))
 
 
 @of_page

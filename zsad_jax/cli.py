@@ -101,7 +101,11 @@ def run() -> None:
     except app.UsageError as error:  # absl would print all of the help
       sys.exit(f'error: {error}')
 
-  app.run(one_line, flags_parser=parse)
+  try:
+    app.run(one_line, flags_parser=parse)
+  except BrokenPipeError:  # the reader of the output, such as head, has ended
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
 
 
 def main(argv: Sequence[str]) -> None:

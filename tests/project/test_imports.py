@@ -18,8 +18,9 @@ MAY_IMPORT = {
   'predict': ('clip', 'ops', 'metrics', 'report', 'data', 'methods', 'engine', 'experiment'),
 }
 DOORS = ('__init__', '__main__', 'cli')  # modules at the top level: the Python API and the command line
-ONLY_IN = {'flax': ('clip',), 'orbax': ('engine/checkpoint.py',), 'absl.flags': ('cli.py',)}
-NOWHERE = ('pickle', 'tensorflow', 'torch', 'launch', 'configs')
+ONLY_IN = {'flax': ('clip',), 'orbax': ('engine/checkpoint.py',), 'absl.flags': ('cli.py',),
+           'torch': ('clip/weights/convert.py',)}
+NOWHERE = ('pickle', 'tensorflow', 'launch', 'configs')
 
 
 def files():

@@ -1,4 +1,4 @@
-"""attend against a float64 softmax, in every mode and on every way the maps are cut."""
+"""Attention against a float64 softmax, in every mode and with every tiling."""
 
 import contextlib
 
@@ -20,16 +20,16 @@ def draw(batch, n, heads, d, seed=0, scale=1.0):
 
 
 def reference(q, k, v, mode, mask=None):
-  read = {'q': np.float64(q), 'k': np.float64(k), 'v': np.float64(v)}
-  scores = np.einsum('bnhd,bmhd->bhnm', read[mode[0]], read[mode[1]]) / np.sqrt(q.shape[-1])
+  by_name = {'q': np.float64(q), 'k': np.float64(k), 'v': np.float64(v)}
+  scores = np.einsum('bnhd,bmhd->bhnm', by_name[mode[0]], by_name[mode[1]]) / np.sqrt(q.shape[-1])
   scores = scores if mask is None else np.where(mask[None, None], scores, -np.inf)
   weights = np.exp(scores - scores.max(-1, keepdims=True))
-  return np.einsum('bhnm,bmhd->bnhd', weights / weights.sum(-1, keepdims=True), read['v'])
+  return np.einsum('bhnm,bmhd->bnhd', weights / weights.sum(-1, keepdims=True), by_name['v'])
 
 
 @contextlib.contextmanager
 def tiles(tile_bytes):
-  """Makes attend loop over heads and cut the queries, however small the input; traces from before are dropped."""
+  """Makes attend loop over heads and tile the queries even for small input, without the programs compiled before."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(attention, '_BATCHED_TOKENS_CPU', 0)
     patch.setattr(attention, '_TILE_BYTES_CPU', tile_bytes)
@@ -40,7 +40,7 @@ def tiles(tile_bytes):
 
 
 @pytest.mark.parametrize('mode', attention.MODES)
-def test_modes_name_the_two_sides_of_the_map(mode):
+def test_modes_name_queries_and_keys(mode):
   q, k, v = draw(2, 19, 3, 8)
   out = attention.attend(q, k, v, mode)
   np.testing.assert_allclose(out, reference(q, k, v, mode), atol=1e-6)
@@ -51,7 +51,7 @@ def test_modes_name_the_two_sides_of_the_map(mode):
 @settings(deadline=None, max_examples=8)
 @given(batch=st.integers(1, 3), n=st.integers(1, 41), heads=st.integers(1, 3), tile_bytes=st.integers(4, 4000),
        mode=st.sampled_from(attention.MODES), causal=st.booleans())
-def test_any_cut_is_exact(batch, n, heads, tile_bytes, mode, causal):
+def test_any_tiling_is_exact(batch, n, heads, tile_bytes, mode, causal):
   q, k, v = draw(batch, n, heads, 4, seed=n)
   mask = np.tril(np.ones((n, n), bool)) if causal else None
   want = reference(q, k, v, mode, mask)
@@ -63,7 +63,7 @@ def test_any_cut_is_exact(batch, n, heads, tile_bytes, mode, causal):
     np.testing.assert_allclose(out.swapaxes(1, 2), want, atol=2e-6)
 
 
-def test_published_size_agrees_with_the_plain_form():
+def test_tiles_of_a_published_size_agree_with_the_plain_form():
   q, k, v = draw(1, 1370, 2, 64)
   out = jax.jit(attention.attend, static_argnames='mode')(q, k, v, mode='vv')
   np.testing.assert_allclose(out, reference(q, k, v, 'vv'), atol=1e-5)
@@ -79,20 +79,20 @@ def test_large_scores_stay_finite():
   np.testing.assert_allclose(attention.attend(q, k, v), reference(q, k, v, 'qk'), rtol=1e-4)
 
 
-def test_gradients_do_not_see_the_cut():
+def test_gradients_do_not_depend_on_the_tiling():
   q, k, v = draw(2, 11, 2, 4)
   mask = np.tril(np.ones((11, 11), bool))
   grad = jax.grad(lambda qkv: jnp.square(attention.attend(*qkv, mask=mask)).sum())
   plain = jax.jit(grad)((q, k, v))
-  with tiles(4 * 2 * 11 * 3):  # three rows a run, so that the last run is filled up
+  with tiles(4 * 2 * 11 * 3):  # three rows per tile, so that the last tile is padded
     assert str(jax.make_jaxpr(attention.attend)(q, k, v)).count('scan') > 1
-    cut = jax.jit(grad)((q, k, v))
-  for a, b in zip(plain, cut):
+    tiled = jax.jit(grad)((q, k, v))
+  for a, b in zip(plain, tiled):
     assert np.isfinite(b).all()
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_a_split_batch_stays_split():
+def test_a_sharded_batch_stays_sharded():
   mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
   qkv = draw(8, 12, 2, 4)
   placed = jax.device_put(qkv, NamedSharding(mesh, P('data')))
@@ -103,7 +103,7 @@ def test_a_split_batch_stays_split():
   np.testing.assert_allclose(compiled(*placed), reference(*qkv, 'qk'), atol=1e-6)
 
 
-def test_half_precision_keeps_its_dtype():
+def test_bfloat16_stays_bfloat16():
   q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in draw(1, 16, 2, 8))
   out = attention.attend(q, k, v)
   assert out.dtype == jnp.bfloat16
@@ -111,16 +111,16 @@ def test_half_precision_keeps_its_dtype():
                              atol=0.03)
 
 
-def test_unknown_mode():
-  with pytest.raises(ValueError, match=r"attention mode 'kv' is not one of \('qk', 'qq', 'kk', 'vv'\)"):
+def test_unknown_modes_are_refused():
+  with pytest.raises(ValueError, match=r"mode='kv' is not one of qk, qq, kk, vv"):
     attention.attend(*draw(1, 2, 1, 2), 'kv')
 
 
 def test_maps_are_the_weights_averaged_over_heads():
-  read = dict(zip('qkv', draw(2, 7, 3, 4)))
-  found = jax.jit(attention.maps)(*read.values())
-  assert set(found) == set(attention.MODES)
-  for mode, weights in found.items():
-    scores = np.einsum('bnhd,bmhd->bhnm', read[mode[0]], read[mode[1]], dtype=np.float64) / 2
+  qkv = dict(zip('qkv', draw(2, 7, 3, 4)))
+  maps = jax.jit(attention.maps)(*qkv.values())
+  assert set(maps) == set(attention.MODES)
+  for mode, weights in maps.items():
+    scores = np.einsum('bnhd,bmhd->bhnm', qkv[mode[0]], qkv[mode[1]], dtype=np.float64) / 2
     scores = np.exp(scores - scores.max(-1, keepdims=True))
     np.testing.assert_allclose(weights, (scores / scores.sum(-1, keepdims=True)).mean(1), atol=1e-6)

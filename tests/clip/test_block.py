@@ -1,4 +1,4 @@
-"""The parts that both towers share, where a library's default is not CLIP's."""
+"""The parts of both towers in which CLIP differs from the defaults of a library."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ def test_activation_is_exact_not_the_tanh_form(name, value):
 
 
 def test_layer_norm_epsilon_is_1e_5():
-  """A vector of variance 1e-5 shrinks by the square root of two; under Flax's 1e-6 it would by 1.05."""
+  """A vector of variance 1e-5 shrinks by the square root of two; with Flax's 1e-6 it would shrink by 1.05."""
   x = np.float32(np.sqrt(1e-5)) * np.array([[1, -1, 1, -1]], np.float32)
   norm = block.LayerNorm()
   out = norm.apply(norm.init(jax.random.key(0), x), x)
@@ -23,7 +23,7 @@ def test_layer_norm_epsilon_is_1e_5():
 
 
 def test_layer_norm_keeps_digits_far_from_zero():
-  """The one-pass variance E[x^2] - E[x]^2 loses them all here."""
+  """The one-pass variance E[x^2] - E[x]^2 would lose all of them here."""
   x = np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32) + 3000
   norm = block.LayerNorm()
   out = norm.apply(norm.init(jax.random.key(0), x), x)
@@ -32,7 +32,7 @@ def test_layer_norm_keeps_digits_far_from_zero():
   np.testing.assert_allclose(out, want, atol=1e-3)
 
 
-def test_layer_norm_of_half_precision_is_taken_in_float32():
+def test_layer_norm_of_bfloat16_is_computed_in_float32():
   x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 64)), jnp.bfloat16)
   norm = block.LayerNorm()
   params = norm.init(jax.random.key(0), x)

@@ -1,4 +1,4 @@
-"""Parity with PyTorch: Hugging Face's CLIPModel at every published size, and the released AnomalyCLIP encoders.
+"""Parity with PyTorch: Hugging Face's CLIPModel in every published size, and the released AnomalyCLIP encoders.
 
 Random weights; 1e-4 on activations in float32. One architecture at a time is in memory.
 """
@@ -25,7 +25,7 @@ TEXTS = [49406, 320, 1125, 539, 320, 13568, 14115, 269, 49407]
 
 
 def hugging_face(arch, seed=0):
-  """Returns a CLIPModel of the architecture's shapes, with norms and biases away from one and zero."""
+  """Returns a CLIPModel with the shapes of `arch`, whose norms and biases are not just ones and zeros."""
   import transformers
   v, t = arch.vision, arch.text
   config = transformers.CLIPConfig(
@@ -48,11 +48,11 @@ def hugging_face(arch, seed=0):
 
 @pytest.fixture(scope='module', params=FULL)
 def pair(request):
-  """A published architecture twice, on the same weights: ours and Hugging Face's."""
+  """Returns a published architecture twice with the same weights: our Clip and Hugging Face's model."""
   arch = clip_lib.ARCHS[request.param]
   model = hugging_face(arch)
   arrays = {name: value.numpy() for name, value in model.state_dict().items()}
-  params = port.from_state_dict(arrays, model.template(arch), arch)
+  params = port.from_state_dict(arrays, clip_lib.template(arch), arch)
   yield clip_lib.build(arch, params), model
   del arrays, params, model
   gc.collect()
@@ -67,11 +67,11 @@ def test_image_tower_block_by_block(pair):
   out = jax.jit(lambda p, x: ours.image(p, x, spec))(ours.params, images)
   with torch.no_grad():
     pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-    seen = model.vision_model(pixels, output_hidden_states=True)
-    feature = model.visual_projection(seen.pooler_output)
+    outputs = model.vision_model(pixels, output_hidden_states=True)
+    feature = model.visual_projection(outputs.pooler_output)
   embedded = jax.jit(lambda p, x: archs.vision_tower(ours.arch, spec).apply({'params': p}, x, method='embed'))
-  np.testing.assert_allclose(embedded(ours.params['visual'], images), seen.hidden_states[0], atol=1e-4)
-  for block, want in enumerate(seen.hidden_states[1:], 1):
+  np.testing.assert_allclose(embedded(ours.params['visual'], images), outputs.hidden_states[0], atol=1e-4)
+  for block, want in enumerate(outputs.hidden_states[1:], 1):
     np.testing.assert_allclose(out.taps[f'clip/{block}/block'], want[:, 1:], atol=1e-4, err_msg=f'block {block}')
   np.testing.assert_allclose(out.cls, feature, atol=1e-4)
 
@@ -81,8 +81,8 @@ def test_text_tower(pair):
   ids = np.zeros((2, ours.arch.text.context), np.int32)
   ids[0, :len(TEXTS)], ids[1, :4] = TEXTS, TEXTS[:3] + TEXTS[-1:]
   with torch.no_grad():
-    seen = model.text_model(torch.from_numpy(ids).long())
-    want = model.text_projection(seen.pooler_output).numpy()
+    outputs = model.text_model(torch.from_numpy(ids).long())
+    want = model.text_projection(outputs.pooler_output).numpy()
   run = jax.jit(lambda p, ids, eot: ours.text(p, ours.embed(p, ids), eot))
   for length in (ids.shape[1], len(TEXTS)):
     cut = ids[:, :length]
@@ -137,7 +137,7 @@ def test_released_text_encoder(depth):
   np.testing.assert_allclose(out, want, atol=1e-4)
 
 
-def test_goldens_are_what_the_transcription_gives():
+def test_golden_files_are_up_to_date():
   with torch.no_grad():
     for name, dims in record_clip.RECORDS.items():
       with np.load(record_clip.HERE / f'clip_{name}.npz') as golden:
@@ -147,8 +147,8 @@ def test_goldens_are_what_the_transcription_gives():
           np.testing.assert_allclose(golden[key], value, atol=1e-5, err_msg=key)
 
 
-def test_fused_kernel_is_the_explicit_softmax():
-  """What the benchmark calls PyTorch's fused form computes the same."""
+def test_fused_kernel_equals_the_explicit_softmax():
+  """The benchmark's fused form of PyTorch computes the same."""
   dims = record_clip.Dims()
   arrays = record_clip.weights(dims, np.random.RandomState(5))
   images, _, _ = record_clip.inputs(dims, np.random.RandomState(6))

@@ -1,8 +1,9 @@
-"""bfloat16 products: close to float32 in every method, part of what results and stores are known by."""
+"""bfloat16 products: close to float32 in every method, and part of the identity of features and trainings."""
 
 import dataclasses
 import functools
 import importlib
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +15,15 @@ from zsad_jax import methods
 from zsad_jax.clip import encoder
 from zsad_jax.clip import model as clip_lib
 from zsad_jax.experiment import experiment, setup
+from zsad_jax.experiment.run import Run
+from zsad_jax.methods import Context
 from zsad_jax.methods.parts import prompts
 
 SIZE, NAMES = 64, ('metal nut', 'wood')
-# Stated tolerance: the mean difference, over the standard deviation among pixels of maps and among images of scores.
+# Tolerance of the mean difference, relative to the standard deviation over pixels of maps and over images of scores.
 TOLERANCE = {'map': 0.05, 'score': 0.1, 'distance': 0.1}
 IMAGES = np.random.default_rng(0).normal(size=(4, SIZE // 8, SIZE // 8, 3)).astype(np.float32).repeat(8, 1).repeat(8, 2)
-OF_THEIR_OWN = ('anomalyclip', 'april_gan', 'cocoop', 'sdp', 'winclip')  # what they read of the towers, others do too
+QUICK = ('anomalyclip', 'april_gan', 'cocoop', 'sdp', 'winclip')  # together they read everything that the others read
 
 
 @pytest.fixture(scope='module')
@@ -36,38 +39,39 @@ def config(name):
   return mlc.FrozenConfigDict(c)
 
 
-def outputs(clip, learnable, cfg, method):
-  """Scores and maps of IMAGES, the last two of them also the references, under one precision."""
-  spec = method.spec(clip, cfg)
-  shots = cfg.fewshot.shots if 'fewshot' in cfg else 0
+def outputs(clip, params, cfg, method):
+  """Returns the scores and maps of IMAGES, the last two of which are also the references, for one precision."""
+  spec = method.feature_spec(clip, cfg)
+  shots = cfg.fewshot.shots if method.build_memory_bank else 0
 
   @jax.jit
-  def run(learnable, params, images):
-    features = clip.image(params, images, spec._replace(crops=0))
+  def prepare(params, clip_params, images):
+    features = clip.image(clip_params, images, spec._replace(crops=0))
     if spec.crops:
       features = features._replace(crops=jnp.repeat(features.cls[:, None], 10, axis=1))
-    few = jax.tree.map(lambda x: x[2:, None].repeat(shots, 1), features)
-    memory = method.memory(params, few._replace(crops=None), clip=clip, cfg=cfg) if shots else None
-    return features, memory, method.bank(learnable, params, NAMES, clip=clip, cfg=cfg)
+    references = jax.tree.map(lambda x: x[2:, None].repeat(shots, 1), features)._replace(crops=None)
+    bank = method.build_memory_bank(clip_params, references, clip=clip, cfg=cfg) if shots else None
+    return features, bank, method.encode_text(params, clip_params, NAMES, clip=clip, cfg=cfg)
 
-  features, memory, bank = run(learnable, clip.params, jnp.asarray(IMAGES))
-  bank = experiment.selected(cfg, method, bank, cfg.data.target)
+  features, bank, text = prepare(params, clip.params, jnp.asarray(IMAGES))
+  text = method.reduce_text_features(text, cfg.data.target, cfg=cfg)
   batch = {'category': jnp.array([0, 1, 0, 1]), 'valid': jnp.ones(4, bool), 'index': jnp.arange(4)}
   predict = jax.jit(functools.partial(method.predict, clip=clip, cfg=cfg))
   assert {x.dtype for x in jax.tree.leaves(features)} == {jnp.dtype('float32')}
-  return {k: np.asarray(v) for k, v in predict(learnable, clip.params, bank, memory, features, batch).items()}
+  score, anomaly_map, extras = predict(params, Context(clip.params, text, bank), features, batch)
+  arrays = {'score': score, 'map': anomaly_map, **extras}
+  return {name: np.asarray(array) for name, array in arrays.items() if array is not None}
 
 
 @pytest.mark.parametrize('name', [
-  name if name in OF_THEIR_OWN else pytest.param(name, marks=pytest.mark.exhaustive) for name in methods.names()])
-def test_every_method_scores_alike_in_bfloat16(clips, name, monkeypatch):
+  name if name in QUICK else pytest.param(name, marks=pytest.mark.exhaustive) for name in methods.names()])
+def test_scores_of_every_method_are_close_in_bfloat16(clips, name, monkeypatch):
   whole_ensemble = prompts.compose
   monkeypatch.setattr(prompts, 'compose', lambda *args, **how: whole_ensemble(*args, **how)[:4])  # hundreds of texts
   method, cfg = methods.get(name), config(name)
-  whole, half = (dataclasses.replace(clip, arch=method.arch(clip.arch, cfg) if hasattr(method, 'arch') else clip.arch)
-                 for clip in clips)
-  learnable = method.init(jax.random.key(1), whole, cfg)
-  wide, narrow = outputs(whole, learnable, cfg, method), outputs(half, learnable, cfg, method)
+  whole, half = (dataclasses.replace(clip, arch=method.architecture(clip.arch, cfg)) for clip in clips)
+  params = method.init(jax.random.key(1), whole, cfg)
+  wide, narrow = outputs(whole, params, cfg, method), outputs(half, params, cfg, method)
   assert wide.keys() == narrow.keys()
   for key, value in wide.items():
     assert narrow[key].dtype == value.dtype == np.float32
@@ -76,20 +80,20 @@ def test_every_method_scores_alike_in_bfloat16(clips, name, monkeypatch):
     assert 0 < difference <= TOLERANCE[key] * scale, f'{key}: {difference} of {scale}'
 
 
-def test_only_kernels_are_rounded_and_only_once(clips):
+def test_only_kernels_are_cast_and_only_once(clips):
   whole, half = clips
   for path, leaf in jax.tree_util.tree_leaves_with_path(half.params):
     assert leaf.dtype == (jnp.bfloat16 if path[-1].key == 'kernel' else jnp.float32), path
   assert clip_lib.with_precision(half, 'bfloat16') is half and clip_lib.with_precision(whole, 'float32') is whole
-  with pytest.raises(ValueError, match='were rounded to bfloat16; load the weights again for float32'):
+  with pytest.raises(ValueError, match='already bfloat16; load the weights again for float32'):
     clip_lib.with_precision(half, 'float32')
-  with pytest.raises(ValueError, match="precision 'float16' is not one of float32, bfloat16"):
+  with pytest.raises(ValueError, match="precision='float16' is not one of float32, bfloat16"):
     clip_lib.with_precision(whole, 'float16')
 
 
-def test_products_run_in_bfloat16_and_what_adds_up_in_float32(clips):
+def test_products_are_bfloat16_and_features_float32(clips):
   _, half = clips
-  spec = methods.get('clip').spec(half, config('clip'))
+  spec = methods.get('clip').feature_spec(half, config('clip'))
   text = str(jax.make_jaxpr(lambda params, images: half.image(params, images, spec))(half.params, IMAGES))
   products = [line for line in text.splitlines() if ' = dot_general[' in line]
   assert products and 'bf16[128,512]' in text
@@ -97,19 +101,17 @@ def test_products_run_in_bfloat16_and_what_adds_up_in_float32(clips):
   assert all(x.aval.dtype == jnp.float32 for x in jaxpr.jaxpr.outvars)
 
 
-def test_results_stores_and_trainings_know_the_precision(clips):
+def test_features_and_trainings_are_identified_by_the_precision(clips):
   whole, half = clips
   assert 'precision' not in whole.identity and half.identity['precision'] == 'bfloat16'
-  method, cfg = methods.get('anomalyclip'), config('anomalyclip')
-  dataset = type('Data', (), {'fingerprint': 'x'})
-  recipe = experiment.identity(cfg, method, whole, dataset)
-  assert 'precision' not in recipe and 'machine.max_memory_gb' not in recipe
-  narrow = setup.with_changes(cfg, {'precision': 'bfloat16'})
-  assert experiment.identity(narrow, method, half, dataset) == {**recipe, 'precision': 'bfloat16'}
-  assert setup.load_clip(narrow, method).precision == 'bfloat16'
+  cfg, dataset = config('anomalyclip'), SimpleNamespace(fingerprint='x')
+  narrow = setup.with_overrides(cfg, {'precision': 'bfloat16'})
+  identity = Run.load(cfg, whole).identity(dataset)
+  assert Run.load(narrow, half).identity(dataset) == {**identity, 'precision': 'bfloat16'} != identity
+  assert setup.load_clip(narrow, methods.get('anomalyclip')).precision == 'bfloat16'
 
 
-def test_another_precision_is_refused_before_anything_is_loaded(tmp_path):
-  cfg = setup.with_changes(config('clip'), {'precision': 'fp8'})
-  with pytest.raises(ValueError, match=r"precision is 'fp8'; it must be one of float32, bfloat16"):
+def test_unknown_precisions_are_refused_before_anything_is_loaded(tmp_path):
+  cfg = setup.with_overrides(config('clip'), {'precision': 'fp8'})
+  with pytest.raises(ValueError, match=r"precision='fp8' .*float32, bfloat16"):
     experiment.run(cfg, tmp_path, 'evaluate')

@@ -1,4 +1,4 @@
-"""Image preprocessing: PIL's own resizing, CLIP's statistics, nothing guessed about other image modes."""
+"""Image preprocessing: PIL's resizing, CLIP's statistics, and image modes that are refused."""
 
 import pickle
 
@@ -54,7 +54,7 @@ def test_clip_resizes_the_shorter_side_and_crops_the_centre():
 @settings(deadline=None, max_examples=40)
 @given(width=st.integers(1, 90), height=st.integers(1, 90), size=st.integers(1, 40),
        mode=st.sampled_from(preprocess.MODES))
-def test_any_image_gives_the_size_asked_for(width, height, size, mode):
+def test_any_image_gives_the_requested_size(width, height, size, mode):
   result = preprocess.image_transform('vit_b32', size, mode)(Image.new('RGB', (width, height), (255, 0, 51)))
   assert result.shape == (size, size, 3)
   np.testing.assert_allclose(result, np.broadcast_to((np.float32([1, 0, 0.2]) - MEAN) / STD, result.shape),
@@ -69,7 +69,7 @@ def test_grey_is_three_equal_channels():
                              atol=1e-6)
 
 
-def test_the_record_decides():
+def test_the_architecture_decides_mean_std_and_filter():
   arch = clip_lib.Arch('other', 8, clip_lib.Vision(20, 4, 8, 1, 1), clip_lib.Text(4, 9, 8, 1, 1), mean=(0., 0., 0.),
                    std=(1., 1., 1.), resize='bilinear')
   image = noise(33, 47)
@@ -77,7 +77,7 @@ def test_the_record_decides():
   np.testing.assert_array_equal(preprocess.image_transform(arch)(image), expected)
 
 
-def test_the_transform_travels_to_other_processes():
+def test_the_transform_can_be_pickled():
   transform = preprocess.image_transform('vit_b16', 16)
   image = noise(20, 20)
   np.testing.assert_array_equal(pickle.loads(pickle.dumps(transform))(image), transform(image))
@@ -85,15 +85,15 @@ def test_the_transform_travels_to_other_processes():
 
 @pytest.mark.parametrize('mode', ['RGBA', 'LA', 'P', 'CMYK', '1', 'I', 'F', 'I;16'])
 def test_other_modes_are_refused(mode):
-  with pytest.raises(ValueError, match=rf'an image of mode {mode}, not RGB or L.*open images with zsad_jax.data'):
+  with pytest.raises(ValueError, match=rf'mode {mode}; it must be RGB or L.*zsad_jax\.data'):
     preprocess.image_transform('vit_b16', 8)(Image.new(mode, (9, 9)))
 
 
-def test_bad_settings():
-  with pytest.raises(ValueError, match="unknown preprocessing 'crop', not one of squash, clip"):
+def test_bad_arguments_are_refused():
+  with pytest.raises(ValueError, match="mode='crop' is not one of squash, clip"):
     preprocess.image_transform('vit_b16', 8, 'crop')
-  with pytest.raises(ValueError, match='image_size must be at least 1, not 0'):
+  with pytest.raises(ValueError, match='image_size=0 must be at least 1'):
     preprocess.image_transform('vit_b16', 0)
   arch = clip_lib.Arch('other', 8, clip_lib.Vision(20, 4, 8, 1, 1), clip_lib.Text(4, 9, 8, 1, 1), resize='nearest')
-  with pytest.raises(ValueError, match="unknown resize filter 'nearest' of other"):
+  with pytest.raises(ValueError, match="resize='nearest' of other is not one of bicubic, bilinear"):
     preprocess.image_transform(arch)

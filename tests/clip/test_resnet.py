@@ -1,4 +1,4 @@
-"""CLIP's ResNets against the released encoders' golden: feature maps, the attention pool, and its surgery."""
+"""CLIP's ResNets against recorded features of the released encoders: feature maps, attention pool, and its surgery."""
 
 import dataclasses
 
@@ -49,7 +49,7 @@ def features(small):
   return jax.tree.map(np.asarray, encoder.encode(clip_, EVERYTHING)(clip_.params, images))
 
 
-def test_feature_maps_are_the_released_encoders(features, golden):
+def test_feature_maps_equal_the_released_encoders(features, golden):
   for block in (1, 2, 3, 4):
     np.testing.assert_allclose(features.taps[f'clip/{block}/block'], golden[f'map{block}'], atol=1e-4)
 
@@ -58,12 +58,12 @@ def test_feature_maps_are_the_released_encoders(features, golden):
     ('pool', 'patches', 'pool'), ('pool', 'cls', 'pool'), ('pool_cosine', 'patches', 'surgery_new'),
     ('pool_cosine', 'cls', 'surgery_new'), ('pool_vv', 'patches', 'surgery_original'),
     ('pool_vv', 'cls', 'surgery_original')])
-def test_every_row_of_the_pool_is_the_released_encoders(features, golden, point, token, key):
+def test_every_row_of_the_pool_equals_the_released_encoders(features, golden, point, token, key):
   rows = slice(1) if token == 'cls' else slice(1, None)
   np.testing.assert_allclose(features.taps[Tap('clip', 4, point, token).name], golden[key][:, rows], atol=1e-4)
 
 
-def test_the_class_feature_is_clips_and_the_surgerys_is_another(features, golden):
+def test_the_class_feature_is_clips_and_not_the_surgerys(features, golden):
   np.testing.assert_allclose(features.cls, golden['pool'][:, 0], atol=1e-4)
   assert np.abs(features.cls - features.taps['clip/4/pool_vv/cls'][:, 0]).max() > 0.1
 
@@ -78,7 +78,7 @@ def test_positions_of_the_pool_are_resampled_as_the_spec_says(small, golden, pos
 
 @pytest.mark.parametrize('spec', [
     FeatureSpec(SIZE), EVERYTHING._replace(cls='', taps=POOLS[3:4]), EVERYTHING._replace(cls='', taps=MAPS[1:2])])
-def test_what_else_is_read_changes_nothing(small, features, spec):
+def test_other_taps_change_nothing(small, features, spec):
   clip_, images = small
   out = encoder.encode(clip_, spec)(clip_.params, images)
   assert (out.cls is None) == (spec.cls == '')
@@ -88,7 +88,7 @@ def test_what_else_is_read_changes_nothing(small, features, spec):
     np.testing.assert_allclose(tokens, features.taps[name], atol=1e-5)
 
 
-def test_running_statistics_and_their_epsilon():
+def test_batch_norm_uses_running_statistics_and_epsilon_1e_5():
   x = np.array([2.0, 3.0], np.float32).reshape(1, 1, 1, 2)
   weights = {'kernel': np.eye(2)[None, None], 'scale': [3, 1], 'bias': [0.5, 0], 'mean': [1, 3 - 1e-3], 'var': [4, 0]}
   weights = {name: np.float32(value) for name, value in weights.items()}
@@ -113,8 +113,8 @@ def test_one_device_or_eight(small):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), split, encode(clip_.params, images))
 
 
-def test_half_precision_weights_give_half_precision_features(small, features):
-  """Stated tolerance of bfloat16: cosine 0.99 with the float32 features."""
+def test_bfloat16_weights_give_bfloat16_features(small, features):
+  """Tolerance of bfloat16: cosine 0.99 with the float32 features."""
   clip_, images = small
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), clip_.params)
   out = encoder.encode(clip_, EVERYTHING)(half, images)
@@ -126,7 +126,7 @@ def test_half_precision_weights_give_half_precision_features(small, features):
     assert cosine.min() > 0.99
 
 
-def test_promised_shapes_and_bytes(small):
+def test_shapes_and_bytes_are_predicted(small):
   clip_, images = small
   spec = EVERYTHING._replace(crops=SIZE + 32)
   out = jax.eval_shape(encoder.encode(clip_, spec), clip_.params, images)
@@ -137,7 +137,7 @@ def test_promised_shapes_and_bytes(small):
 
 
 def test_published_sizes():
-  """Stages of 56, 28, 14 and 7 places a side; the pool gives 49 tokens as wide as the embedding."""
+  """Stages have 56, 28, 14 and 7 positions per side; the pool has 49 tokens as wide as the embedding."""
   shell = clip_lib.Clip(clip_lib.ARCHS['rn101'], 224, params=None)
   shapes = encoder.features_shape(shell, FeatureSpec(224, taps=MAPS + POOLS[4:], read='none'))
   assert shapes.cls == (512,) and shell.grid == 7
@@ -149,22 +149,21 @@ READ = dict(read='none')
 
 
 @pytest.mark.parametrize('spec, message', [
-    (FeatureSpec(100), r'spec\.image_size 100 is not a positive multiple of 32, the stride of a ResNet'),
-    (FeatureSpec(0), r'spec\.image_size 0 is not'),
-    (FeatureSpec(64, cls='ln_post_proj'), r"spec\.cls 'ln_post_proj' is not one of \('proj', ''\): a ResNet has no ln_post"),
-    (FeatureSpec(64, positions='nearest'), r"spec\.positions 'nearest' is not one of"),
-    (FeatureSpec(64, sides=(SideStream('vv'),)), r"spec\.sides \['vv'\]: a ResNet has no side streams"),
-    (FeatureSpec(64, windows=(2,)), r'spec\.windows \(2,\): a ResNet cannot leave out patches'),
-    (FeatureSpec(64, taps=MAPS), r"spec\.taps\[0\]: read 'ln_post_proj' is not 'none'"),
-    (FeatureSpec(64, taps=(Tap('clip', 4, 'pool', read='proj'),), **READ), r"spec\.taps\[0\]: read 'proj' is not 'none'"),
-    (FeatureSpec(64, taps=(Tap('vv', 4),), **READ), r"spec\.taps\[0\]\.stream 'vv' is not clip"),
-    (FeatureSpec(64, taps=(Tap('clip', 5),), **READ), r'spec\.taps\[0\]\.block 5 is not in 1\.\.4, the stages of a ResNet'),
-    (FeatureSpec(64, taps=(MAPS[0], Tap('clip', 4, 'attention')), **READ), r"spec\.taps\[1\]\.point 'attention' is not one"),
-    (FeatureSpec(64, taps=(Tap('clip', 3, 'pool'),), **READ), r"spec\.taps\[0\]\.point 'pool' is at block 4 alone, not 3"),
-    (FeatureSpec(64, taps=(Tap('clip', 4, 'block', 'cls'),), **READ), r"spec\.taps\[0\]\.token 'cls': a ResNet has a class"),
-    (FeatureSpec(64, taps=(Tap('clip', 4, 'pool', 'all'),), **READ), r"spec\.taps\[0\]\.token 'all' is not one of"),
-    (FeatureSpec(64, taps=(MAPS[0], MAPS[0]), **READ), r'spec\.taps names a tap twice'),
-    (FeatureSpec(64, crops=32), r'spec\.crops 32 is smaller than spec\.image_size 64'),
+    (FeatureSpec(100), r'spec\.image_size=100 .*multiple of 32'), (FeatureSpec(0), r'spec\.image_size=0 '),
+    (FeatureSpec(64, cls='ln_post_proj'), r"spec\.cls='ln_post_proj' is not one of proj, ''"),
+    (FeatureSpec(64, positions='nearest'), r"spec\.positions='nearest' is not one of"),
+    (FeatureSpec(64, sides=(SideStream('vv'),)), r"spec\.sides=\['vv'\] .*no side streams; use taps at"),
+    (FeatureSpec(64, windows=(2,)), r'spec\.windows=\(2,\) is not supported'),
+    (FeatureSpec(64, taps=MAPS), r"spec\.taps\[0\] has read='ln_post_proj'.*read='none'"),
+    (FeatureSpec(64, taps=(Tap('clip', 4, 'pool', read='proj'),), **READ), r"spec\.taps\[0\] has read='proj'.*'none'"),
+    (FeatureSpec(64, taps=(Tap('vv', 4),), **READ), r"spec\.taps\[0\]\.stream='vv' is not clip"),
+    (FeatureSpec(64, taps=(Tap('clip', 5),), **READ), r'spec\.taps\[0\]\.block=5 .*\[1, 4\]'),
+    (FeatureSpec(64, taps=(MAPS[0], Tap('clip', 4, 'attention')), **READ), r"taps\[1\]\.point='attention' is not one"),
+    (FeatureSpec(64, taps=(Tap('clip', 3, 'pool'),), **READ), r"taps\[0\]\.point='pool' .*block 4 alone, not at 3"),
+    (FeatureSpec(64, taps=(Tap('clip', 4, 'block', 'cls'),), **READ), r"spec\.taps\[0\]\.token='cls' .* 'block'"),
+    (FeatureSpec(64, taps=(Tap('clip', 4, 'pool', 'all'),), **READ), r"spec\.taps\[0\]\.token='all' is not one of"),
+    (FeatureSpec(64, taps=(MAPS[0], MAPS[0]), **READ), r'spec\.taps .*twice'),
+    (FeatureSpec(64, crops=32), r'spec\.crops=32 .*spec\.image_size=64'),
 ])
 def test_bad_specs_are_refused_before_anything_runs(spec, message):
   shell = clip_lib.Clip(ARCH, 64, params=None)
@@ -176,34 +175,33 @@ def test_bad_specs_are_refused_before_anything_runs(spec, message):
 @pytest.mark.parametrize('point', resnet.POOLS)
 def test_a_vision_transformer_has_no_pool(point):
   shell = clip_lib.Clip(clip_lib.ARCHS['tiny'], 64, params=None)
-  message = rf"spec\.taps\[1\]\.point '{point}' is in the attention pool of a ResNet; tiny is a vision transformer"
+  message = rf"spec\.taps\[1\]\.point='{point}' is in the attention pool of a ResNet, but tiny is"
   with pytest.raises(ValueError, match=message):
     encoder.validate(shell, FeatureSpec(64, taps=(Tap('clip', 1), Tap('clip', 4, point))))
   with pytest.raises(ValueError, match=message):
     shell.image({'visual': {}}, np.zeros((1, 64, 64, 3)), FeatureSpec(64, taps=(Tap('clip', 1), Tap('clip', 4, point))))
 
 
-def test_images_of_another_size(small):
+def test_images_of_another_size_are_refused(small):
   clip_, images = small
-  with pytest.raises(ValueError, match=r'images \(2, 96, 96, 3\) are not \[B, 64, 64, 3\]'):
+  with pytest.raises(ValueError, match=r'\(2, 96, 96, 3\); spec\.image_size=64 needs \[B, 64, 64, 3\]'):
     clip_.image(clip_.params, images, FeatureSpec(64))
 
 
-def test_image_size_of_build(small):
-  with pytest.raises(ValueError, match='image_size 100 is not a positive multiple of 32'):
+def test_build_refuses_sizes_off_the_grid(small):
+  with pytest.raises(ValueError, match='image_size=100 is not a positive multiple of 32'):
     clip_lib.build(ARCH, small[0].params, image_size=100)
 
 
 @pytest.mark.parametrize('changes, message', [
-    ({'kind': 'convnext'}, "vision.kind 'convnext' of small_resnet is not one of: vit, resnet"),
-    ({'kind': 'vit'}, r"vision.stages \(1, 2, 3, 1\) of small_resnet are of a ResNet, but vision.kind is 'vit'"),
-    ({'stages': (1, 2, 3)}, r'a ResNet has patch 32, layers 4 and as many stages.* not 32, 4 and \(1, 2, 3\)'),
-    ({'stages': (1, 0, 3, 1)}, r'each of at least one bottleneck; not 32, 4 and \(1, 0, 3, 1\)'),
-    ({'patch': 16}, r'a ResNet has patch 32.* not 16'),
-    ({'layers': 7}, r'a ResNet has patch 32, layers 4.* not 32, 7'),
-    ({'heads': 3}, r'vision.heads 3 of small_resnet do not divide 256'),
+    ({'kind': 'convnext'}, r"vision\.kind='convnext' of small_resnet is not one of vit, resnet"),
+    ({'kind': 'vit'}, r'vision\.stages=\(1, 2, 3, 1\) of small_resnet .*vision\.kind is vit'),
+    ({'stages': (1, 2, 3)}, r'vision\.stages=\(1, 2, 3\) .*4 stages'),
+    ({'stages': (1, 0, 3, 1)}, r'vision\.stages=\(1, 0, 3, 1\) .*at least one bottleneck'),
+    ({'patch': 16}, r'vision\.patch=16.*patch 32'), ({'layers': 7}, r'vision\.layers=7.*4 layers'),
+    ({'heads': 3}, r'vision\.heads=3 of small_resnet must divide 256'),
 ])
-def test_records_that_are_no_tower(changes, message):
+def test_impossible_resnets_are_refused(changes, message):
   arch = dataclasses.replace(ARCH, vision=dataclasses.replace(ARCH.vision, **changes))
   with pytest.raises(ValueError, match=message):
     clip_lib.template(arch)
@@ -211,7 +209,7 @@ def test_records_that_are_no_tower(changes, message):
 
 @pytest.mark.parametrize('name, vision, total', [('rn50', 38_316_896, 102_007_137), ('rn101', 56_259_936, 119_688_033)])
 def test_parameter_counts_are_the_published_ones(name, vision, total):
-  """Running statistics are no parameters to torch."""
+  """Torch does not count running statistics as parameters."""
   leaves = jax.tree_util.tree_leaves_with_path(clip_lib.template(name))
   sizes = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf.size for path, leaf in leaves}
   counted = {path: size for path, size in sizes.items() if not path.endswith(('/mean', '/var'))}
@@ -219,7 +217,7 @@ def test_parameter_counts_are_the_published_ones(name, vision, total):
   assert sum(counted.values()) == total
 
 
-def test_fresh_parameters_are_drawn_as_clip_draws_them():
+def test_random_parameters_have_clips_scales():
   arch = dataclasses.replace(ARCH, vision=clip_lib.resnet_vision(64, 16, (1, 3, 1, 1)))
   rng = jax.random.key(0, impl='rbg')  # compiles faster than the default
   params = jax.jit(lambda rng: clip_lib.init_params(arch, rng))(rng)
@@ -238,6 +236,6 @@ def test_fresh_parameters_are_drawn_as_clip_draws_them():
       assert 0.95 * bound < np.abs(kernel).max() <= bound
       np.testing.assert_allclose(kernel.std(), bound / 3 ** 0.5, rtol=0.05)
     assert (visual[stage]['first']['downsample']['scale'] == 1).all()
-  drawn = visual['layer2']['rest']['conv1']['kernel']
-  assert np.abs(drawn[0] - drawn[1]).max() > 0.01, 'bottlenecks must be drawn apart'
+  kernels = visual['layer2']['rest']['conv1']['kernel']
+  assert np.abs(kernels[0] - kernels[1]).max() > 0.01, 'bottlenecks must differ'
   assert not visual['conv1']['mean'].any() and (visual['conv1']['var'] == 1).all()

@@ -1,4 +1,4 @@
-"""Parity of both published CLIP ResNets with PyTorch at full size: every feature map, the pool and its surgery.
+"""Parity of the published CLIP ResNets with PyTorch at full size: feature maps, attention pool and its surgery.
 
 Random weights, running statistics among them; 1e-4 on activations in float32. One architecture at a time is in memory.
 """
@@ -19,7 +19,7 @@ POOL = {'pool': 'pool', 'pool_vv': 'surgery_original', 'pool_cosine': 'surgery_n
 
 
 def full_size(name):
-  """Returns the record's Dims of an architecture, its text tower cut down to what parity does not look at."""
+  """Returns the Dims of an architecture with a small text tower, which this test does not compare, and its Arch."""
   arch = clip_lib.ARCHS[name]
   v = arch.vision
   dims = record_resnet.Dims(v.image_size, v.width, v.stages, v.heads, arch.embed_dim)
@@ -71,7 +71,7 @@ def test_positions_resampled_as_torch_does(positions, size):
   np.testing.assert_allclose(out.taps['clip/4/pool_cosine'], want['surgery_new'][:, 1:], atol=1e-4)
 
 
-def test_the_golden_is_what_the_transcription_gives():
+def test_the_golden_file_is_up_to_date():
   with torch.no_grad(), np.load(record_resnet.HERE / 'resnet.npz') as golden:
     fresh = record_resnet.record()
     assert set(golden.files) == set(fresh)

@@ -1,4 +1,4 @@
-"""The tokenizer: OpenAI's ids exactly, from every kind of vocabulary file, with transformers imported late."""
+"""The tokenizer: OpenAI's ids exactly, every kind of vocabulary file, and a late import of transformers."""
 
 import gzip
 import html
@@ -28,15 +28,15 @@ def clip_tokenizer():
 
 
 class Reference:
-  """The algorithm of OpenAI's simple_tokenizer.py, written anew: merge the best-ranked pair until none is left."""
+  """OpenAI's algorithm (simple_tokenizer.py) rewritten: merge the best-ranked pair until none is left."""
 
   def __init__(self):
     lines = gzip.decompress(tokenizer.VOCABULARY.read_bytes()).decode().split('\n')[1:48895]
     merges = [tuple(line.split()) for line in lines]
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [b for b in range(256) if b not in shown]
-    self.byte = {b: chr(b) for b in shown} | {b: chr(256 + i) for i, b in enumerate(hidden)}
-    base = [self.byte[b] for b in shown + hidden]
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    self.byte = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+    base = [self.byte[b] for b in printable + others]
     words = base + [b + '</w>' for b in base] + [a + b for a, b in merges] + ['<|startoftext|>', '<|endoftext|>']
     self.ids = {word: i for i, word in enumerate(words)}
     self.rank = {merge: i for i, merge in enumerate(merges)}
@@ -116,16 +116,16 @@ def test_anomalyclips_prompts(clip_tokenizer, words, ids):
   assert row.dtype == np.int32
 
 
-def test_long_texts_raise_or_keep_their_end(clip_tokenizer):
+def test_long_texts_are_refused_or_keep_their_end(clip_tokenizer):
   text = 'object ' * 76
-  with pytest.raises(ValueError, match=r"78 tokens with start and end, but there is room for 77: 'object.*truncate"):
+  with pytest.raises(ValueError, match=r"'object .* 78 tokens .*room for 77.*truncate"):
     clip_tokenizer.encode(['short', text])
   ids = clip_tokenizer.encode([text], truncate=True)
   assert ids[0].tolist() == [49406] + [14115] * 75 + [49407]
   np.testing.assert_array_equal(clip_tokenizer.encode(['object ' * 75]), ids)
 
 
-def test_shapes_of_the_input(clip_tokenizer):
+def test_empty_and_single_texts(clip_tokenizer):
   assert clip_tokenizer.encode([]).shape == (0, 77)
   assert clip_tokenizer.encode(('a', ''), 5).tolist()[1] == [49406, 49407, 0, 0, 0]
   with pytest.raises(ValueError, match=r"not one string; write \['a photo'\]"):
@@ -146,7 +146,7 @@ def save_clip_vocabulary(path, own):
 
 
 @pytest.mark.parametrize('save', [save_tokenizer_json, save_vocab_and_merges, save_clip_vocabulary])
-def test_every_kind_of_file_gives_the_same_ids(clip_tokenizer, tmp_path, save):
+def test_every_file_format_gives_the_same_ids(clip_tokenizer, tmp_path, save):
   save(tmp_path, clip_tokenizer)
   texts = ['a photo of a damaged metal nut.', 'caf&eacute; “x”']
   expected = clip_tokenizer.encode(texts)
@@ -155,8 +155,8 @@ def test_every_kind_of_file_gives_the_same_ids(clip_tokenizer, tmp_path, save):
   np.testing.assert_array_equal(loaded.encode(texts), expected)
 
 
-def trained(path, specials_last=True):
-  """A small BPE trained with the tokenizers library, as a tiny CLIP would have one."""
+def train_tokenizer(path, specials_last=True):
+  """Writes a small BPE trained with the tokenizers library, as the tiny CLIP has one; returns its size."""
   import tokenizers
   model = tokenizers.Tokenizer(tokenizers.models.BPE(end_of_word_suffix='</w>'))
   model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -173,8 +173,8 @@ def trained(path, specials_last=True):
   return len(order)
 
 
-def test_a_trained_vocabulary(tmp_path):
-  size = trained(tmp_path)
+def test_a_small_vocabulary_is_read(tmp_path):
+  size = train_tokenizer(tmp_path)
   own = tokenizer.load(tmp_path / 'tokenizer.json')
   assert (own.size, own.start, own.end) == (size, size - 2, size - 1)
   ids = own.encode(['A damaged OBJECT', 'é😀'], 20)
@@ -185,40 +185,40 @@ def test_a_trained_vocabulary(tmp_path):
   assert len(set(ids[1])) > 5
 
 
-def test_an_end_of_text_that_argmax_would_miss(tmp_path):
-  trained(tmp_path, specials_last=False)
-  with pytest.raises(ValueError, match=r'tokenizer.json holds no CLIP vocabulary: <\|endoftext\|> has id 1, but must'):
+def test_an_end_of_text_that_argmax_would_miss_is_refused(tmp_path):
+  train_tokenizer(tmp_path, specials_last=False)
+  with pytest.raises(ValueError, match=r'tokenizer.json .*<\|endoftext\|> has id 1, but must have the largest'):
     tokenizer.load(tmp_path)
 
 
 @pytest.mark.parametrize('name, text, message', [
-    ('tokenizer.json', '{', 'holds no CLIP vocabulary'),
+    ('tokenizer.json', '{', 'is not a CLIP vocabulary'),
     ('tokenizer.json', '{"model": {"type": "WordPiece", "vocab": {}}}', 'its model is WordPiece'),
     ('tokenizer.json', '{"model": {"type": "BPE", "end_of_word_suffix": "</w>", "merges": [], "vocab": {"a": 3}}}',
-     'the ids of its 1 tokens must be 0 to 0'),
+     'the ids of the 1 tokens must be 0 to 0'),
     ('tokenizer.json', '{"model": {"type": "BPE", "end_of_word_suffix": "</w>", "merges": [], "vocab": {"a": 0}}}',
      r'no <\|startoftext\|> and no <\|endoftext\|>'),
-    ('bpe.txt.gz', 'not gzip', 'holds no CLIP vocabulary'),
-    ('words.txt', 'a b', 'neither tokenizer.json'),
+    ('bpe.txt.gz', 'not gzip', 'is not a CLIP vocabulary'),
+    ('words.txt', 'a b', 'must be tokenizer.json'),
 ])
-def test_bad_files(tmp_path, name, text, message):
+def test_files_that_are_not_vocabularies_are_refused(tmp_path, name, text, message):
   (tmp_path / name).write_text(text)
   with pytest.raises(ValueError, match=message):
     tokenizer.load(tmp_path / name)
 
 
-def test_missing_files(tmp_path, monkeypatch):
-  with pytest.raises(FileNotFoundError, match=r'no tokenizer file .*gone.json'):
+def test_missing_files_are_named(tmp_path, monkeypatch):
+  with pytest.raises(FileNotFoundError, match=r'tokenizer file .*gone.json does not exist'):
     tokenizer.load(tmp_path / 'gone.json')
-  with pytest.raises(FileNotFoundError, match=r'holds no tokenizer.json, no vocab.json and no bpe'):
+  with pytest.raises(FileNotFoundError, match=r'has no tokenizer; expected tokenizer.json or vocab.json or bpe'):
     tokenizer.load(tmp_path)
   monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
   monkeypatch.setenv('ZSAD_CACHE', str(tmp_path))
-  with pytest.raises(FileNotFoundError, match=r'openai--clip/tokenizer.json is not there.*offline\. Put that file'):
+  with pytest.raises(FileNotFoundError, match=r'openai--clip/tokenizer.json .*offline\. Put that file'):
     tokenizer.load('openai/clip')
 
 
-def test_transformers_is_imported_when_text_is_tokenized_and_torch_never():
+def test_transformers_is_imported_on_first_use_and_torch_never():
   code = ('import sys; import zsad_jax; from zsad_jax.clip import tokenizer; t = tokenizer.load(); '
           'assert not {"transformers", "tokenizers", "ftfy"} & set(sys.modules); t.encode(["a"]); '
           'assert "transformers" in sys.modules and "torch" not in sys.modules')

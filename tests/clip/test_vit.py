@@ -1,4 +1,4 @@
-"""The image tower against a tower written as a loop, the released encoder's goldens, and every known trap."""
+"""The image tower against a plain loop over blocks, recorded features of the released encoder, and known pitfalls."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def arch_of(dims):
 
 @pytest.fixture(scope='module')
 def small():
-  """A CLIP on the goldens' weights, and their images."""
+  """Returns a CLIP with the weights of the golden files, and their images."""
   arrays = record_clip.weights(DIMS, np.random.RandomState(0))
   images, _, _ = record_clip.inputs(DIMS, np.random.RandomState(1))
   return clip_lib.from_state_dict(arch_of(DIMS), arrays), images
@@ -46,7 +46,7 @@ def run(small, spec, params=None):
 
 @pytest.fixture(scope='module')
 def blocks(small):
-  """Per block: what enters it, its attention in every mode, and its feed-forward function."""
+  """Returns for each block its input, its attention output in every mode, and its two functions."""
   clip_, images = small
   arch, visual = clip_.arch, clip_.params['visual']
   v = arch.vision
@@ -71,7 +71,7 @@ def blocks(small):
 
 
 def streams(blocks, sides):
-  """Returns {(stream, block, point): [B, N + 1, D]} of every stream, written as the papers do."""
+  """Returns {(stream, block, point): [B, N + 1, D]} of every stream, by the papers' equations."""
   out, side = {}, {}
   for number, (x, delta, feed, _) in enumerate(blocks, 1):
     for s in sides:
@@ -98,7 +98,7 @@ side_records = st.builds(
 
 @settings(deadline=None, max_examples=8)
 @given(data=st.data())
-def test_any_sides_and_taps_equal_the_loop(small, blocks, data):
+def test_any_side_streams_and_taps_equal_the_loop(small, blocks, data):
   sides = data.draw(st.lists(side_records, max_size=3))
   sides = tuple(side._replace(name=f's{i}') for i, side in enumerate(sides))
   every = [Tap(stream, block, point, token) for stream in ('clip', *(s.name for s in sides))
@@ -114,8 +114,8 @@ def test_any_sides_and_taps_equal_the_loop(small, blocks, data):
                              @ small[0].params['visual']['proj']['kernel'], atol=1e-5)
 
 
-def test_released_encoder(small, golden):
-  """Every block of both paths, the flag that puts a feed-forward network on the second, and both read-outs."""
+def test_features_equal_the_released_encoders(small, golden):
+  """Every block of both paths, the second path with a feed-forward network, and both read-outs."""
   taps = tuple(Tap(stream, block) for stream in ('clip', 'vv', 'fed') for block in range(1, DIMS.layers + 1))
   sides = (*DPAM, SideStream('fed', 'vv', FIRST, ffn=True))
   out = run(small, FeatureSpec(SIZE, taps=taps, sides=sides, read='none'))
@@ -127,7 +127,7 @@ def test_released_encoder(small, golden):
   np.testing.assert_allclose(out.taps[f'vv/{DIMS.layers}/block'], golden['read'], atol=1e-4)
 
 
-def test_released_encoder_with_exact_gelu():
+def test_features_with_exact_gelu_equal_the_released_encoders():
   dims = record_clip.RECORDS['gelu']
   arrays = record_clip.weights(dims, np.random.RandomState(0))
   images, _, _ = record_clip.inputs(dims, np.random.RandomState(1))
@@ -138,7 +138,7 @@ def test_released_encoder_with_exact_gelu():
     np.testing.assert_allclose(out.taps[f'vv/{dims.layers}/block'], golden['read'], atol=1e-4)
 
 
-def test_class_feature_skips_ln_post_unless_asked(small, golden):
+def test_class_feature_skips_ln_post_by_default(small, golden):
   visual = jax.tree.map(np.asarray, small[0].params['visual'])
   last = golden['original'][-1][:, 0]
   out = run(small, FeatureSpec(SIZE, cls='proj')).cls
@@ -150,7 +150,7 @@ def test_class_feature_skips_ln_post_unless_asked(small, golden):
   assert np.abs(out - other).max() > 0.1
 
 
-def test_side_reads_clips_stream_never_its_own(small, blocks):
+def test_side_stream_reads_clips_stream_and_not_its_own(small, blocks):
   """Closed form of DPAM: y^L = x^{f-1} + sum over l >= f of VV_l(LN1(x^{l-1})); no feed-forward network."""
   closed = own_path = blocks[FIRST - 1][0]
   for _, delta, _, attend in blocks[FIRST - 1:]:
@@ -163,15 +163,15 @@ def test_side_reads_clips_stream_never_its_own(small, blocks):
 
 
 @pytest.mark.parametrize('stream', ['vv', 'qk', 'clip'])
-def test_class_feature_is_the_same_whatever_else_is_read(small, stream):
-  """Sides never feed back, and a last block that steps the class token alone steps it right."""
+def test_class_feature_does_not_depend_on_taps(small, stream):
+  """Side streams never feed back, and a last block that updates the class token alone is exact."""
   sides = (*DPAM, SideStream('qk', 'qk', FIRST))
   with_tap = run(small, FeatureSpec(SIZE, taps=(Tap(stream, DIMS.layers),), sides=sides)).cls
   np.testing.assert_allclose(with_tap, run(small, FeatureSpec(SIZE)).cls, atol=2e-6)
 
 
-def test_dpam_switches_blocks_6_to_24():
-  """With attention that adds exactly one per block, a 24-block tower counts 19 of them."""
+def test_dpam_covers_blocks_6_to_24():
+  """With attention that adds exactly one per block, the stream of a 24-block tower collects 19 of them."""
   arch = clip_lib.Arch('deep', 8, clip_lib.Vision(8, 4, 8, 24, 2), clip_lib.Text(4, 5, 8, 1, 2))
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda s: 0.1 * rng.standard_normal(s.shape, np.float32), clip_lib.template(arch))
@@ -189,7 +189,7 @@ def test_dpam_switches_blocks_6_to_24():
 
 
 def test_patches_are_row_major_and_the_class_token_dropped(small):
-  """A mark on patch (row 1, column 0) arrives at patch G of the tap, token 1 + G of the tower."""
+  """A change of patch (row 1, column 0) shows at patch G of the tap, token 1 + G of the tower."""
   clip_, _ = small
   grid, p = SIZE // DIMS.patch, DIMS.patch
   marked = np.zeros((2, SIZE, SIZE, 3), np.float32)
@@ -211,11 +211,11 @@ def test_patch_embedding_is_the_unpadded_convolution():
   np.testing.assert_allclose(out, want.reshape(2, 9, 5), atol=1e-4)
   padless = jax.lax.conv_general_dilated(np.ones((1, 240, 240, 3)), np.ones((14, 14, 3, 1)), (14, 14), 'VALID',
                                          dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-  assert padless.shape[1:3] == (17, 17)  # what the reference does where this project refuses
+  assert padless.shape[1:3] == (17, 17)  # the reference drops pixels where this project raises an error
 
 
 def half_pixel(table, grid):
-  """Bilinear resampling of [g, g, D] by its definition: pixel centres at i + 1/2, edges repeated."""
+  """Returns [g, g, D] resampled bilinearly by definition: pixel centres at i + 1/2, edges repeated."""
   g = len(table)
   at = np.clip((np.arange(grid) + 0.5) * g / grid - 0.5, 0, g - 1)
   low = np.minimum(np.floor(at).astype(int), g - 2)
@@ -226,7 +226,7 @@ def half_pixel(table, grid):
 
 @pytest.mark.parametrize('side, grid', [(24, 37), (14, 9)])
 def test_positions_are_bilinear_and_keep_the_class_row(side, grid):
-  """Growing cannot see a missing antialias=False; shrinking can (it would differ by 0.03 and more)."""
+  """Only the smaller grid would reveal a missing antialias=False (by 0.03 and more)."""
   table = np.random.default_rng(0).standard_normal((1 + side * side, 6)).astype(np.float32)
   out = vit.resample_positions(jnp.asarray(table), grid)
   np.testing.assert_array_equal(out[0], table[0])
@@ -239,8 +239,8 @@ def test_positions_are_bilinear_and_keep_the_class_row(side, grid):
 
 def test_positions_come_from_the_pretrained_table_every_time(small):
   clip_, _ = small
-  first = np.zeros((1, 24, 24, 3), np.float32)
-  embed = lambda: run((clip_, first), FeatureSpec(24)).cls
+  images = np.zeros((1, 24, 24, 3), np.float32)
+  embed = lambda: run((clip_, images), FeatureSpec(24)).cls
   before = embed()
   run((clip_, np.zeros((1, 72, 72, 3), np.float32)), FeatureSpec(72))
   np.testing.assert_array_equal(before, embed())
@@ -270,7 +270,7 @@ def test_published_size_has_the_right_shapes():
 
 
 @pytest.mark.parametrize('read, width', [('none', 64), ('ln_post', 64), ('proj', 24), ('ln_post_proj', 24)])
-def test_read_rules(small, read, width):
+def test_read_outs(small, read, width):
   visual = jax.tree.map(np.asarray, small[0].params['visual'])
   raw = np.asarray(run(small, FeatureSpec(SIZE, taps=(Tap('clip', 2),), read='none')).taps['clip/2/block'])
   if read.startswith('ln_post'):
@@ -282,8 +282,8 @@ def test_read_rules(small, read, width):
   np.testing.assert_allclose(out.taps['clip/2/block'], want, atol=1e-4)
 
 
-def test_a_tap_may_be_read_its_own_way(small):
-  """Raw patches and read-out class tokens in one pass; the last block's class token costs no patches there."""
+def test_a_tap_may_have_its_own_read_out(small):
+  """Raw patches and projected class tokens in one pass; the class token of the last block needs no patches there."""
   last = DIMS.layers
   taps = (Tap('clip', 2), Tap('clip', 2, token='cls', read='ln_post_proj'), Tap('clip', last, token='cls', read='proj'))
   assert [tap.name for tap in taps] == ['clip/2/block', 'clip/2/block/cls/ln_post_proj', f'clip/{last}/block/cls/proj']
@@ -300,9 +300,9 @@ def test_a_tap_may_be_read_its_own_way(small):
 
 
 @pytest.mark.parametrize('tap, message', [
-  (Tap('clip', 1, token='class'), r"spec.taps\[0\].token 'class' is not one of \('patches', 'cls'\)"),
-  (Tap('clip', 1, read='raw'), r"spec.taps\[0\].read 'raw' is not one of \('', 'ln_post_proj'")])
-def test_taps_that_say_something_else_are_refused(tap, message):
+  (Tap('clip', 1, token='class'), r"spec\.taps\[0\]\.token='class' is not one of patches, cls"),
+  (Tap('clip', 1, read='raw'), r"spec\.taps\[0\]\.read='raw' is not one of '', ln_post_proj")])
+def test_unknown_tokens_and_read_outs_are_refused(tap, message):
   with pytest.raises(ValueError, match=message):
     vit.validate(FeatureSpec(SIZE, taps=(tap,)), patch=DIMS.patch, layers=DIMS.layers)
 
@@ -315,24 +315,24 @@ def test_features_is_a_pytree_of_the_taps_in_order(small):
 
 
 def test_images_of_another_size_are_refused(small):
-  with pytest.raises(ValueError, match=r'images \(2, 56, 56, 3\) are not \[B, 64, 64, 3\]'):
+  with pytest.raises(ValueError, match=r'\(2, 56, 56, 3\); spec\.image_size=64 needs \[B, 64, 64, 3\]'):
     small[0].image(small[0].params, small[1], FeatureSpec(64))
 
 
-def test_attention_maps_are_those_of_the_block_that_is_asked(small):
-  made, images = small
+def test_attention_maps_are_those_of_the_requested_block(small):
+  clip_, images = small
   block = 3
   taps = tuple(Tap('clip', block - 1, token=token, read='none') for token in ('cls', 'patches'))
-  before = jax.jit(lambda p, x: made.image(p, x, FeatureSpec(SIZE, taps=taps)).taps)(made.params, images)
+  before = jax.jit(lambda p, x: clip_.image(p, x, FeatureSpec(SIZE, taps=taps)).taps)(clip_.params, images)
   x = np.concatenate([before[tap.name] for tap in taps], 1)
-  own = jax.tree.map(lambda w: np.asarray(w[block - 1]), made.params['visual']['blocks'])
+  own = jax.tree.map(lambda w: np.asarray(w[block - 1]), clip_.params['visual']['blocks'])
   y = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
   y = y * own['ln_1']['scale'] + own['ln_1']['bias']
   packed = np.einsum('bnd,dchk->bnchk', y, own['attn']['qkv']['kernel']) + own['attn']['qkv']['bias']
   q, _, v = np.moveaxis(packed, 2, 0)
-  found = jax.jit(lambda p, x: made.attention(p, x, FeatureSpec(SIZE), block))(made.params, images)
-  for mode, one in (('qq', q), ('vv', v)):
-    scores = np.einsum('bnhd,bmhd->bhnm', one, one) * one.shape[-1] ** -.5
-    np.testing.assert_allclose(found[mode], np.asarray(jax.nn.softmax(scores)).mean(1), atol=1e-5)
-  with pytest.raises(ValueError, match='block 0 is not in 1'):
-    made.attention(made.params, images, FeatureSpec(SIZE), 0)
+  maps = jax.jit(lambda p, x: clip_.attention(p, x, FeatureSpec(SIZE), block))(clip_.params, images)
+  for mode, vectors in (('qq', q), ('vv', v)):
+    scores = np.einsum('bnhd,bmhd->bhnm', vectors, vectors) * vectors.shape[-1] ** -.5
+    np.testing.assert_allclose(maps[mode], np.asarray(jax.nn.softmax(scores)).mean(1), atol=1e-5)
+  with pytest.raises(ValueError, match=r'block=0 must be in \[1, 5\]'):
+    clip_.attention(clip_.params, images, FeatureSpec(SIZE), 0)

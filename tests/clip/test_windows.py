@@ -1,4 +1,4 @@
-"""Windows of the image tower: which tokens they hold, what they see, and a loop over them in PyTorch."""
+"""Windows of the image tower: their patches, their independence of other pixels, and parity with a PyTorch loop."""
 
 import functools
 
@@ -55,23 +55,23 @@ def test_published_index_tables():
   assert vit.window_table(14, 14).tolist() == [list(range(196))]
 
 
-def test_coverage_counts():
-  """How many windows cover a patch: nothing is padded, so borders have fewer."""
+def test_windows_cover_borders_less():
+  """Nothing is padded, so fewer windows cover the patches at the border."""
   count = lambda side: np.unique(np.bincount(vit.window_table(15, side).ravel()), return_counts=True)
   assert [x.tolist() for x in count(2)] == [[1, 2, 4], [4, 52, 169]]
   assert [x.tolist() for x in count(3)] == [[1, 2, 3, 4, 6, 9], [4, 8, 44, 4, 44, 121]]
 
 
 def test_window_of_all_patches_is_the_image(small, images):
-  """Through ln_post and the projection, also where the image's own class token is read another way."""
+  """With ln_post and the projection, even if the image's own class token has another read-out."""
   out = run(small, images, PLAIN._replace(cls='proj', windows=(GRID,)))
   assert out.windows[GRID].shape == (2, 1, DIMS.embed)
   np.testing.assert_allclose(out.windows[GRID][:, 0], run(small, images, PLAIN).cls, atol=5e-6)
   assert np.abs(out.windows[GRID][:, 0] - out.cls).max() > 0.1
 
 
-def test_windows_see_their_own_pixels_only(small, images):
-  """A window's feature is the same to the bit when every pixel outside of it changes, and moves with one inside."""
+def test_windows_depend_on_their_own_pixels_alone(small, images):
+  """Pixels outside of a window do not change a bit of its feature; pixels inside do."""
   row, column, side = 3, 2, 2
   inside = np.zeros((56, 56, 1), bool)
   inside[row * PATCH:(row + side) * PATCH, column * PATCH:(column + side) * PATCH] = True
@@ -88,7 +88,7 @@ def test_windows_see_their_own_pixels_only(small, images):
 
 
 def test_windows_keep_their_positions(small):
-  """The same pixels at two places differ, and are alike once the positional table says the same of all places."""
+  """Equal pixels at two places have different features, unless all rows of the positional table are equal."""
   tile = np.random.default_rng(2).standard_normal((PATCH, PATCH, 3)).astype(np.float32)
   images = np.tile(tile, (GRID, GRID, 1))[None]
   features = run(small, images, PAIR).windows[2][0]
@@ -100,7 +100,7 @@ def test_windows_keep_their_positions(small):
   np.testing.assert_allclose(same, np.broadcast_to(same[:1], same.shape), atol=5e-6)
 
 
-def test_windows_leave_everything_else_alone(small, images):
+def test_windows_change_no_other_feature(small, images):
   spec = PLAIN._replace(taps=(Tap('clip', 3), Tap('vv', 5)), sides=(SideStream('vv', 'vv', 2),), read='none')
   plain, both = run(small, images, spec), run(small, images, spec._replace(windows=(3, 2)))
   np.testing.assert_allclose(both.cls, plain.cls, atol=5e-6)
@@ -111,8 +111,8 @@ def test_windows_leave_everything_else_alone(small, images):
                run(small, images, PAIR).windows)
 
 
-@pytest.mark.parametrize('tokens', [1, 70])  # one window at a time; runs that do not divide; by default all at once
-def test_runs_of_any_length_give_the_same(small, images, monkeypatch, tokens):
+@pytest.mark.parametrize('tokens', [1, 70])  # one window per pass; an incomplete last pass; by default a single pass
+def test_number_of_passes_does_not_matter(small, images, monkeypatch, tokens):
   want = run(small, images, PAIR).windows[3]
   monkeypatch.setattr(vit, '_WINDOW_TOKENS_CPU', tokens)
   spec = PLAIN._replace(cls='', windows=(3,))
@@ -121,7 +121,7 @@ def test_runs_of_any_length_give_the_same(small, images, monkeypatch, tokens):
 
 
 def test_memory_is_bounded(small, monkeypatch):
-  """A program that encodes the windows run by run needs less than half of what all at once need."""
+  """Several passes over the windows need less than half of the memory of a single one."""
   spec, shape = PLAIN._replace(windows=(3,)), jax.ShapeDtypeStruct((16, 56, 56, 3), np.float32)
 
   def size():
@@ -135,14 +135,14 @@ def test_memory_is_bounded(small, monkeypatch):
 
 @pytest.fixture
 def torch(torch):
-  """PyTorch with one thread: a loop over small windows spends its time waiting for more."""
+  """PyTorch with one thread; with more, a loop over small windows mostly waits for threads."""
   threads = torch.get_num_threads()
   torch.set_num_threads(1)
   yield torch
   torch.set_num_threads(threads)
 
 
-def test_windows_against_a_loop_in_pytorch(small, arrays, images, torch):
+def test_windows_equal_a_loop_in_pytorch(small, arrays, images, torch):
   with torch.no_grad():
     cls, windows, patches = torch_winclip.Official(arrays, DIMS).encode(images, (2, 3))
   spec = PAIR._replace(taps=(Tap('clip', DIMS.layers),), read='none')
@@ -153,7 +153,7 @@ def test_windows_against_a_loop_in_pytorch(small, arrays, images, torch):
     np.testing.assert_allclose(out.windows[side], windows[side], atol=1e-4)
 
 
-def test_published_shapes():
+def test_shapes_of_the_published_size():
   big = clip_lib.Clip(clip_lib.ARCHS['vit_b16_plus_240'], 240, params=None)
   out = jax.eval_shape(lambda p, x: big.image(p, x, FeatureSpec(240, windows=(2, 3))),
                        clip_lib.template(big.arch), jax.ShapeDtypeStruct((2, 240, 240, 3), np.float32))

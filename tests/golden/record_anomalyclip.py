@@ -1,11 +1,11 @@
-"""Records anomalyclip_*.npz: the released AnomalyCLIP, transcribed to PyTorch, on a small random CLIP.
+"""Records anomalyclip_*.npz: the released AnomalyCLIP, transcribed to PyTorch, with a small random CLIP.
 
   python tests/golden/record_anomalyclip.py
 
-The transcription follows the released code's own structure (attention that returns two paths, lists handed from block
-to block, text blocks that count deep tokens) so that it shares nothing with zsad_jax. Weights come from a frozen numpy
-stream, so that only inputs' seeds and outputs are stored. torch is imported where it is used: tests read the
-goldens, the weights and the tokenizer without it.
+The transcription follows the structure of the released code (attention that returns two paths, lists that pass from
+block to block, text blocks that count deep tokens), so that it shares nothing with zsad_jax. Weights and inputs come
+from numpy's legacy generator, whose stream is frozen, so that only outputs are stored. torch is imported on use, as
+tests read the golden files, the weights and the tokenizer without it.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ STEPS = 5
 
 
 class Words:
-  """A tokenizer of whole words, for a vocabulary of 48: start 46, end 47, padding 0."""
+  """A tokenizer of whole words with a vocabulary of 48: start 46, end 47, padding 0."""
   vocabulary = ('<pad>', 'x', '.', 'object', 'damaged', 'flawed', 'bottle', 'metal', 'nut', 'a', 'photo', 'of')
 
   def encode(self, texts, context):
@@ -34,7 +34,7 @@ class Words:
 
 
 def weights(seed=0):
-  """Returns a CLIP's arrays under OpenAI's names; large enough in scale that attention is far from uniform."""
+  """Returns a CLIP's arrays under OpenAI's names, with scales at which attention is far from uniform."""
   rng = np.random.RandomState(seed)
   draw = lambda *shape, std: (rng.standard_normal(shape) * std).astype(np.float32)
   v, t, out = VISION, TEXT, {}
@@ -70,7 +70,7 @@ def weights(seed=0):
 
 
 def prompts(seed=1):
-  """Returns the learned vectors at the start: ctx_pos, ctx_neg [E, W], deep [M - 1, L, W]."""
+  """Returns the initial trainable parameters: ctx_pos, ctx_neg [E, W], deep [M - 1, L, W]."""
   rng = np.random.RandomState(seed)
   draw = lambda *shape: (0.02 * rng.standard_normal(shape)).astype(np.float32)
   return {'ctx_pos': draw(N_CTX, TEXT['width']), 'ctx_neg': draw(N_CTX, TEXT['width']),
@@ -90,7 +90,7 @@ def batch(seed=2, rows=4):
 
 
 class Official:
-  """The released training step and inference, over `weights`."""
+  """The released training step and inference with `weights`."""
 
   def __init__(self, arrays):
     import torch
@@ -168,16 +168,16 @@ class Official:
     x = self.norm(x, 'ln_final')
     return x[torch.arange(len(x)), ids.argmax(dim=-1)] @ self.w['text_projection']
 
-  def text_features(self, learned, texts=None):
+  def text_features(self, params, texts=None):
     """Returns [1, 2, E], L2-normalised."""
     torch = self.torch
     context = ' '.join(['X'] * N_CTX)
     texts = texts or (f'{context} object.', f'{context} damaged object.')
     ids = torch.tensor(Words().encode(texts, TEXT['context']), dtype=torch.long)
     embedded = self.w['token_embedding.weight'][ids]
-    prompt = torch.stack([torch.cat([e[:1], learned[c], e[1 + N_CTX:]])
+    prompt = torch.stack([torch.cat([e[:1], params[c], e[1 + N_CTX:]])
                           for e, c in zip(embedded, ('ctx_pos', 'ctx_neg'))])
-    features = self.encode_text(prompt, ids, [learned['deep'][i] for i in range(DEPTH - 1)])
+    features = self.encode_text(prompt, ids, [params['deep'][i] for i in range(DEPTH - 1)])
     features = torch.stack(torch.chunk(features, dim=0, chunks=2), dim=1)
     return features / features.norm(dim=-1, keepdim=True)
 
@@ -204,10 +204,10 @@ class Official:
     effective = (2 * (prob * mask).sum(1) + 1) / (prob.sum(1) + mask.sum(1) + 1)
     return 1 - effective.sum() / len(prob)
 
-  def loss(self, learned, cls, tokens, masks, labels, weight):
+  def loss(self, params, cls, tokens, masks, labels, weight):
     """Returns the total, the global and the summed local loss."""
     torch = self.torch
-    text = self.text_features(learned)
+    text = self.text_features(params)
     mask = torch.tensor(masks).float()
     image_loss = self.f.cross_entropy(self.image_logits(cls, text), torch.tensor(labels).long())
     local = 0
@@ -216,43 +216,44 @@ class Official:
       local = local + self.focal(maps, mask) + self.dice(maps[:, 1], mask) + self.dice(maps[:, 0], 1 - mask)
     return weight * local + image_loss, image_loss, local
 
-  def predict(self, learned, cls, tokens, sigma=4):
+  def predict(self, params, cls, tokens, sigma=4):
     """Returns image scores [B] and smoothed maps [B, R, R]."""
     from scipy.ndimage import gaussian_filter
-    text = self.text_features(learned)
+    text = self.text_features(params)
     score = self.image_logits(cls, text).softmax(-1)[:, 1]
     maps = [self.similarity_maps(layer, text) for layer in tokens]
     total = sum((m[:, 1] + 1 - m[:, 0]) / 2 for m in maps)
     return score.detach().numpy(), np.stack([gaussian_filter(m, sigma=sigma) for m in total.detach().numpy()])
 
-  def learned(self, arrays):
+  def trainable(self, arrays):
+    """Returns {name: tensor} that collect gradients."""
     return {name: self.torch.tensor(array, requires_grad=True) for name, array in arrays.items()}
 
 
 def run(layers, weight, official=None, steps=STEPS):
-  """Returns everything compared: features, text features, losses, gradients, prompts of each step, maps, scores."""
+  """Returns everything that tests compare: features, text features, losses, gradients, parameters, maps and scores."""
   official = official or Official(weights())
   torch = official.torch
   images, masks, labels = batch()
   with torch.no_grad():
     cls, tokens = official.encode_image(images, layers)
   out = {'cls': cls.numpy(), 'taps': np.stack([t[:, 1:].numpy() for t in tokens])}
-  learned = official.learned(prompts())
-  adam = torch.optim.Adam(list(learned.values()), lr=1e-3, betas=(0.5, 0.999))
-  out['text'] = official.text_features(learned).detach().numpy()
-  out['score'], out['map'] = official.predict(learned, cls, tokens)
+  params = official.trainable(prompts())
+  adam = torch.optim.Adam(list(params.values()), lr=1e-3, betas=(0.5, 0.999))
+  out['text'] = official.text_features(params).detach().numpy()
+  out['score'], out['map'] = official.predict(params, cls, tokens)
   losses = []
   for step in range(steps):
-    total, image_loss, local = official.loss(learned, cls, tokens, masks, labels, weight)
+    total, image_loss, local = official.loss(params, cls, tokens, masks, labels, weight)
     adam.zero_grad()
     total.backward()
     losses.append([total.item(), image_loss.item(), local.item()])
     if step == 0:
-      out |= {f'grad_{name}': p.grad.numpy().copy() for name, p in learned.items()}
+      out |= {f'grad_{name}': p.grad.numpy().copy() for name, p in params.items()}
     adam.step()
-  out |= {f'after_{name}': p.detach().numpy().copy() for name, p in learned.items()}
+  out |= {f'after_{name}': p.detach().numpy().copy() for name, p in params.items()}
   out['losses'] = np.float32(losses)
-  out['score_after'], out['map_after'] = official.predict(learned, cls, tokens)
+  out['score_after'], out['map_after'] = official.predict(params, cls, tokens)
   return out
 
 

@@ -1,12 +1,12 @@
-"""Records clip_*.npz: the released AnomalyCLIP's two encoders, transcribed to PyTorch, on small random weights.
+"""Records clip_*.npz: both encoders of the released AnomalyCLIP, transcribed to PyTorch, with small random weights.
 
   python tests/golden/record_clip.py
 
-The transcription keeps the released code's own form (packed projections, an attention that returns two paths,
-lists handed from block to block, sequence-first text with deep tokens in half precision), so it shares nothing
-with zsad_jax. It takes any architecture: parity tests and the encoder benchmark run it at full size. Weights and
-inputs come from a frozen numpy stream, so that only outputs are stored; torch is imported where it is used, so
-that tests read the goldens without it.
+The transcription follows the structure of the released code (packed projections, an attention that returns two paths,
+lists that pass from block to block, sequence-first text with deep tokens in half precision), so that it shares nothing
+with zsad_jax. It works for any architecture: parity tests and the encoder benchmark run it at full size. Weights and
+inputs come from numpy's legacy generator, whose stream is frozen, so that only outputs are stored. torch is imported on
+use, because tests read the golden files without it.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 
 
 class Dims(NamedTuple):
-  """Shapes of a CLIP: image tower, text tower and what they share."""
+  """Shapes of a CLIP: image tower, text tower, embedding and activation."""
   image_size: int = 32
   patch: int = 8
   width: int = 64
@@ -39,7 +39,7 @@ READ_OUTS = ('cls', 'read', 'text', 'deep_text')
 
 
 def weights(dims, rng):
-  """Returns arrays under OpenAI's names, large enough in scale that attention is far from uniform."""
+  """Returns arrays under OpenAI's names, with scales at which attention is far from uniform."""
   draw = lambda *shape, std: (rng.standard_normal(shape) * std).astype(np.float32)
   out = {}
 
@@ -84,7 +84,7 @@ def inputs(dims, rng, size=SIZE, rows=2):
 
 
 class Official:
-  """The released encoders over OpenAI-named arrays; `fused` lets torch's own kernel do each attention."""
+  """The released encoders with arrays under OpenAI's names; `fused` uses torch's fused attention kernel."""
 
   def __init__(self, arrays, dims, fused=False):
     import torch
@@ -106,7 +106,7 @@ class Official:
     return self.linear(hidden, f'{p}.mlp.c_proj.')
 
   def attention(self, x, p, *, surgery):
-    """Returns [V-V path, original path] of a replaced block, the original path alone of any other."""
+    """Returns [V-V path, original path] for a replaced block, and the original path alone for any other."""
     b, n, c = x.shape
     heads = self.dims.heads
     qkv = self.linear(x, f'{p}.attn.in_proj_').reshape(b, n, 3, heads, c // heads).permute(2, 0, 3, 1, 4)
@@ -158,7 +158,7 @@ class Official:
     return self.norm(x + table, 'visual.ln_pre')
 
   def image(self, images, first_block=FIRST_BLOCK, ffn=False):
-    """Returns tokens that enter block 1, [original path] and [V-V path] after every block, and the class feature."""
+    """Returns the input of block 1, the original and V-V paths after each block, and the class feature."""
     x = self.embed_image(images)
     start, original, surgical = x, [], []
     for i in range(self.dims.layers):
@@ -169,11 +169,11 @@ class Official:
     return start, original, surgical, original[-1][:, 0, :] @ self.w['visual.proj']
 
   def read_patches(self, tokens):
-    """Returns the projected patch tokens of one path, class token dropped."""
+    """Returns the projected patch tokens of one path, without the class token."""
     return (self.norm(tokens, 'visual.ln_post') @ self.w['visual.proj'])[:, 1:]
 
   def text(self, ids, deep=()):
-    """Returns text features and the tokens that enter every block, [L, B, W] each."""
+    """Returns text features and the input of each block, [L, B, W]."""
     torch, w = self.torch, self.w
     ids = torch.from_numpy(ids).long()
     x = (w['token_embedding.weight'][ids] + w['positional_embedding']).permute(1, 0, 2)
@@ -199,7 +199,7 @@ class Official:
 
 
 def record(dims):
-  """Returns everything the tests compare with, as tensors and lists of tensors."""
+  """Returns everything that tests compare, as tensors and lists of tensors."""
   arrays, (images, ids, deep) = weights(dims, np.random.RandomState(0)), inputs(dims, np.random.RandomState(1))
   official = Official(arrays, dims)
   start, original, surgical, cls = official.image(images)
@@ -216,7 +216,7 @@ def main():
   with torch.no_grad():
     for name, dims in RECORDS.items():
       out = {key: torch.stack(value) if isinstance(value, list) else value for key, value in record(dims).items()}
-      keys = out if name == 'quick_gelu' else READ_OUTS  # the blocks' tokens once are enough
+      keys = out if name == 'quick_gelu' else READ_OUTS  # the tokens of all blocks are stored once
       np.savez_compressed(HERE / f'clip_{name}.npz', **{key: out[key].numpy() for key in keys})
 
 

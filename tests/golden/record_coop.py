@@ -1,9 +1,9 @@
-"""Records coop.npz and cocoop.npz: both baselines, transcribed to PyTorch, trained and run on a small random CLIP.
+"""Records coop.npz and cocoop.npz: both baselines, transcribed to PyTorch, trained and run with a small random CLIP.
 
   python tests/golden/record_coop.py
 
-The transcription keeps the originals' structure (CoCoOp's texts are encoded image by image, the warm-up wraps torch's
-own cosine schedule) over the towers of record_anomalyclip.py, so that it shares nothing with zsad_jax.
+The transcription follows the structure of the originals (CoCoOp's texts are encoded image by image, the warm-up wraps
+torch's own cosine schedule) and uses the towers of record_anomalyclip.py, so that it shares nothing with zsad_jax.
 """
 
 import sys
@@ -23,12 +23,12 @@ WIDTH = small.TEXT['width']
 
 
 class Words(small.Words):
-  """With the baselines' state words."""
+  """The words of record_anomalyclip.py with those of the baselines' states."""
   vocabulary = (*small.Words.vocabulary, 'normal', 'anomalous', 'good')
 
 
-def learned(method, seed=11):
-  """Returns what is learned, at the start, by the originals' names; torch's Linear layers are [out, in]."""
+def initial_params(method, seed=11):
+  """Returns the initial trainable parameters under the originals' names; torch's Linear layers are [out, in]."""
   rng = np.random.RandomState(seed)
   uniform = lambda fan_in, *shape: rng.uniform(-fan_in ** -0.5, fan_in ** -0.5, shape).astype(np.float32)
   if method == 'coop':
@@ -54,13 +54,13 @@ class Baseline(small.Official):
     super().__init__(small.weights())
     torch, n = self.torch, CONTEXT[method]
     self.method = method
-    said = [f'{" ".join(["X"] * n)} {state} {name}.' for name in NAMES for state in STATES[method]]
-    self.ids = torch.tensor(Words().encode(said, small.TEXT['context']), dtype=torch.long).reshape(len(NAMES), 2, -1)
+    texts = [f'{" ".join(["X"] * n)} {state} {name}.' for name in NAMES for state in STATES[method]]
+    self.ids = torch.tensor(Words().encode(texts, small.TEXT['context']), dtype=torch.long).reshape(len(NAMES), 2, -1)
     embedded = self.w['token_embedding.weight'][self.ids]
     self.prefix, self.suffix = embedded[:, :, :1], embedded[:, :, 1 + n:]
 
   def encode(self, images):
-    """Returns plain CLIP's class feature and the last block's patch tokens, all through ln_post and proj."""
+    """Returns plain CLIP's class feature and the last block's patch tokens, after ln_post and the projection."""
     with self.torch.no_grad():
       _, (tokens,) = self.encode_image(images, (small.VISION['layers'],), first_block=None)
     return tokens[:, 0], tokens[:, 1:]
@@ -104,8 +104,8 @@ class Baseline(small.Official):
     return score.numpy(), np.stack([gaussian_filter(m, sigma=sigma) for m in maps])
 
 
-def warmed_up(torch, optimizer, successor):
-  """torch's `successor` behind one epoch at 1e-5, as the training library of CoOp's code wraps it."""
+def with_warmup(torch, optimizer, successor):
+  """Returns torch's scheduler `successor` after one epoch at 1e-5, as in the training library of CoOp's code."""
   class Warmup(torch.optim.lr_scheduler.LRScheduler):
     def get_lr(self):
       return successor.get_last_lr() if self.last_epoch >= 1 else [1e-5] * len(self.base_lrs)
@@ -121,16 +121,16 @@ def warmed_up(torch, optimizer, successor):
 
 
 def run(method, epochs=EPOCHS):
-  """Returns features, rates, losses, the first gradient, what is learned, scores and maps before and after."""
+  """Returns features, rates, losses, first gradients, parameters, and scores and maps before and after training."""
   reference = Baseline(method)
   torch = reference.torch
   images, labels, categories = batch()
   cls, tokens = reference.encode(images)
-  p = reference.learned(learned(method))
+  p = reference.trainable(initial_params(method))
   out = {'cls': cls.numpy(), 'tokens': tokens.numpy()}
   out['score'], out['map'] = reference.predict(p, cls, tokens, categories)
   sgd = torch.optim.SGD(list(p.values()), lr=0.002, momentum=0.9, weight_decay=5e-4)
-  schedule = warmed_up(torch, sgd, torch.optim.lr_scheduler.CosineAnnealingLR(sgd, EPOCHS))
+  schedule = with_warmup(torch, sgd, torch.optim.lr_scheduler.CosineAnnealingLR(sgd, EPOCHS))
   losses, rates = [], []
   for _ in range(epochs):
     rates.append(sgd.param_groups[0]['lr'])

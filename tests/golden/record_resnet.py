@@ -1,12 +1,12 @@
-"""Records resnet.npz: the released CLIP-AD's ResNet encoder, transcribed to PyTorch, on small random weights.
+"""Records resnet.npz: the ResNet encoder of the released CLIP-AD, transcribed to PyTorch, with small random weights.
 
   python tests/golden/record_resnet.py
 
-The transcription keeps the released form: channels first, batch norms in eval mode, the pool as torch's own
-multi-head attention (OpenAI's CLIP) or as the attention of two paths whose packed weight is v_proj three times
-(CLIP-AD), so it shares nothing with zsad_jax. Parity tests run it at full size. Weights and images come from a frozen
-numpy stream, so that only outputs are stored; torch is imported where it is used, so that tests read the golden
-without it.
+The transcription follows the structure of the released code (channels first, batch norms in eval mode, the pool as
+torch's own multi-head attention for OpenAI's CLIP, or as the attention of two paths whose packed weight is v_proj three
+times for CLIP-AD), so that it shares nothing with zsad_jax. Parity tests run it at full size. Weights and images come
+from numpy's legacy generator, whose stream is frozen, so that only outputs are stored. torch is imported on use:
+tests read the golden file without it.
 """
 
 from pathlib import Path
@@ -31,11 +31,11 @@ class Dims(NamedTuple):
   text_heads: int = 3
 
 
-SMALL, SIZE = Dims(), 96  # the pretrained 2 x 2 places are resampled to 3 x 3
+SMALL, SIZE = Dims(), 96  # the pretrained 2 x 2 positions are resampled to 3 x 3
 
 
 def weights(dims, rng):
-  """Returns arrays under OpenAI's names; running statistics are not zero and one, and depth does not make maps grow."""
+  """Returns arrays under OpenAI's names, with running statistics and with feature maps that do not grow with depth."""
   draw = lambda *shape, std: (rng.standard_normal(shape) * std).astype(np.float32)
   out = {}
 
@@ -72,7 +72,7 @@ def weights(dims, rng):
 
 
 def text(out, dims, draw):
-  """Adds a text tower's arrays."""
+  """Adds the arrays of a text tower to `out`."""
   w = dims.text_width
   out['token_embedding.weight'] = draw(dims.vocab, w, std=0.5)
   out['positional_embedding'] = draw(dims.context, w, std=0.3)
@@ -94,7 +94,7 @@ def images(size, rng, rows=2):
 
 
 class Official:
-  """The released encoders over OpenAI-named arrays."""
+  """The released encoders with arrays under OpenAI's names."""
 
   def __init__(self, arrays, dims):
     import torch
@@ -119,7 +119,7 @@ class Official:
     return self.f.relu(out + identity)
 
   def maps(self, pixels):
-    """Returns what layer1 to layer4 give, [B, C, H, W] each."""
+    """Returns the feature maps of layer1 to layer4, [B, C, H, W] each."""
     x, out = self.torch.from_numpy(pixels).permute(0, 3, 1, 2), []
     for i, stride in ((1, 2), (2, 1), (3, 1)):
       x = self.f.relu(self.conv_norm(x, f'visual.conv{i}', f'visual.bn{i}', stride))
@@ -131,7 +131,7 @@ class Official:
     return out
 
   def pool_tokens(self, x, mode):
-    """Returns the pool's input [1 + HW, B, C], its table resized by torch's `mode`."""
+    """Returns the input of the pool [1 + HW, B, C], with its positions resized by torch's `mode`."""
     x = x.flatten(2).permute(2, 0, 1)
     x = self.torch.cat([x.mean(dim=0, keepdim=True), x])
     table = self.w['visual.attnpool.positional_embedding']
@@ -144,7 +144,7 @@ class Official:
     return x + table[:, None]
 
   def pool(self, x, mode='bilinear'):
-    """Returns what OpenAI's pool gives for every token, [B, 1 + HW, E]; row 0 is CLIP's image embedding."""
+    """Returns the output of OpenAI's pool for every token, [B, 1 + HW, E]; row 0 is CLIP's image embedding."""
     x, w, p = self.pool_tokens(x, mode), self.w, 'visual.attnpool'
     biases = self.torch.cat([w[f'{p}.{name}.bias'] for name in ('q_proj', 'k_proj', 'v_proj')])
     x, _ = self.f.multi_head_attention_forward(
@@ -155,7 +155,7 @@ class Official:
     return x.transpose(0, 1)
 
   def surgery(self, x, mode='bilinear'):
-    """Returns CLIP-AD's new and original path, [B, 1 + HW, E] each."""
+    """Returns the new and the original path of CLIP-AD, [B, 1 + HW, E] each."""
     x, w, p = self.pool_tokens(x, mode).transpose(0, 1), self.w, 'visual.attnpool'
     b, n, c = x.shape
     heads = self.dims.heads
@@ -170,7 +170,7 @@ class Official:
 
 
 def record(dims=SMALL):
-  """Returns everything the tests compare with, as tensors."""
+  """Returns everything that tests compare, as tensors."""
   official = Official(weights(dims, np.random.RandomState(0)), dims)
   maps = official.maps(images(SIZE, np.random.RandomState(1)))
   new, original = official.surgery(maps[-1])

@@ -1,11 +1,11 @@
-"""Records sdp.npz: CLIP-AD's SDP and SDP+ transcribed to PyTorch, from text vectors to maps, on random weights.
+"""Records sdp.npz: CLIP-AD's SDP and SDP+ transcribed to PyTorch, from text vectors to maps, with random weights.
 
   python tests/golden/record_sdp.py
 
-The transcription keeps the released code's own form: taps are kept by reference while the next block adds its
-attention to them in place, feature surgery is the product over channels, clusters and principal components are of
-text vectors as columns. Weights and inputs come from a frozen numpy stream, so that only outputs are stored; torch is
-imported where it is used, so that tests read the golden without it.
+The transcription follows the structure of the released code: taps are references to tensors to which the next block
+adds its attention in place, feature surgery is the product over channels, and text vectors are columns when they are
+clustered. Weights and inputs come from numpy's legacy generator, whose stream is frozen, so that only outputs are
+stored. torch is imported on use, because tests read the golden file without it.
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ def inputs():
   arrays = record_clip.weights(DIMS, np.random.RandomState(0))
   images = rng.standard_normal((BATCH, DIMS.image_size, DIMS.image_size, 3)).astype(np.float32)
   texts = []
-  for count in (30, 34):  # normal and abnormal: a cluster, a smaller one, and some that are alone
+  for count in (30, 34):  # normal and anomalous: a large cluster, a small one, and outliers
     centres = rng.standard_normal((2, 2, DIMS.embed))
     near = lambda k, n, centres=centres: centres[:, k:k + 1] + 0.12 * rng.standard_normal((2, n, DIMS.embed))
     alone = rng.standard_normal((2, 3, DIMS.embed))
@@ -46,7 +46,7 @@ def inputs():
 
 
 def clusters(points, eps, count):
-  """DBSCAN's labels of points [n, E], written out: core points within eps of one another, and what they reach."""
+  """Returns DBSCAN's labels of points [n, E] by definition: core points within eps of each other, and neighbours."""
   near = np.linalg.norm(points[:, None] - points[None], axis=-1) <= eps
   core, labels, label = near.sum(1) >= count, np.full(len(points), -1), 0
   for start in range(len(points)):
@@ -63,31 +63,31 @@ def clusters(points, eps, count):
 
 
 def representative(points, rule, eps=0.5, count=15):
-  """The vector of points [N, D] by one of RULES, as the released code computes it, float64."""
+  """Returns the vector that represents points [N, D] by one of RULES, as in the released code, in float64."""
   x = points.astype(np.float64)
   if rule == 'pca':
     columns = x.T  # [D, N]: dimensions are samples
     centred = columns - columns.mean(0)
     values, vectors = np.linalg.eigh(centred.T @ centred)
-    found = centred @ vectors[:, values.argmax()]
-    found = found if found @ x.mean(0) >= 0 else -found
+    vector = centred @ vectors[:, values.argmax()]
+    vector = vector if vector @ x.mean(0) >= 0 else -vector
   elif rule == 'kde':
     log_density = np.array([np.log(np.mean(np.exp(-np.sum((x - p) ** 2, -1) / (2 * 0.3 ** 2)))) for p in x])
     weights = np.exp(log_density)
-    found = (weights[:, None] * x).sum(0) / weights.sum()
+    vector = (weights[:, None] * x).sum(0) / weights.sum()
   elif rule == 'dbscan':
     labels = clusters(x, eps, count)
-    found = x[labels == np.argmax(np.bincount(labels[labels >= 0]))].mean(0)
+    vector = x[labels == np.argmax(np.bincount(labels[labels >= 0]))].mean(0)
   else:
-    found = x.mean(0)
-  return found / np.linalg.norm(found)
+    vector = x.mean(0)
+  return vector / np.linalg.norm(vector)
 
 
 class Released(record_clip.Official):
-  """The image tower with every block replaced, and what test_SDP and test_SDP_plus make of its taps."""
+  """The image tower with every block replaced, and the maps of test_SDP and test_SDP_plus."""
 
   def tower(self, images, alias=True):
-    """Returns [(kept original tokens, new tokens)] of the taps, and the last block's tokens, all [B, N + 1, D]."""
+    """Returns [(original tokens, new tokens)] of the taps, and the tokens of the last block, all [B, N + 1, D]."""
     x = self.embed_image(images)
     x_new, out = None, []
     for i in range(self.dims.layers):
@@ -95,7 +95,7 @@ class Released(record_clip.Official):
       new, own = self.attention(self.norm(x, f'{p}.ln_1'), p, surgery=True)
       x_new = new if i % STAGE == 0 else x_new + new
       if alias:
-        x += own  # in place, so also in what was kept of the block before
+        x += own  # in place, which also changes the tap of the previous block
       else:
         x = x + own
       x = x + self.mlp(x, p)
@@ -107,7 +107,7 @@ class Released(record_clip.Official):
     return self.norm(x, 'visual.ln_post') @ self.w['visual.proj']
 
   def surgery_map(self, taps, text, scale=1):
-    """Returns the stages' sum of one image, [G, G], abnormal channel, and the last stage's class token [E]."""
+    """Returns the sum over stages of the anomalous channel [B, G, G], and the last stage's class token [B, E]."""
     total = 0
     for own, new in taps:
       tokens = new.clone()
@@ -120,8 +120,8 @@ class Released(record_clip.Official):
     side = round(total.shape[1] ** 0.5)
     return total.reshape(-1, side, side), f[:, 0]
 
-  def learned_maps(self, taps, layers, text):
-    """Returns [the probabilities of both states at full size, [B, 2, R, R]] of every tap."""
+  def adapter_maps(self, taps, layers, text):
+    """Returns the probabilities of both states at full size, [B, 2, R, R], for each tap."""
     out = []
     for i, (own, _) in enumerate(taps):
       p = self.f.normalize(self.f.linear(own[:, 1:], layers[f'fc.{i}.weight'], layers[f'fc.{i}.bias']), dim=-1)
@@ -133,10 +133,10 @@ class Released(record_clip.Official):
     return out
 
   def losses(self, taps, layers, text, masks):
-    """Returns the released loss of one category's images, out of place."""
+    """Returns the released loss of the images of one category."""
     torch, total = self.torch, 0
     masks = torch.from_numpy(masks).long()
-    for probs in self.learned_maps(taps, layers, text):
+    for probs in self.adapter_maps(taps, layers, text):
       onehot = self.f.one_hot(masks, 2).permute(0, 3, 1, 2).float().clamp(1e-5, 1 - 1e-5)
       pt = (onehot * probs).sum(1) + 1e-5
       q, m = probs[:, 1].flatten(1), masks.flatten(1).float()
@@ -151,7 +151,7 @@ def smooth(maps):
 
 
 def record():
-  """Returns everything the tests compare with, as numpy arrays, by name."""
+  """Returns everything that tests compare, {name: array}."""
   import torch
   arrays, images, category, texts, layers, masks = inputs()
   vectors = {rule: np.stack([np.stack([representative(points, rule) for points in state]) for state in texts], 1)
@@ -160,19 +160,19 @@ def record():
   out = {f'vectors_{rule}': value.astype(np.float32) for rule, value in vectors.items()}
   affine = {name: torch.from_numpy(value).requires_grad_() for name, value in layers.items()}
   for name, alias in (('', True), ('_paper', False)):
-    sdp, learned, probability, loss = [], [], [], 0
-    for b, c in enumerate(category):  # image by image, each with its category's texts
+    sdp, adapter, probability, loss = [], [], [], 0
+    for b, c in enumerate(category):  # image by image, each with the texts of its category
       text = torch.from_numpy(vectors['dbscan'][c]).float()
       with torch.no_grad():
         taps, _ = released.tower(images[b:b + 1], alias)
         total, cls = released.surgery_map(taps, text)
         sdp.append(torch.nn.functional.interpolate(total[None], images.shape[1:3], mode='bilinear')[0])
-        learned.append(sum(probs[:, 1] for probs in released.learned_maps(taps, affine, text)))
+        adapter.append(sum(probs[:, 1] for probs in released.adapter_maps(taps, affine, text)))
         probability.append((100 * cls @ text.T).softmax(-1)[:, 1])
       loss = loss + released.losses(taps, affine, text, masks[b:b + 1]) / len(images)
-    sdp, learned = torch.cat(sdp).numpy(), torch.cat(learned).numpy()
+    sdp, adapter = torch.cat(sdp).numpy(), torch.cat(adapter).numpy()
     out |= {f'probability{name}': torch.cat(probability).numpy(), f'sdp{name}': smooth(sdp),
-            f'sdp_plus{name}': smooth(sdp + learned), f'loss{name}': loss.detach().numpy()}
+            f'sdp_plus{name}': smooth(sdp + adapter), f'loss{name}': loss.detach().numpy()}
     if alias:
       loss.backward()
       out |= {f'grad_{i}': affine[f'fc.{i}.weight'].grad.numpy().T for i in range(len(TAPS))}

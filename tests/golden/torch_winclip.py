@@ -1,7 +1,7 @@
-"""Accurate-WinCLIP's windows, scores and maps, transcribed to PyTorch from its description; nothing is recorded.
+"""Windows, scores and maps of Accurate-WinCLIP, transcribed to PyTorch from its description; records nothing.
 
-It keeps that code's own form, a loop over masks and over patches, and shares nothing with zsad_jax.
-Parity tests and the benchmark run it; torch is imported where it is used.
+The transcription loops over masks and patches as that code does, so that it shares nothing with zsad_jax. Parity tests
+and a benchmark run it; torch is imported on use.
 """
 
 import numpy as np
@@ -11,14 +11,14 @@ TEMPERATURE = 0.07
 
 
 def masks(grid, side):
-  """Returns the patches of every window, counted from 1 as the class token is 0; a list of lists."""
+  """Returns lists of the patches of each window, counted from 1 because token 0 is the class token."""
   every = np.arange(1, grid * grid + 1).reshape(grid, grid)
   return [every[i:i + side, j:j + side].ravel().tolist()
           for i in range(grid - side + 1) for j in range(grid - side + 1)]
 
 
 def harmonic_aggregation(scores, grid, windows):
-  """Returns [grid, grid] float64, the harmonic mean at every patch over the windows that cover it, one by one."""
+  """Returns [grid, grid] float64, at each patch the harmonic mean of the scores of the windows that cover it."""
   out = np.zeros(grid * grid)
   for patch in range(grid * grid):
     covering = [float(s) for s, window in zip(scores, windows) if patch + 1 in window]
@@ -27,17 +27,17 @@ def harmonic_aggregation(scores, grid, windows):
 
 
 class Official(record_clip.Official):
-  """The code over OpenAI-named arrays; images come at the pretrained size."""
+  """That code with arrays under OpenAI's names, for images of the pretrained size."""
 
   def tokens(self, images):
-    """Returns class token and patches with their positions, before ln_pre, [B, N + 1, D]."""
+    """Returns the class token and patches with positions, before ln_pre, [B, N + 1, D]."""
     torch, w = self.torch, self.w
     x = self.f.conv2d(torch.from_numpy(images).permute(0, 3, 1, 2), w['visual.conv1.weight'], stride=self.dims.patch)
     x = x.flatten(2).permute(0, 2, 1)
     return torch.cat([w['visual.class_embedding'].expand(len(x), 1, -1), x], 1) + w['visual.positional_embedding']
 
   def transform(self, x):
-    """Returns the class feature and all tokens after the last block, of any tokens before ln_pre."""
+    """Returns the class feature and all tokens after the last block, for any tokens before ln_pre."""
     x = self.norm(x, 'visual.ln_pre')
     for i in range(self.dims.layers):
       x = self.image_block(x, f'visual.transformer.resblocks.{i}', surgery=False, ffn=False)
@@ -52,17 +52,17 @@ class Official(record_clip.Official):
     for side in sides:
       features = []
       for window in masks(grid, side):
-        kept = torch.index_select(z, 1, torch.tensor([0, *window]))
-        features.append(self.transform(kept)[0])
+        tokens = torch.index_select(z, 1, torch.tensor([0, *window]))
+        features.append(self.transform(tokens)[0])
       windows[side] = torch.stack(features, 1)
     return cls, windows, last[:, 1:]
 
   def prototypes(self, normal, abnormal):
-    """Returns [2, E], the raw means over the texts of ids `normal` and `abnormal`, [n, context] each."""
+    """Returns [2, E], the unnormalised means over the texts with ids `normal` and `abnormal`, [n, context] each."""
     return self.torch.stack([self.text(ids)[0].mean(0) for ids in (normal, abnormal)])
 
   def anomalous(self, feature, text):
-    """Returns the probability of the second text, of features [..., E]."""
+    """Returns the probability of the second text for features [..., E]."""
     unit = lambda x: x / x.norm(dim=-1, keepdim=True)
     return (unit(feature) @ unit(text).T / TEMPERATURE).softmax(-1)[..., 1]
 
@@ -77,10 +77,10 @@ class Official(record_clip.Official):
       scales = [harmonic_aggregation(self.anomalous(windows[side][i], text), grid, masks(grid, side)) for side in sides]
       fused = (len(sides) + 1) / (sum(1 / scale for scale in scales) + 1 / image)
       if banks is not None:
-        found = [harmonic_aggregation(self.distance(windows[side][i], banks[1][side]), grid, masks(grid, side))
-                 for side in sides]
-        found.append(self.distance(patches[i], banks[2]).double().numpy().reshape(grid, grid))
-        distance = sum(found) / len(found)
+        distances = [harmonic_aggregation(self.distance(windows[side][i], banks[1][side]), grid, masks(grid, side))
+                     for side in sides]
+        distances.append(self.distance(patches[i], banks[2]).double().numpy().reshape(grid, grid))
+        distance = sum(distances) / len(distances)
         fused, image = (fused + distance) / 2, (image + distance.max()) / 2
       scores.append(image)
       small.append(torch.from_numpy(fused))

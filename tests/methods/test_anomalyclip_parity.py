@@ -187,7 +187,7 @@ def test_other_image_paths_equal_the_released_ones(clip, encoded, changes, readi
   np.testing.assert_allclose(features.cls, cls.numpy(), atol=1e-4)
   for tap, theirs in zip(features.taps.values(), tokens):
     np.testing.assert_allclose(tap, theirs[:, 1:].numpy(), atol=1e-4)
-  params = reference.learned(official.prompts())
+  params = reference.trainable(official.prompts())
   total = reference.loss(params, cls, tokens, masks, labels, weight)[0].item()
   loss = jax.jit(functools.partial(method.loss, clip=clip, cfg=cfg))
   ours, _ = loss(trained(), Context(clip.params), features, batch(), None)

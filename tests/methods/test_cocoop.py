@@ -59,7 +59,7 @@ def ours(arrays, prefix=''):
 
 
 def trained():
-  return ours(reference.learned('cocoop'))
+  return ours(reference.initial_params('cocoop'))
 
 
 def rows(golden, chosen):

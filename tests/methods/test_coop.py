@@ -55,7 +55,7 @@ def golden():
 
 
 def trained():
-  return {'ctx': jnp.asarray(reference.learned('coop')['ctx'])}
+  return {'ctx': jnp.asarray(reference.initial_params('coop')['ctx'])}
 
 
 def rows(golden, chosen):
@@ -96,7 +96,7 @@ def test_three_epochs_of_sgd_and_predictions_equal_the_recorded_ones(clip, golde
   assert_predictions(predict(clip, cfg, trained(), golden), golden)
   history, after = fit(clip, cfg, golden)
   np.testing.assert_allclose(history, golden['losses'], rtol=1e-5)
-  moved = np.abs(golden['after_ctx'] - reference.learned('coop')['ctx']).max()
+  moved = np.abs(golden['after_ctx'] - reference.initial_params('coop')['ctx']).max()
   np.testing.assert_allclose(after['ctx'], golden['after_ctx'], atol=1e-4 * moved)
   assert_predictions(predict(clip, cfg, after, golden), golden, '_after')
 
@@ -121,7 +121,7 @@ def test_parity_would_notice(clip, golden, changes):
     _, gradient = grad_of(params, Context(clip.params), *rows(golden, chosen), None, clip=clip, cfg=cfg)
     updates, state = tx.update(gradient, state, params, epoch=epoch)
     params = optax.apply_updates(params, updates)
-  moved = np.abs(golden['after_ctx'] - reference.learned('coop')['ctx']).max()
+  moved = np.abs(golden['after_ctx'] - reference.initial_params('coop')['ctx']).max()
   assert np.abs(params['ctx'] - golden['after_ctx']).max() > 3e-3 * moved
 
 

@@ -1,4 +1,4 @@
-"""Pretraining on a very small tower: the loss falls, a killed run resumes exactly, the export loads as a CLIP."""
+"""Pretraining of a very small tower: the loss falls, a killed run resumes exactly, and the export loads as a CLIP."""
 
 import functools
 import json
@@ -15,7 +15,7 @@ from zsad_jax.clip import model as clip_lib
 from zsad_jax.configs import pretrain_tiny
 from zsad_jax.data import synthetic
 from zsad_jax.data.synthetic import pretraining
-from zsad_jax.tiny_clip import pretrain
+from zsad_jax.tiny_clip import losses, pretrain
 
 TINY = Path(__file__).parents[2] / 'checkpoints' / 'tiny'
 
@@ -36,7 +36,7 @@ def cfg():
 
 @pytest.fixture(scope='module')
 def world(cfg):
-  """The pretraining module, its batches drawn here instead of by other processes."""
+  """The data module of pretraining, drawing its batches in this process instead of in others."""
   chunk, words = pretraining.draw('pretrain', 0, 19, 32, 0), pretraining.vocabulary('pretrain')
 
   def batches(tokenizer, folder, *, phases, pool, patch, seed, start):
@@ -60,22 +60,22 @@ def test_steps_lower_the_loss_on_a_fixed_batch(cfg, parts):
   clip, _, batch = parts
   tx = pretrain.optimizer(cfg)
   step, state = pretrain.make_step(clip, tx, cfg), pretrain.init(clip, tx, 0)
-  spec, losses = pretrain.specs(cfg, 32)[1], []
+  spec, totals = pretrain.specs(cfg, 32)[1], []
   for _ in range(5):
     state, metrics = step(state, batch, spec=spec)
-    losses.append(float(metrics['loss']))
-  assert losses[-1] < losses[0] - .05 and int(state.step) == 5
+    totals.append(float(metrics['loss']))
+  assert totals[-1] < totals[0] - .05 and int(state.step) == 5
   assert step._cache_size() == 1
 
 
 @pytest.mark.exhaustive
-def test_steps_of_the_image_towers_matrices_are_orthogonal(cfg, parts):
+def test_updates_of_the_image_towers_matrices_are_orthogonal(cfg, parts):
   params, tx = parts[1], pretrain.optimizer(cfg)
   grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), params)
-  still = jax.tree.map(jnp.zeros_like, params)  # decay has nothing to shrink
-  state = jax.jit(tx.init)(still)
+  zeros = jax.tree.map(jnp.zeros_like, params)  # weight decay does not change zeros
+  state = jax.jit(tx.init)(zeros)
   for _ in range(2):  # the first step is warm-up at rate 0
-    updates, state = jax.jit(tx.update)(grads, state, still)
+    updates, state = jax.jit(tx.update)(grads, state, zeros)
   flat = lambda tower, *names: np.asarray(functools.reduce(lambda tree, name: tree[name], names, updates[tower]))
   evenness = lambda x: np.quantile(np.linalg.svd(x, compute_uv=False), .25) / np.linalg.norm(x, 2)
   qkv = flat('visual', 'blocks', 'attn', 'qkv', 'kernel')  # [layers, D, 3, H, d]
@@ -85,39 +85,39 @@ def test_steps_of_the_image_towers_matrices_are_orthogonal(cfg, parts):
                flat('visual', 'blocks', 'mlp', 'c_fc', 'kernel')[1]]
   assert min(evenness(m) for m in matrices) > .5
   assert evenness(np.asarray(grads['text']['text_projection']['kernel'])) < .4
-  # Where a gradient stays the same, Adam's updates are of one size.
+  # For a constant gradient, all of Adam's updates have the same size.
   sizes = np.abs(flat('text', 'text_projection', 'kernel'))
   np.testing.assert_allclose(sizes, sizes.mean(), rtol=1e-3)
 
 
-def test_begins_with_given_weights(cfg, parts, world, tmp_path):
+def test_training_can_start_from_other_weights(cfg, parts, world, tmp_path):
   clip, tokenizer = parts[0], world.tokenizer(cfg.merges)
   tx = pretrain.optimizer(cfg)
-  given = pretrain.init(clip, tx, 7).params
-  pretrain.export(tmp_path, clip, given, tokenizer)
+  params = pretrain.init(clip, tx, 7).params
+  pretrain.export(tmp_path, clip, params, tokenizer)
   state = pretrain.init(clip, tx, 0, str(tmp_path))
-  jax.tree.map(np.testing.assert_array_equal, state.params, given)
-  jax.tree.map(np.testing.assert_array_equal, state.mean, given)
+  jax.tree.map(np.testing.assert_array_equal, state.params, params)
+  jax.tree.map(np.testing.assert_array_equal, state.mean, params)
   wider = clip_lib.Clip(clip_lib.Arch('tiny', 24, clip.arch.vision, clip.arch.text), 32, None)
-  with pytest.raises(ValueError, match=r'start: .* holds the weights of another architecture'):
+  with pytest.raises(ValueError, match=r'start=.* has the weights of another architecture'):
     pretrain.init(wider, tx, 0, str(tmp_path))
 
 
-def test_every_parameter_learns_from_some_term(cfg, parts):
+def test_every_parameter_has_a_gradient(cfg, parts):
   clip, params, batch = parts
-  value = functools.partial(pretrain.loss, clip=clip, spec=pretrain.specs(cfg, 32)[0], cfg=cfg)
+  value = functools.partial(losses.loss, clip=clip, spec=pretrain.specs(cfg, 32)[0], cfg=cfg)
   grads = jax.jit(jax.grad(lambda p: value(p, batch)[0]))(params)
-  still = [jax.tree_util.keystr(k) for k, g in jax.tree_util.tree_leaves_with_path(grads) if not jnp.abs(g).max() > 0]
-  assert not still
+  zeros = [jax.tree_util.keystr(k) for k, g in jax.tree_util.tree_leaves_with_path(grads) if not jnp.abs(g).max() > 0]
+  assert not zeros
 
 
-def test_an_open_label_weighs_nothing(cfg, parts):
+def test_undecided_labels_are_ignored(cfg, parts):
   clip, params, batch = parts
   spec = pretrain.specs(cfg, 32)[0]
   known = batch['known'] * np.array([0] + [1] * 7, np.float32)
   flipped = batch['label'].copy()
   flipped[0] = 1 - flipped[0]
-  value = functools.partial(pretrain.loss, clip=clip, spec=spec, cfg=cfg)
+  value = functools.partial(losses.loss, clip=clip, spec=spec, cfg=cfg)
   state = jax.jit(lambda **changed: value(params, dict(batch, **changed))[1]['state'])
   assert state(known=known, label=batch['label']) == state(known=known, label=flipped)
   assert state(known=batch['known'], label=batch['label']) != state(known=batch['known'], label=flipped)
@@ -126,23 +126,23 @@ def test_an_open_label_weighs_nothing(cfg, parts):
 def test_contrast_spreads_over_all_true_captions():
   logits = jnp.log(jnp.array([[.5, .3, .2], [.1, .1, .8]]))
   true = jnp.array([[1., 1., 0.], [0., 0., 0.]])
-  np.testing.assert_allclose(pretrain._multiple(logits, true), -(np.log(.5) + np.log(.3)) / 2, rtol=1e-6)
+  np.testing.assert_allclose(losses._contrast_loss(logits, true), -(np.log(.5) + np.log(.3)) / 2, rtol=1e-6)
 
 
-def test_both_classes_count_alike():
+def test_both_states_have_the_same_weight():
   logits, targets = jnp.array([0., 0., 2., 5.]), jnp.array([0., 0., 1., 1.])
   weight = jnp.array([1., 1., 1., 0.])
   expected = (np.log(2) + np.log1p(np.exp(-2))) / 2
-  np.testing.assert_allclose(pretrain._binary(logits, targets, weight), expected, rtol=1e-6)
+  np.testing.assert_allclose(losses._state_loss(logits, targets, weight), expected, rtol=1e-6)
 
 
-def test_damaged_patches_are_held_against_their_flawless_twins():
+def test_defective_patches_are_compared_with_their_normal_twins():
   logits = jnp.array([[1., 0., 0., 0.], [2., -1., 0., 5.]])
   cover = jnp.array([[0., 0., 0., 0.], [.5, 0., 0., .05]])
   cost = lambda x, y: np.log1p(np.exp(-x if y else x))
-  flawless = np.mean([cost(0, 0)] * 3 + [cost(-1, 0), cost(0, 0)])  # a patch with little damage counts nowhere
-  expected = cost(2, 1) / 2 + cost(1, 0) / 4 + flawless / 4
-  np.testing.assert_allclose(pretrain._damage(logits, cover), expected, rtol=1e-6)
+  normal = np.mean([cost(0, 0)] * 3 + [cost(-1, 0), cost(0, 0)])  # a patch with few defect pixels is ignored
+  expected = cost(2, 1) / 2 + cost(1, 0) / 4 + normal / 4
+  np.testing.assert_allclose(losses._patch_loss(logits, cover), expected, rtol=1e-6)
 
 
 def test_a_killed_run_resumes_exactly(cfg, world, tmp_path):
@@ -168,8 +168,8 @@ def test_a_killed_run_resumes_exactly(cfg, world, tmp_path):
   assert (tmp_path / 'straight' / name).read_bytes() == (tmp_path / 'broken' / name).read_bytes()
   curve = [json.loads(line) for line in (tmp_path / 'straight' / 'curve.jsonl').read_text().splitlines()]
   assert [(line['step'], line['images']) for line in curve] == [(4, 32)]
-  again = [json.loads(line) for line in (tmp_path / 'broken' / 'curve.jsonl').read_text().splitlines()]
-  assert [line['image_vv_noun'] for line in again] == [line['image_vv_noun'] for line in curve]
+  resumed = [json.loads(line) for line in (tmp_path / 'broken' / 'curve.jsonl').read_text().splitlines()]
+  assert [line['image_vv_noun'] for line in resumed] == [line['image_vv_noun'] for line in curve]
   assert 0 <= curve[0]['image_clip_object'] <= 100 and 0 <= curve[0]['pixel_vv_noun'] <= 100
   _check_export(tmp_path / 'straight' / 'export', world)
 
@@ -181,7 +181,7 @@ def _check_export(folder, world):
   np.testing.assert_array_equal(clip.tokenize(texts), world.encode(world.tokenizer(3072), texts, 77))
 
 
-def test_refuses_another_run(cfg, parts, world, tmp_path):
+def test_the_state_of_another_run_is_refused(cfg, parts, world, tmp_path):
   clip = parts[0]
   tx = pretrain.optimizer(cfg)
   state = pretrain.init(clip, tx, 0)
@@ -190,7 +190,7 @@ def test_refuses_another_run(cfg, parts, world, tmp_path):
   with pytest.raises(ValueError, match=r'state\.safetensors is the state of another architecture'):
     pretrain.restore(tmp_path / 'state.safetensors', pretrain.init(wider, tx, 0))
   (tmp_path / 'tokenizer.json').write_text('{}')
-  with pytest.raises(ValueError, match=r'tokenizer\.json is not the tokenizer that these captions give'):
+  with pytest.raises(ValueError, match=r'tokenizer\.json is not the tokenizer of these captions'):
     pretrain.fit(cfg, tmp_path, world)
 
 
@@ -203,13 +203,13 @@ def test_the_embedded_clip_loads():
   assert ids.shape == (1, clip.arch.text.context) and ids[0, 0] == vocab - 2 and ids[0, 3] == vocab - 1
 
 
-def test_the_embedded_clip_sees_damage_on_categories_it_never_saw(cfg):
-  """Twelve pairs of auxiliary twins: the patch under the damage moves towards 'damaged object', the others hardly."""
+def test_the_embedded_clip_detects_defects_of_new_categories(cfg):
+  """Of twelve auxiliary twins, the patches of the defect move towards 'damaged object', the others hardly at all."""
   clip = clip_lib.load('tiny')
   full = pretrain_tiny.get_config()
   spec = pretrain.specs(full, clip.image_size)[0]
   chunk = pretraining.draw('aux', 0, 12, clip.image_size, 1, 'test')
-  images = pretrain._normalise(chunk.image.reshape(-1, *chunk.image.shape[2:]), clip)
+  images = losses.normalise(chunk.image.reshape(-1, *chunk.image.shape[2:]), clip)
   taps = np.asarray(clip.image(clip.params, images, spec).taps[spec.taps[-1].name])
   ids = clip.tokenize(['a photo of a object.', 'a photo of a damaged object.'])
   text = np.asarray(clip.text(clip.params, clip.embed(clip.params, ids), clip.eot(ids)))
@@ -222,6 +222,6 @@ def test_the_embedded_clip_sees_damage_on_categories_it_never_saw(cfg):
 
 def test_config_trains_only_on_the_pretraining_group():
   c = pretrain_tiny.get_config()
-  trained = set(pretraining.vocabulary('pretrain').nouns)
+  nouns = set(pretraining.vocabulary('pretrain').nouns)
   assert c.source == pretraining.__name__ and c.probe.group == 'aux'
-  assert not trained & {k.noun for g in ('aux', 'target') for k in synthetic.group(g)}
+  assert not nouns & {k.noun for g in ('aux', 'target') for k in synthetic.group(g)}

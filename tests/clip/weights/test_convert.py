@@ -1,11 +1,13 @@
-"""The offline converter: torch checkpoints of every kind to safetensors, tensors unchanged, nothing run."""
+"""The offline converter: torch checkpoints of every kind to safetensors, tensors unchanged, no code run."""
 
+import argparse
 import pickle
 import subprocess
 import sys
 import zipfile
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -22,6 +24,32 @@ def params():
                       clip_lib.template(MINI))
 
 
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+  """Returns f(tree, name) that makes a file whose content torch would read as `tree`, for tests without torch."""
+  trees = {}
+
+  def write(tree, name='a.pt'):
+    path = tmp_path / name
+    with zipfile.ZipFile(path, 'w') as archive:
+      archive.writestr('m/data.pkl', repr(tree))
+    trees[path] = tree
+    return path
+
+  monkeypatch.setattr(convert, '_read', lambda source, trusted: trees[source])
+  return write
+
+
+class Evil:
+  """Writes a file when it is unpickled."""
+
+  def __init__(self, target):
+    self.target = target
+
+  def __reduce__(self):
+    return open, (str(self.target), 'w')
+
+
 def tensors(params, naming='open_clip'):
   import torch
   return {k: torch.tensor(v).half() for k, v in port.to_state_dict(params, naming).items()}
@@ -36,44 +64,119 @@ def same(a, b):
 
 
 @pytest.mark.parametrize('naming', ['open_clip', 'custom_text', 'huggingface'])
-def test_state_dicts(tmp_path, params, naming, torch):
-  state = tensors(params, naming)
-  torch.save(state, tmp_path / 'a.pt')
-  done = convert.convert(tmp_path / 'a.pt', tmp_path / 'a.safetensors')
-  assert naming in done.kind
-  assert done.count == len(state)
-  assert done.sha256 == safetensors_files.verify(tmp_path / 'a.safetensors')
-  read = safetensors_files.read(tmp_path / 'a.safetensors')
-  assert all(v.dtype == np.float16 for v in read.values())
+def test_clips_of_every_naming_are_recognised(tmp_path, params, checkpoint, naming):
+  source = checkpoint(port.to_state_dict(params, naming))
+  conversion = convert.convert(source, tmp_path / 'a.safetensors')
+  assert naming in conversion.kind
+  assert conversion.sha256 == safetensors_files.verify(tmp_path / 'a.safetensors')
   assert same(ported(tmp_path / 'a.safetensors'), params)
-  about = safetensors_files.read_metadata(tmp_path / 'a.safetensors')
-  assert about == {'source': 'a.pt', 'source_sha256': safetensors_files.sha256(tmp_path / 'a.pt')}
+  metadata = safetensors_files.read_metadata(tmp_path / 'a.safetensors')
+  assert metadata == {'source': 'a.pt', 'source_sha256': safetensors_files.sha256(source)}
 
 
-def test_training_checkpoint_of_open_clip(tmp_path, params, torch):
-  state = {f'module.{k}': v for k, v in tensors(params).items()}
-  torch.save({'epoch': 32, 'name': 'run', 'state_dict': state, 'optimizer': {'param_groups': [{'lr': 1e-3}]}},
-             tmp_path / 'epoch_32.pt')
-  convert.convert(tmp_path / 'epoch_32.pt', tmp_path / 'a.safetensors')
+def test_wrappers_of_training_checkpoints_are_removed(tmp_path, params, checkpoint):
+  state = {f'module.{k}': v for k, v in port.to_state_dict(params).items()}
+  source = checkpoint({'epoch': 32, 'name': 'run', 'state_dict': state, 'optimizer': {'lr': 1e-3}})
+  convert.convert(source, tmp_path / 'a.safetensors')
   assert same(ported(tmp_path / 'a.safetensors'), params)
 
 
-def test_trained_affine_layers(tmp_path, torch):
-  """As APRIL-GAN and CLIP-AD save them: torch.save({'trainable_linearlayer': ModuleList of Linear .state_dict()})."""
-  layers = torch.nn.Module()
-  layers.fc = torch.nn.ModuleList(torch.nn.Linear(6, 4) for _ in range(2))
-  torch.save({'trainable_linearlayer': layers.state_dict()}, tmp_path / 'epoch_5.pth')
-  done = convert.convert(tmp_path / 'epoch_5.pth', tmp_path / 'a.safetensors')
-  assert (done.kind, done.count) == ('affine layers of APRIL-GAN or CLIP-AD', 4)
-  read = safetensors_files.read(tmp_path / 'a.safetensors')
-  assert set(read) == {'fc.0.weight', 'fc.0.bias', 'fc.1.weight', 'fc.1.bias'}
-  np.testing.assert_array_equal(read['fc.1.weight'], layers.fc[1].weight.detach().numpy())
-  assert safetensors_files.read_metadata(tmp_path / 'a.safetensors')['kind'] == 'affine_layers'
+@pytest.mark.parametrize('wrapper, kind, state', [
+  ('trainable_linearlayer', 'affine_layers', {'fc.0.weight': np.ones((4, 6)), 'fc.0.bias': np.ones(4)}),
+  ('prompt_learner', 'anomalyclip_prompts', {'ctx_pos': np.ones((1, 1, 12, 16)), 'ids': np.arange(77)[None]})])
+def test_trained_parameters_of_other_systems_are_recognised(tmp_path, checkpoint, wrapper, kind, state):
+  conversion = convert.convert(checkpoint({wrapper: state}), tmp_path / 'a.safetensors')
+  assert (conversion.kind, conversion.count) == (convert.WRAPPERS[wrapper][0], 2)
+  arrays = safetensors_files.read(tmp_path / 'a.safetensors')
+  assert arrays.keys() == state.keys()
+  for name, value in state.items():
+    np.testing.assert_array_equal(arrays[name], value)
+  assert safetensors_files.read_metadata(tmp_path / 'a.safetensors')['kind'] == kind
 
 
-def test_a_torchscript_archive_as_openai_publishes_them(tmp_path, params, torch):
+def test_published_digests_name_the_weights(tmp_path, params, checkpoint, monkeypatch):
+  source = checkpoint(port.to_state_dict(params), 'mini.pt')
+  weights = published.Weights('someone/mini', 'mini.pt', safetensors_files.sha256(source)[:8], 'gelu')
+  monkeypatch.setitem(published.PUBLISHED, 'mini', {'e32': weights})
+  conversion = convert.convert(source, tmp_path / 'a.safetensors')
+  assert conversion.kind.startswith('mini:e32, a CLIP')
+  assert safetensors_files.read_metadata(tmp_path / 'a.safetensors')['weights'] == 'mini:e32'
+  checkpoint(port.to_state_dict(params) | {'logit_scale': np.float32(1)}, 'mini.pt')
+  monkeypatch.setattr(convert, '_read', lambda *args: pytest.fail('a file with a wrong digest was opened'))
+  with pytest.raises(ValueError, match=rf'mini.pt is published with {weights.sha256}\.\.\.'):
+    convert.convert(source, tmp_path / 'b.safetensors')
+  assert not (tmp_path / 'b.safetensors').exists()
+
+
+@pytest.mark.parametrize('tree, message', [
+  ({'encoder.weight': np.zeros(3)}, r'a\.pt: these arrays do not have the names of a CLIP.*encoder\.weight'),
+  ({'prompt_learner': {}}, r'a\.pt has no tensors'), ({'epoch': 3}, r'a\.pt has no tensors')])
+def test_checkpoints_without_known_tensors_are_refused(tmp_path, checkpoint, tree, message):
+  with pytest.raises(ValueError, match=message):
+    convert.convert(checkpoint(tree), tmp_path / 'a.safetensors')
+  assert not (tmp_path / 'a.safetensors').exists()
+
+
+def test_the_output_must_be_a_safetensors_file(tmp_path):
+  with pytest.raises(ValueError, match=r'a\.pt must end in \.safetensors'):
+    convert.convert(tmp_path / 'tensor.pt', tmp_path / 'a.pt')
+
+
+@pytest.mark.parametrize('content, message', [
+  (b'<html>quota exceeded</html>', 'is not a torch checkpoint'), (b'', 'is not a torch checkpoint'),
+  (b'PK\3\4half', 'is a truncated zip archive')])
+def test_files_that_are_not_checkpoints_are_refused_without_torch(tmp_path, monkeypatch, content, message):
+  monkeypatch.setitem(sys.modules, 'torch', None)
+  (tmp_path / 'a.pt').write_bytes(content)
+  with pytest.raises(ValueError, match=rf'a\.pt {message}'):
+    convert.convert(tmp_path / 'a.pt', tmp_path / 'a.safetensors')
+  with zipfile.ZipFile(tmp_path / 'z.pt', 'w') as archive:
+    archive.writestr('readme.txt', 'hello')
+  with pytest.raises(ValueError, match=r'z\.pt is a zip archive, .* no data\.pkl'):
+    convert.convert(tmp_path / 'z.pt', tmp_path / 'a.safetensors')
+  with pytest.raises(FileNotFoundError, match=r'gone\.pt'):
+    convert.convert(tmp_path / 'gone.pt', tmp_path / 'a.safetensors')
+
+
+def test_a_missing_torch_is_one_line_with_the_install_command(tmp_path, monkeypatch, capsys):
+  monkeypatch.setitem(sys.modules, 'torch', None)
+  (tmp_path / 'a.pt').write_bytes(pickle.dumps({}))
+  assert convert.main([str(tmp_path / 'a.pt'), str(tmp_path / 'a.safetensors')]) == 1
+  error = capsys.readouterr().err
+  assert error.startswith('error: ') and 'pip install torch' in error and error.count('\n') == 1
+
+
+def test_tensors_keep_values_dtypes_and_names(tmp_path, torch):
+  base = torch.arange(24.).reshape(2, 3, 4)
+  state = {
+      'plain': base, 'view': base.transpose(0, 2)[1:], 'half': base.half(), 'bf16': base.bfloat16(),
+      'ids': torch.arange(5), 'bool': torch.tensor([True, False]), 'scalar': torch.tensor(2.5),
+      'bf16_scalar': torch.tensor(2.5).bfloat16(), 'empty': torch.zeros(0, 3), 'double': base.double(),
+      'parameter': torch.nn.Parameter(base), 'nested': {'deep': torch.ones(2)}}
+  torch.save({'prompt_learner': state | {'epoch': 3, 'list': [1, 'x', None]}}, tmp_path / 'a.pt')
+  convert.convert(tmp_path / 'a.pt', tmp_path / 'a.safetensors')
+  arrays = safetensors_files.read(tmp_path / 'a.safetensors')
+  assert set(arrays) == {*state, 'nested.deep'} - {'nested'}
+  for name in ('plain', 'view', 'half', 'ids', 'bool', 'scalar', 'empty', 'double', 'parameter'):
+    expected = state[name].detach().numpy()
+    assert arrays[name].dtype == expected.dtype
+    np.testing.assert_array_equal(arrays[name], expected)
+  assert arrays['bf16'].dtype == arrays['bf16_scalar'].dtype == ml_dtypes.bfloat16
+  np.testing.assert_array_equal(arrays['bf16'].astype(np.float32), base.numpy())
+  np.testing.assert_array_equal(arrays['nested.deep'], [1, 1])
+
+
+def test_half_precision_clips_are_converted_exactly(tmp_path, params, torch):
   state = tensors(params)
+  torch.save(state, tmp_path / 'a.pt')
+  conversion = convert.convert(tmp_path / 'a.pt', tmp_path / 'a.safetensors')
+  assert conversion.count == len(state)
+  assert all(v.dtype == np.float16 for v in safetensors_files.read(tmp_path / 'a.safetensors').values())
+  assert same(ported(tmp_path / 'a.safetensors'), params)
 
+
+def torchscript(torch, state):
+  """Returns a traced module with the tensors of a state dict and OpenAI's three scalars."""
   def module(prefix):
     result = torch.nn.Module()
     for name, value in state.items():
@@ -90,80 +193,60 @@ def test_a_torchscript_archive_as_openai_publishes_them(tmp_path, params, torch)
   for name, value in (('input_resolution', 24), ('context_length', 9), ('vocab_size', 31)):
     model.register_buffer(name, torch.tensor(value))
   model.forward = lambda x: x
-  torch.jit.trace(model, torch.zeros(1)).save(str(tmp_path / 'model.pt'))
-  done = convert.convert(tmp_path / 'model.pt', tmp_path / 'a.safetensors')
-  assert 'openai names' in done.kind
+  return torch.jit.trace(model, torch.zeros(1))
+
+
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+def test_torchscript_archives_are_opened_only_with_a_published_digest(tmp_path, params, torch, monkeypatch):
+  source = tmp_path / 'mini.pt'
+  torchscript(torch, tensors(params)).save(str(source))
+  with pytest.raises(ValueError, match=r'mini\.pt is a TorchScript archive .*state_dict'):
+    convert.convert(source, tmp_path / 'a.safetensors')
+  weights = published.Weights('someone/mini', 'mini.pt', safetensors_files.sha256(source), 'quick_gelu')
+  monkeypatch.setitem(published.PUBLISHED, 'mini', {'openai': weights})
+  conversion = convert.convert(source, tmp_path / 'a.safetensors')
+  assert conversion.kind.startswith('mini:openai') and 'openai names' in conversion.kind
   assert same(ported(tmp_path / 'a.safetensors'), params)
 
 
-def test_published_digests_name_the_weights(tmp_path, params, monkeypatch, torch):
-  state = tensors(params)
-  torch.save(state, tmp_path / 'mini.pt')
-  entry = published.Weights('someone/mini', 'mini.pt', safetensors_files.sha256(tmp_path / 'mini.pt')[:8], 'gelu')
-  monkeypatch.setitem(published.PUBLISHED, 'mini', {'e32': entry})
-  done = convert.convert(tmp_path / 'mini.pt', tmp_path / 'a.safetensors')
-  assert done.kind.startswith('mini:e32, a CLIP')
-  assert safetensors_files.read_metadata(tmp_path / 'a.safetensors')['weights'] == 'mini:e32'
-  state['logit_scale'] += 1
-  torch.save(state, tmp_path / 'mini.pt')
-  with pytest.raises(ValueError, match=rf'mini.pt is published with {entry.sha256}\.\.\.: it is damaged'):
-    convert.convert(tmp_path / 'mini.pt', tmp_path / 'b.safetensors')
-  assert not (tmp_path / 'b.safetensors').exists()
-
-
-def test_anomalyclip_prompts(tmp_path, torch):
-  learner = {
-      'ctx_pos': torch.randn(1, 1, 12, 16), 'ctx_neg': torch.randn(1, 1, 12, 16),
-      'compound_prompts_text.0': torch.randn(4, 16), 'compound_prompts_text.7': torch.randn(4, 16),
-      'compound_prompt_projections.0.weight': torch.randn(8, 16), 'token_prefix_pos': torch.randn(1, 1, 1, 16),
-      'tokenized_prompts_pos': torch.arange(77)[None],
-  }
-  torch.save({'prompt_learner': learner}, tmp_path / 'epoch_15.pth')
-  done = convert.convert(tmp_path / 'epoch_15.pth', tmp_path / 'prompts.safetensors')
-  assert done.kind == 'AnomalyCLIP prompts'
-  read = safetensors_files.read(tmp_path / 'prompts.safetensors')
-  assert read.keys() == learner.keys()
-  for name, value in learner.items():
-    np.testing.assert_array_equal(read[name], value.numpy())
-  assert safetensors_files.read_metadata(tmp_path / 'prompts.safetensors')['kind'] == 'anomalyclip_prompts'
-
-
-def test_whole_modules_and_other_things_are_refused(tmp_path, torch):
+def test_other_objects_than_tensors_are_refused(tmp_path, torch):
   torch.save(torch.nn.Linear(2, 2), tmp_path / 'module.pt')
-  with pytest.raises(ValueError, match=r'holds a pickled torch.nn.modules.linear.Linear, not .* save its state_dict'):
-    convert.convert(tmp_path / 'module.pt', tmp_path / 'a.safetensors')
+  torch.save({'args': argparse.Namespace(lr=1e-3), 'state_dict': {}}, tmp_path / 'args.pt')
   torch.save(torch.zeros(3), tmp_path / 'tensor.pt')
-  with pytest.raises(ValueError, match='holds a ndarray, not a dict'):
-    convert.convert(tmp_path / 'tensor.pt', tmp_path / 'a.safetensors')
-  torch.save({'encoder.weight': torch.zeros(3)}, tmp_path / 'other.pt')
-  with pytest.raises(ValueError, match=r'other.pt: these arrays are named as in no CLIP'):
-    convert.convert(tmp_path / 'other.pt', tmp_path / 'a.safetensors')
-  torch.save({'prompt_learner': {}}, tmp_path / 'empty.pt')
-  with pytest.raises(ValueError, match=r'empty.pt holds no tensors'):
-    convert.convert(tmp_path / 'empty.pt', tmp_path / 'a.safetensors')
-  with pytest.raises(ValueError, match=r'must end in \.safetensors, unlike .*a\.pt'):
-    convert.convert(tmp_path / 'tensor.pt', tmp_path / 'a.pt')
+  for name in ('module', 'args', 'tensor'):
+    with pytest.raises(ValueError, match=rf'{name}\.pt .*state_dict'):
+      convert.convert(tmp_path / f'{name}.pt', tmp_path / 'a.safetensors')
   assert not (tmp_path / 'a.safetensors').exists()
 
 
-def test_the_command(tmp_path, params, torch):
-  state = tensors(params)
-  torch.save(state, tmp_path / 'a.pt')
+def test_malicious_files_run_nothing_and_give_no_traceback(tmp_path, capsys, torch):
+  with zipfile.ZipFile(tmp_path / 'zip.pt', 'w') as out:
+    out.writestr('m/data.pkl', pickle.dumps(Evil(tmp_path / 'ran'), protocol=2))
+  (tmp_path / 'legacy.pt').write_bytes(pickle.dumps(Evil(tmp_path / 'ran'), protocol=2))
+  torch.save({'state_dict': {'w': torch.zeros(2)}, 'evil': Evil(tmp_path / 'ran')}, tmp_path / 'hidden.pt')
+  for name in ('zip.pt', 'legacy.pt', 'hidden.pt'):
+    assert convert.main([str(tmp_path / name), str(tmp_path / 'a.safetensors')]) == 1
+    assert capsys.readouterr().err.startswith('error: ')
+  assert not (tmp_path / 'ran').exists()
+
+
+def test_a_flipped_bit_in_a_tensor_is_an_error(tmp_path):
+  values = np.arange(64, dtype=np.float32).tobytes()
+  with zipfile.ZipFile(tmp_path / 'a.pt', 'w') as archive:
+    archive.writestr('m/data.pkl', pickle.dumps({}))
+    archive.writestr('m/data/0', values)
+  data = bytearray((tmp_path / 'a.pt').read_bytes())
+  data[bytes(data).index(values) + 5] ^= 1
+  (tmp_path / 'a.pt').write_bytes(data)
+  with pytest.raises(ValueError, match=r'a\.pt is damaged'):
+    convert.convert(tmp_path / 'a.pt', tmp_path / 'a.safetensors')
+
+
+def test_the_command_reports_the_digests(tmp_path, params, torch):
+  torch.save(tensors(params), tmp_path / 'a.pt')
   command = [sys.executable, '-m', 'zsad_jax.clip.weights.convert']
-  done = subprocess.run([*command, tmp_path / 'a.pt', tmp_path / 'a.safetensors'], capture_output=True, text=True,
-                        timeout=120, check=True)
-  assert f'sha256 {safetensors_files.sha256(tmp_path / "a.safetensors")}\n' in done.stdout
-  assert '74 tensors' in done.stdout
-  assert not done.stderr
-
-
-def test_the_command_refuses_a_malicious_file_without_a_traceback(tmp_path, capsys):
-  class Evil:
-    def __reduce__(self):
-      return open, (str(tmp_path / 'pwned'), 'w')
-
-  with zipfile.ZipFile(tmp_path / 'evil.pt', 'w') as out:
-    out.writestr('m/data.pkl', pickle.dumps(Evil(), protocol=2))
-  assert convert.main([str(tmp_path / 'evil.pt'), str(tmp_path / 'a.safetensors')]) == 1
-  assert capsys.readouterr().err.startswith('error: ')
-  assert not (tmp_path / 'pwned').exists()
+  process = subprocess.run([*command, tmp_path / 'a.pt', tmp_path / 'a.safetensors'], capture_output=True, text=True,
+                           timeout=300, check=True)
+  assert f'sha256 {safetensors_files.sha256(tmp_path / "a.safetensors")}\n' in process.stdout
+  assert '74 tensors' in process.stdout
+  assert not process.stderr

@@ -1,4 +1,4 @@
-"""From names and paths to verified weights: offline, from a hub, from folders and files; every wrong turn named."""
+"""Resolving names and paths to verified weights: offline, from a hub, from folders and files, and every error."""
 
 import hashlib
 import http.server
@@ -26,7 +26,7 @@ def arrays():
 
 @pytest.fixture(autouse=True)
 def registry(monkeypatch):
-  """A small model with two published tags beside the real ones."""
+  """Adds a small model with three published tags to the real ones."""
   entry = lambda tag, act, sha: published.Weights(f'someone/mini.{tag}', f'mini-{tag}.pt', sha, act)
   monkeypatch.setitem(clip_lib.ARCHS, 'mini', MINI)
   monkeypatch.setitem(published.PUBLISHED, 'mini', {
@@ -51,7 +51,7 @@ def point_at(monkeypatch, endpoint):
 
 @pytest.fixture
 def fake_hub(monkeypatch):
-  """A hub on this machine that serves `pages` {path: (bytes, stated digest)}; yields pages and the log."""
+  """Serves a hub with `pages` {path: (bytes, stated digest)} on this machine; yields pages and the log of requests."""
   pages, log = {}, []
 
   class Handler(http.server.BaseHTTPRequestHandler):
@@ -86,35 +86,35 @@ def fake_hub(monkeypatch):
   server.server_close()
 
 
-def test_a_folder_with_our_record(folder, arrays):
-  found = hub.resolve(folder)
-  assert found == hub.LocalWeights(MINI, folder / 'model.safetensors', None, found.sha256, str(folder))
-  assert found.sha256 == safetensors_files.sha256(folder / 'model.safetensors')
+def test_a_folder_with_our_config(folder, arrays):
+  local = hub.resolve(folder)
+  assert local == hub.LocalWeights(MINI, folder / 'model.safetensors', None, local.sha256, str(folder))
+  assert local.sha256 == safetensors_files.sha256(folder / 'model.safetensors')
   (folder / 'tokenizer.json').write_text('{}')
   assert hub.resolve(str(folder), arch='mini:openai').tokenizer_path == folder
-  clip_params = port.from_state_dict(safetensors_files.read(found.path), clip_lib.template(found.arch), found.arch)
+  clip_params = port.from_state_dict(safetensors_files.read(local.path), clip_lib.template(local.arch), local.arch)
   np.testing.assert_array_equal(clip_params['visual']['proj']['kernel'], arrays['visual.proj'])
 
 
-def test_an_open_clip_folder_prefers_its_own_pair(folder, arrays):
+def test_a_folder_of_open_clip_uses_its_own_config_and_weights(folder, arrays):
   (folder / 'config.json').write_text('{"architecture": "vit_mini", "num_classes": 0}')
   (folder / 'open_clip_config.json').write_text(json.dumps({'model_cfg': {
       'embed_dim': 12, 'vision_cfg': {'image_size': 24, 'patch_size': 8, 'width': 20, 'layers': 2, 'head_width': 5},
       'text_cfg': {'context_length': 9, 'vocab_size': 31, 'width': 18, 'layers': 3, 'heads': 3}}}))
   safetensors_files.write(folder / 'open_clip_model.safetensors', arrays)
-  found = hub.resolve(folder)
-  assert found.path.name == 'open_clip_model.safetensors'
-  assert (found.arch.activation, found.arch.vision) == ('gelu', MINI.vision)
+  local = hub.resolve(folder)
+  assert local.path.name == 'open_clip_model.safetensors'
+  assert (local.arch.activation, local.arch.vision) == ('gelu', MINI.vision)
 
 
-def test_a_folder_and_a_request_that_disagree(folder):
+def test_a_folder_and_an_arch_that_disagree_are_refused(folder):
   with pytest.raises(ValueError, match=r"config.json says activation quick_gelu, but arch='mini' has gelu"):
     hub.resolve(folder, arch='mini:e32')
   with pytest.raises(ValueError, match=r"config.json says embed_dim 12, but arch='vit_b16' has 512"):
     hub.resolve(folder, arch='vit_b16')
 
 
-def test_folders_without_weights(tmp_path):
+def test_folders_without_usable_weights_are_refused(tmp_path):
   with pytest.raises(FileNotFoundError, match=r'no weights in .*expected open_clip_model.safetensors or .*nothing'):
     hub.resolve(tmp_path)
   (tmp_path / 'pytorch_model.bin').write_bytes(b'\x80\x02')
@@ -128,7 +128,7 @@ def test_folders_without_weights(tmp_path):
 
 def test_a_bare_file_needs_its_architecture(folder):
   path = folder / 'model.safetensors'
-  with pytest.raises(ValueError, match=r'does not say what it is; pass arch=, one of vit_b32, '):
+  with pytest.raises(ValueError, match=r'does not state its architecture; pass arch=, one of vit_b32, '):
     hub.resolve(path)
   assert hub.resolve(path, arch='mini:e32').arch.activation == 'gelu'
   assert hub.resolve(path, arch=MINI).arch == MINI
@@ -136,7 +136,7 @@ def test_a_bare_file_needs_its_architecture(folder):
   assert hub.resolve(folder, arch=MINI).path == path
 
 
-def test_a_converted_file_says_what_it_is(tmp_path, arrays):
+def test_a_converted_file_knows_its_architecture(tmp_path, arrays):
   path = tmp_path / 'a.safetensors'
   safetensors_files.write(path, arrays, {'weights': 'mini:e32'})
   assert hub.resolve(path).arch.activation == 'gelu'
@@ -145,110 +145,110 @@ def test_a_converted_file_says_what_it_is(tmp_path, arrays):
 
 
 @pytest.mark.parametrize('name, near', [('vit_l14_366', 'vit_l14_336'), ('vit_b16:openia', 'vit_b16:openai')])
-def test_unknown_names(name, near):
-  with pytest.raises(ValueError, match=rf"no weights '{name}'.*did you mean .*{near}.*Known: tiny, vit_b32"):
+def test_unknown_names_are_refused_with_the_nearest(name, near):
+  with pytest.raises(ValueError, match=rf"unknown weights '{name}'.*did you mean .*{near}.*tiny, vit_b32"):
     hub.resolve(name)
 
 
 @pytest.mark.parametrize('path', ['gone.pt', 'some/folder', 'gone.safetensors'])
-def test_missing_paths(path):
-  with pytest.raises(FileNotFoundError, match=f'no weights.* {path}'):
+def test_missing_paths_are_named(path):
+  with pytest.raises(FileNotFoundError, match=path):
     hub.resolve(path, arch='vit_b16')
 
 
-def test_pickles_are_refused_with_the_command(tmp_path):
+def test_pickles_are_refused_with_the_converters_command(tmp_path):
   path = tmp_path / 'ViT-B-16.pt'
   path.write_bytes(b'PK\3\4')
-  with pytest.raises(ValueError, match=r'never loaded.*\n  python -m zsad_jax.clip.weights.convert .*ViT-B-16.safetensors'):
+  with pytest.raises(ValueError, match=r'never loaded.*\n .*weights.convert .*ViT-B-16.safetensors'):
     hub.resolve(path, arch='vit_b16')
 
 
-def test_offline_says_which_file_goes_where(tmp_path):
+def test_offline_errors_name_the_file_and_its_folder(tmp_path):
   with pytest.raises(FileNotFoundError) as error:
     hub.resolve('vit_l14_336', cache_dir=tmp_path, offline=True)
   message = str(error.value)
   place = tmp_path / 'vit_l14_336.openai'
-  assert f'{place / "open_clip_model.safetensors"} is not there' in message
+  assert f'{place / "open_clip_model.safetensors"} does not exist' in message
   assert 'open_clip_model.safetensors of timm/vit_large_patch14_clip_336.openai on the Hugging Face hub' in message
   assert 'ViT-L-14-336px.pt (sha256 3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02)' in message
   assert f'python -m zsad_jax.clip.weights.convert ViT-L-14-336px.pt {place / "model.safetensors"}' in message
   assert list(tmp_path.iterdir()) == []
 
 
-def test_offline_resnets_name_openais_files(tmp_path):
+def test_offline_errors_of_resnets_name_openais_files(tmp_path):
   for name, repo, file, digest in (('rn50', 'timm/resnet50_clip.openai', 'RN50.pt', 'afeb0e10'),
                                    ('rn101', 'timm/resnet101_clip.openai', 'RN101.pt', '8fa8567b')):
     with pytest.raises(FileNotFoundError, match=rf'of {repo} on the Hugging.*{file} \(sha256 {digest}[0-9a-f]{{56}}\)'):
       hub.resolve(name, cache_dir=tmp_path, offline=True)
 
 
-def test_no_network_says_the_same_at_once(tmp_path, monkeypatch):
+def test_no_network_is_an_error_at_once(tmp_path, monkeypatch):
   point_at(monkeypatch, 'http://127.0.0.1:9')
   with pytest.raises(FileNotFoundError, match=r'cannot be downloaded: .*refused.*Put that file there by hand'):
     hub.resolve('mini', cache_dir=tmp_path)
 
 
-def test_a_file_put_there_by_hand_needs_no_network(tmp_path, arrays):
+def test_a_file_placed_by_hand_needs_no_network(tmp_path, arrays):
   path = tmp_path / 'mini.e32' / 'model.safetensors'
   safetensors_files.write(path, arrays)
-  found = hub.resolve('mini', cache_dir=tmp_path, offline=True)
-  assert found.path == path
-  assert found.arch.activation == 'gelu'
-  assert found.source == 'mini:e32 (someone/mini.e32)'
+  local = hub.resolve('mini', cache_dir=tmp_path, offline=True)
+  assert local.path == path
+  assert local.arch.activation == 'gelu'
+  assert local.source == 'mini:e32 (someone/mini.e32)'
 
 
-def served(arrays, tmp_path):
-  path = tmp_path / 'served.safetensors'
+def hub_page(arrays, tmp_path):
+  path = tmp_path / 'page.safetensors'
   digest = safetensors_files.write(path, arrays)
   return path.read_bytes(), digest
 
 
-def test_download_verify_and_no_second_request(tmp_path, fake_hub, arrays):
+def test_downloads_are_verified_and_not_repeated(tmp_path, fake_hub, arrays):
   pages, log = fake_hub
-  data, digest = served(arrays, tmp_path)
+  data, digest = hub_page(arrays, tmp_path)
   pages['someone/mini.e32/open_clip_model.safetensors'] = data, digest
-  found = hub.resolve('mini:e32', cache_dir=tmp_path / 'cache')
-  assert found.path == tmp_path / 'cache' / 'mini.e32' / 'open_clip_model.safetensors'
-  assert found.sha256 == digest == safetensors_files.read_digest(safetensors_files.digest_path(found.path))
+  local = hub.resolve('mini:e32', cache_dir=tmp_path / 'cache')
+  assert local.path == tmp_path / 'cache' / 'mini.e32' / 'open_clip_model.safetensors'
+  assert local.sha256 == digest == safetensors_files.read_digest(safetensors_files.digest_path(local.path))
   requests = len(log)
-  assert hub.resolve('mini:e32', cache_dir=tmp_path / 'cache') == found
+  assert hub.resolve('mini:e32', cache_dir=tmp_path / 'cache') == local
   assert len(log) == requests
-  found.path.write_bytes(data[:-1] + b'\x55')
+  local.path.write_bytes(data[:-1] + b'\x55')
   with pytest.raises(ValueError, match=f'but {digest} is recorded in'):
     hub.resolve('mini:e32', cache_dir=tmp_path / 'cache')
 
 
-def test_a_download_with_another_digest_is_set_aside(tmp_path, fake_hub, arrays):
+def test_a_download_with_a_wrong_digest_is_renamed(tmp_path, fake_hub, arrays):
   pages, _ = fake_hub
-  data, digest = served(arrays, tmp_path)
+  data, digest = hub_page(arrays, tmp_path)
   pages['someone/mini.e32/open_clip_model.safetensors'] = data[:-1] + b'\x55', digest
-  with pytest.raises(ValueError, match=rf'arrived with sha256 .*, not {digest}; kept as .*\.bad'):
+  with pytest.raises(ValueError, match=rf'has sha256 .*, not {digest}; .*\.bad'):
     hub.resolve('mini', cache_dir=tmp_path)
   assert not (tmp_path / 'mini.e32' / 'open_clip_model.safetensors').exists()
   assert (tmp_path / 'mini.e32' / 'open_clip_model.safetensors.bad').exists()
 
 
-def test_a_file_that_the_hub_does_not_have(tmp_path, fake_hub):
+def test_a_file_that_the_hub_lacks_is_an_error(tmp_path, fake_hub):
   with pytest.raises(FileNotFoundError, match=r'cannot be downloaded: 404'):
     hub.resolve('mini', cache_dir=tmp_path)
 
 
-def test_one_tags_bytes_under_another_tags_name(tmp_path, fake_hub, arrays):
+def test_equal_bytes_of_two_tags_are_refused(tmp_path, fake_hub, arrays):
   pages, _ = fake_hub
   for tag in ('e31', 'e32'):
-    pages[f'someone/mini.{tag}/open_clip_model.safetensors'] = served(arrays, tmp_path)
+    pages[f'someone/mini.{tag}/open_clip_model.safetensors'] = hub_page(arrays, tmp_path)
   hub.resolve('mini:e31', cache_dir=tmp_path / 'cache')
   with pytest.raises(ValueError, match=r'mini.e32/.* and .*mini.e31/.* are the same bytes'):
     hub.resolve('mini:e32', cache_dir=tmp_path / 'cache')
 
 
-def test_a_conversion_under_another_tags_name(tmp_path, arrays):
+def test_a_conversion_of_another_tag_is_refused(tmp_path, arrays):
   safetensors_files.write(tmp_path / 'mini.e32' / 'model.safetensors', arrays, {'weights': 'mini:e31'})
   with pytest.raises(ValueError, match=r'was converted from mini:e31, not mini:e32; move it to .*mini\.e31'):
     hub.resolve('mini:e32', cache_dir=tmp_path, offline=True)
 
 
-def test_the_registry_keeps_tags_apart():
+def test_published_tags_have_their_own_repositories_and_digests():
   repos = [w.repo for tags in published.PUBLISHED.values() for w in tags.values()]
   digests = [w.sha256 for tags in published.PUBLISHED.values() for w in tags.values()]
   assert len(set(repos)) == len(repos)
@@ -272,7 +272,7 @@ def test_the_activation_belongs_to_the_weights(name, activation):
   assert published.find(name)[2].activation == activation
 
 
-def test_the_cache_folder(monkeypatch, tmp_path):
+def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
   monkeypatch.setenv('ZSAD_CACHE', str(tmp_path))
   assert hub.default_cache() == tmp_path
   monkeypatch.delenv('ZSAD_CACHE')
@@ -287,7 +287,7 @@ def test_the_cache_folder(monkeypatch, tmp_path):
     hub.default_cache()
 
 
-def test_local_weights_need_no_home(folder, monkeypatch):
+def test_local_weights_need_no_home_directory(folder, monkeypatch):
   def homeless():
     raise RuntimeError('Could not determine home directory.')
 
@@ -296,16 +296,17 @@ def test_local_weights_need_no_home(folder, monkeypatch):
   assert hub.resolve(folder).arch == MINI
 
 
-def test_tiny_comes_with_the_project(folder, monkeypatch, tmp_path):
+def test_tiny_is_part_of_the_package(folder, monkeypatch, tmp_path):
   monkeypatch.setattr(hub, '__file__', str(tmp_path / 'zsad_jax' / 'clip' / 'weights' / 'hub.py'))
-  with pytest.raises(FileNotFoundError, match=r'checkpoints/tiny; it comes with a clone'):
+  tiny = tmp_path / 'zsad_jax' / 'checkpoints' / 'tiny'
+  with pytest.raises(FileNotFoundError, match=rf'{tiny}; reinstall'):
     hub.resolve('tiny')
-  (tmp_path / 'checkpoints').mkdir()
-  folder.rename(tmp_path / 'checkpoints' / 'tiny')
-  assert hub.resolve('tiny').path == tmp_path / 'checkpoints' / 'tiny' / 'model.safetensors'
+  tiny.parent.mkdir(parents=True)
+  folder.rename(tiny)
+  assert hub.resolve('tiny').path == tiny / 'model.safetensors'
 
 
-def test_the_readme_lists_the_registry():
+def test_the_readme_lists_all_published_weights():
   readme = (safetensors_files.Path(__file__).parents[3] / 'checkpoints' / 'README.md').read_text()
   for model, tags in published.PUBLISHED.items():
     for tag, entry in tags.items():
@@ -314,7 +315,7 @@ def test_the_readme_lists_the_registry():
       assert model == 'mini' or row in readme
 
 
-def test_an_architecture_is_known_before_its_weights_are(folder, tmp_path, monkeypatch):
+def test_architectures_are_known_without_weights(folder, tmp_path, monkeypatch):
   (folder / 'model.safetensors').write_bytes(b'not read')
   assert hub.architecture(folder) == MINI
   assert hub.architecture('vit_b16:laion400m_e32').activation == 'gelu'
@@ -323,5 +324,5 @@ def test_an_architecture_is_known_before_its_weights_are(folder, tmp_path, monke
     hub.architecture(folder, arch='vit_b16')
   with pytest.raises(ValueError, match=r'did you mean .*vit_l14_336'):
     hub.architecture('vit_l14_366')
-  with pytest.raises(FileNotFoundError, match=r'no weights file .*later'):
+  with pytest.raises(FileNotFoundError, match=r'weights file .*later'):
     hub.architecture(tmp_path / 'later.safetensors')

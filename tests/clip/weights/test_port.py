@@ -1,4 +1,4 @@
-"""The port tables: exact both ways in every naming, and one clear error for everything that does not fit."""
+"""Porting of state dicts: exact both ways in every naming, and one error that lists everything that does not fit."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_round_trip_is_exact(params, template, naming):
   assert port.naming(arrays) == ('open_clip' if naming == 'openai' else naming)
 
 
-def test_names_and_shapes_are_open_clips():
+def test_names_and_shapes_equal_open_clips():
   record = json.loads((GOLDEN / 'open_clip_keys.json').read_text())['state_dict']
   arrays = {k: np.broadcast_to(np.float32(0), shape) for k, shape in record.items()}
   assert port.fits(arrays) == ['vit_b16_plus_240']
@@ -55,7 +55,7 @@ def test_names_and_shapes_are_open_clips():
 
 
 @pytest.mark.parametrize('name', ['vit_b32', 'vit_b16', 'vit_l14', 'vit_l14_336'])
-def test_names_and_shapes_are_hugging_faces(name, torch):
+def test_names_and_shapes_equal_hugging_faces(name, torch):
   import transformers
   arch = clip_lib.ARCHS[name]
   vision, text = arch.vision, arch.text
@@ -101,7 +101,7 @@ def test_one_attention_block_computes_what_torch_computes(params, torch):
   np.testing.assert_allclose(result, expected, atol=1e-4)
 
 
-def test_wrappings_and_named_buffers_come_off(params, template):
+def test_wrappers_and_buffers_are_removed(params, template):
   arrays = port.to_state_dict(params)
   extra = {'input_resolution': np.array(24), 'context_length': np.array(9), 'vocab_size': np.array(31)}
   assert port.naming(arrays | extra) == 'openai'
@@ -124,14 +124,15 @@ RESNET = record_resnet.SMALL
 
 @pytest.fixture(scope='module')
 def resnet():
-  """(architecture, its template, arrays under OpenAI's names as the transcription has them)"""
-  arch = clip_lib.Arch('small_resnet', RESNET.embed, clip_lib.resnet_vision(RESNET.image_size, RESNET.width, RESNET.stages),
-                   clip_lib.Text(RESNET.context, RESNET.vocab, RESNET.text_width, RESNET.text_layers, RESNET.text_heads))
+  """Returns a small architecture, its template, and the arrays of the transcription under OpenAI's names."""
+  vision = clip_lib.resnet_vision(RESNET.image_size, RESNET.width, RESNET.stages)
+  text = clip_lib.Text(RESNET.context, RESNET.vocab, RESNET.text_width, RESNET.text_layers, RESNET.text_heads)
+  arch = clip_lib.Arch('small_resnet', RESNET.embed, vision, text)
   return arch, clip_lib.template(arch), record_resnet.weights(RESNET, np.random.RandomState(0))
 
 
 @pytest.mark.parametrize('naming', ['open_clip', 'custom_text'])
-def test_resnets_go_there_and_back(resnet, naming):
+def test_round_trip_of_resnets_is_exact(resnet, naming):
   arch, template, arrays = resnet
   ported = port.from_state_dict(arrays, template, arch)
   again = port.to_state_dict(ported, naming)
@@ -144,7 +145,7 @@ def test_resnets_go_there_and_back(resnet, naming):
     assert all(np.array_equal(arrays[k], again[k]) for k in again)
 
 
-def test_where_a_resnets_tensors_go(resnet):
+def test_tensors_of_resnets_are_transposed(resnet):
   arch, template, arrays = resnet
   visual = port.from_state_dict(arrays, template, arch)['visual']
   third = jax.tree.map(lambda leaf: leaf[1], visual['layer3']['rest'])
@@ -165,26 +166,26 @@ def test_a_resnets_missing_statistics_are_named(resnet):
 
 def test_resnets_have_no_names_at_hugging_face(params, resnet):
   arch, template, arrays = resnet
-  with pytest.raises(ValueError, match='Hugging Face has no CLIP with a ResNet'):
+  with pytest.raises(ValueError, match='Hugging Face has no names for a CLIP with a ResNet'):
     port.to_state_dict(port.from_state_dict(arrays, template, arch), 'huggingface')
-  with pytest.raises(ValueError, match='Hugging Face has no CLIP with a ResNet'):
+  with pytest.raises(ValueError, match='Hugging Face has no names for a CLIP with a ResNet'):
     port.from_state_dict(port.to_state_dict(params, 'huggingface'), template, arch)
 
 
 @pytest.mark.parametrize('name', ['rn50', 'rn101'])
-def test_resnets_are_told_apart(name):
-  v = clip_lib.ARCHS[name].vision
-  dims = record_resnet.Dims(v.image_size, v.width, v.stages, v.heads, clip_lib.ARCHS[name].embed_dim, 77, 49408, 512, 12, 8)
+def test_resnets_are_recognised_by_their_shapes(name):
+  arch = clip_lib.ARCHS[name]
+  v = arch.vision
+  dims = record_resnet.Dims(v.image_size, v.width, v.stages, v.heads, arch.embed_dim, 77, 49408, 512, 12, 8)
 
-  class Nothing:
+  class Zeros:
     def standard_normal(self, shape):
       return np.broadcast_to(np.float32(0), shape)
 
     def random_sample(self, size):
       return np.zeros(size, np.float32)
 
-  shapes = record_resnet.weights(dims, Nothing())
-  assert port.fits(shapes) == [name]
+  assert port.fits(record_resnet.weights(dims, Zeros())) == [name]
 
 
 def test_every_difference_is_in_one_error(params, template):
@@ -200,7 +201,7 @@ def test_every_difference_is_in_one_error(params, template):
   assert '1 of another shape (transformer.resblocks.0.mlp.c_fc.weight is [18, 72], not [72, 18])' in message
 
 
-def test_another_architecture_is_named():
+def test_the_architecture_that_would_fit_is_named():
   tiny = jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), clip_lib.template('tiny'))
   arrays = port.to_state_dict(tiny, 'huggingface')
   with pytest.raises(ValueError, match=r'do not fit vit_b16: \d+ missing .*These arrays fit tiny\.'):
@@ -219,23 +220,23 @@ def test_long_lists_are_cut(params, template):
 
 @pytest.mark.parametrize('value, message', [
     (np.zeros((20, 12), np.int8), 'must be floating-point: visual.proj is int8'),
-    (np.full((20, 12), np.nan, np.float32), 'visual.proj holds values that are not finite'),
+    (np.full((20, 12), np.nan, np.float32), 'visual.proj has values that are not finite'),
 ])
-def test_bad_values(params, template, value, message):
+def test_bad_values_are_refused(params, template, value, message):
   with pytest.raises(ValueError, match=message):
     port.from_state_dict(port.to_state_dict(params) | {'visual.proj': value}, template, MINI)
 
 
-def test_unknown_namings(params, template):
-  with pytest.raises(ValueError, match=r'named as in no CLIP of .* encoder.weight'):
+def test_unknown_namings_are_refused(params, template):
+  with pytest.raises(ValueError, match=r'do not have the names of a CLIP .* encoder.weight'):
     port.from_state_dict({'encoder.weight': np.zeros(3)}, template, MINI)
   with pytest.raises(ValueError, match='there are none'):
     port.naming({})
-  with pytest.raises(ValueError, match=r"unknown naming 'hugingface'.*did you mean 'huggingface'"):
+  with pytest.raises(ValueError, match=r"naming='hugingface'.*did you mean 'huggingface'"):
     port.to_state_dict(params, 'hugingface')
 
 
-def test_digest_sees_every_value_and_shape(params):
+def test_digest_depends_on_every_value_and_shape(params):
   first = port.digest(params)
   assert first == port.digest(jax.tree.map(jax.numpy.asarray, params))
   assert len(first) == 64

@@ -1,4 +1,4 @@
-"""Safetensors files: read and written whole, and held to their sha256."""
+"""Safetensors files: atomic writes, recorded digests, and damaged files and pickles that are refused."""
 
 import errno
 import os
@@ -37,12 +37,12 @@ def test_round_trip_of_every_dtype_view_and_scalar(tmp_path):
   assert (tmp_path / 'deep' / 'a.safetensors.sha256').read_text() == f'{digest}  a.safetensors\n'
 
 
-def test_same_arrays_same_bytes(tmp_path):
+def test_equal_arrays_give_equal_bytes(tmp_path):
   arrays = {name: np.full(3, i, np.float32) for i, name in enumerate('abcdefgh')}
-  about = {key: key for key in 'ijklmnop'}
-  turned = lambda record: dict(reversed(record.items()))
-  first = safetensors_files.write(tmp_path / 'first.safetensors', arrays, about)
-  assert safetensors_files.write(tmp_path / 'second.safetensors', turned(arrays), turned(about)) == first
+  metadata = {key: key for key in 'ijklmnop'}
+  reverse = lambda record: dict(reversed(record.items()))
+  first = safetensors_files.write(tmp_path / 'first.safetensors', arrays, metadata)
+  assert safetensors_files.write(tmp_path / 'second.safetensors', reverse(arrays), reverse(metadata)) == first
 
 
 def test_a_failed_write_leaves_the_old_file(path, monkeypatch):
@@ -60,14 +60,14 @@ def test_a_failed_write_leaves_the_old_file(path, monkeypatch):
   assert sorted(p.name for p in path.parent.iterdir()) == ['model.safetensors', 'model.safetensors.sha256']
 
 
-def test_a_kill_between_file_and_record_is_no_mismatch(path, monkeypatch):
+def test_a_kill_between_file_and_digest_is_not_a_mismatch(path, monkeypatch):
   monkeypatch.setattr(safetensors_files, '_write_digest', lambda *args: None)
   safetensors_files.write(path, {'a': np.zeros(3, np.float32)})
   monkeypatch.undo()
   assert safetensors_files.verify(path) == safetensors_files.read_digest(safetensors_files.digest_path(path))
 
 
-def test_first_use_records_and_every_flipped_bit_is_found(path):
+def test_first_use_records_the_digest_and_later_uses_detect_a_flipped_bit(path):
   safetensors_files.digest_path(path).unlink()
   digest = safetensors_files.verify(path)
   assert safetensors_files.read_digest(safetensors_files.digest_path(path)) == digest
@@ -76,19 +76,20 @@ def test_first_use_records_and_every_flipped_bit_is_found(path):
   stat = path.stat()
   path.write_bytes(data)
   os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-  with pytest.raises(ValueError, match=rf'has sha256 {safetensors_files.sha256(path)}, but {digest} is recorded in .*Fetch'):
+  changed = safetensors_files.sha256(path)
+  with pytest.raises(ValueError, match=rf'has sha256 {changed}, but {digest} is recorded in .*Fetch'):
     safetensors_files.verify(path)
 
 
 def test_a_truncated_file_is_not_recorded(path):
   safetensors_files.digest_path(path).unlink()
   path.write_bytes(path.read_bytes()[:-1])
-  with pytest.raises(ValueError, match=r'is truncated or no safetensors file'):
+  with pytest.raises(ValueError, match=r'is truncated or not a safetensors file'):
     safetensors_files.verify(path)
   assert not safetensors_files.digest_path(path).exists()
 
 
-def test_read_only_places_record_in_the_cache(path, tmp_path, monkeypatch):
+def test_digests_of_read_only_folders_are_recorded_in_the_cache(path, tmp_path, monkeypatch):
   safetensors_files.digest_path(path).unlink()
   real = safetensors_files.Path.write_text
 
@@ -107,7 +108,7 @@ def test_read_only_places_record_in_the_cache(path, tmp_path, monkeypatch):
     safetensors_files.verify(path, cache)
 
 
-def test_no_place_for_the_record_is_said(path, monkeypatch, caplog):
+def test_a_digest_that_cannot_be_recorded_is_a_warning(path, monkeypatch, caplog):
   safetensors_files.digest_path(path).unlink()
   monkeypatch.setattr(safetensors_files, '_write_digest', lambda *args: False)
   with caplog.at_level('WARNING', logger='absl'):
@@ -115,21 +116,21 @@ def test_no_place_for_the_record_is_said(path, monkeypatch, caplog):
   assert 'could not be recorded' in caplog.text
 
 
-def test_a_record_without_a_digest(path):
+def test_a_broken_digest_file_is_refused(path):
   safetensors_files.digest_path(path).write_text('nonsense\n')
-  with pytest.raises(ValueError, match='holds no sha256; delete it'):
+  with pytest.raises(ValueError, match='does not contain a sha256; delete it'):
     safetensors_files.verify(path)
 
 
 @pytest.mark.parametrize('keep', [0, 5, 40, -1])
-def test_truncated(path, keep):
+def test_truncated_files_are_refused(path, keep):
   path.write_bytes(path.read_bytes()[:keep])
-  with pytest.raises(ValueError, match=r'model.safetensors \(\d+ bytes\) is truncated or no safetensors file'):
+  with pytest.raises(ValueError, match=r'model.safetensors \([\d,]+ bytes\) is truncated'):
     safetensors_files.read(path)
 
 
-def test_missing(tmp_path):
-  with pytest.raises(FileNotFoundError, match=r'no weights file .*gone.safetensors'):
+def test_missing_files_are_named(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r'weights file .*gone.safetensors does not exist'):
     safetensors_files.read(tmp_path / 'gone.safetensors')
 
 
@@ -147,6 +148,6 @@ class Evil:
 def test_pickles_are_refused_and_never_opened(tmp_path, name):
   path = tmp_path / name
   path.write_bytes(pickle.dumps(Evil(str(tmp_path / 'pwned'))))
-  with pytest.raises(ValueError, match=rf'never loaded.*\n  python -m zsad_jax.clip.weights.convert .*{name} '):
+  with pytest.raises(ValueError, match=rf'never loaded.*\n .*weights.convert .*{name} '):
     safetensors_files.read(path)
   assert not (tmp_path / 'pwned').exists()

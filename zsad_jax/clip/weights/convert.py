@@ -83,7 +83,7 @@ def convert(source: str | PathLike[str], target: str | PathLike[str]) -> Convers
 
 
 def _check_format(source):
-  """Raises ValueError for files that cannot be torch checkpoints, such as a web page or half a download."""
+  """Raises ValueError for files that are damaged or not torch checkpoints, such as half a download or a web page."""
   with source.open('rb') as file:
     start = file.read(2)
   if start == b'PK':
@@ -91,6 +91,9 @@ def _check_format(source):
       raise ValueError(f'{source} is a truncated zip archive; download it again')
     if not _has_member(source, 'data.pkl'):
       raise ValueError(f'{source} is a zip archive, but not a torch checkpoint: it has no data.pkl')
+    with zipfile.ZipFile(source) as archive:
+      if damaged := archive.testzip():  # torch does not compare checksums
+        raise ValueError(f'{source} is damaged: {damaged} does not match its checksum; download it again')
   elif start[:1] != b'\x80':
     raise ValueError(f'{source} is not a torch checkpoint: it starts with {start!r}; download it again')
 

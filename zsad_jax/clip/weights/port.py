@@ -105,7 +105,7 @@ def naming(arrays: Mapping) -> str:
     return 'openai' if 'input_resolution' in names else 'open_clip'
   raise ValueError(
       'these arrays do not have the names of a CLIP of OpenAI or open_clip (visual.*, transformer.*) or of Hugging '
-      f'Face (vision_model.*, text_model.*); their names are {_join(names, str) or "missing: there are none"}')
+      f'Face (vision_model.*, text_model.*): {_join(names, str) or "there are none"}')
 
 
 def unwrap(arrays: Mapping) -> Mapping:

@@ -1,4 +1,4 @@
-"""Losses against golden values of the released code and float64 numpy; padded rows weigh nothing."""
+"""Losses against golden values of the released code and float64 numpy; padded rows do not count."""
 
 import jax
 import jax.numpy as jnp
@@ -31,23 +31,23 @@ def golden_batch():
   return jnp.full((8, 518, 518, 2), 0.5), jnp.asarray(mask), jnp.ones(8, bool)
 
 
-def test_trap_13_focal_takes_probabilities_unweighted_as_a_mean():
+def test_focal_is_an_unweighted_mean_over_probabilities():
   probs, mask, valid = golden_batch()
   assert float(losses.focal(probs, mask, valid)) == pytest.approx(0.173275, abs=1e-6)
 
 
-def test_trap_14_dice_is_per_image_with_smooth_1():
+def test_dice_is_computed_per_image_with_smooth_1():
   probs, mask, valid = golden_batch()
   assert float(losses.dice(probs[..., 1], mask, valid)) == pytest.approx(0.990846, abs=1e-6)
   assert float(losses.dice(probs[..., 0], 1 - mask, valid)) == pytest.approx(0.334374, abs=1e-6)
 
 
-def test_normal_pixels_may_count_less_than_abnormal_ones():
+def test_normal_weight_scales_the_loss_of_normal_pixels():
   probs = jnp.array([[[[0.8, 0.2], [0.3, 0.7]]]])
   mask, valid = jnp.array([[[0, 1]]]), jnp.ones(1, bool)
   whole, half, none = (float(losses.focal(probs, mask, valid, normal_weight=w)) for w in (1., .5, 0.))
   assert whole == pytest.approx(0.0205119, abs=1e-6)
-  assert none == pytest.approx(-0.3 ** 2 * np.log(0.7) / 2, abs=1e-5)  # alpha = 1 taken at its word
+  assert none == pytest.approx(-0.3 ** 2 * np.log(0.7) / 2, abs=1e-5)  # alpha = 1 taken literally
   assert half == pytest.approx((whole + none) / 2)
 
 
@@ -62,19 +62,19 @@ def test_focal_stays_finite_for_certain_and_wrong_probabilities():
 
 @pytest.mark.parametrize('normal_weight', [1., .3])
 @pytest.mark.parametrize('sharp', [.5, 5., 60.])
-def test_the_joint_form_of_two_states_is_focal_and_dice_with_their_gradients(sharp, normal_weight):
+def test_focal_and_dice_equals_focal_and_dice_with_their_gradients(sharp, normal_weight):
   rng = np.random.default_rng(0)
   excess = jnp.asarray(sharp * rng.standard_normal((3, 6, 6)), jnp.float32)
   mask, valid = jnp.asarray(rng.integers(0, 2, (3, 6, 6))), jnp.array([True, False, True])
 
-  def apart(x):
+  def separate(x):
     probs = jnp.stack([jax.nn.sigmoid(-x), jax.nn.sigmoid(x)], -1)
     return (losses.focal(probs, mask, valid, normal_weight=normal_weight),
             losses.dice(probs[..., 1], mask, valid))
 
   joint = lambda x: losses.focal_and_dice(x, mask, valid, normal_weight=normal_weight)
   for part in (0, 1):
-    want, wanted = jax.jit(jax.value_and_grad(lambda x, k=part: apart(x)[k]))(excess)
+    want, wanted = jax.jit(jax.value_and_grad(lambda x, k=part: separate(x)[k]))(excess)
     got, gradient = jax.jit(jax.value_and_grad(lambda x, k=part: joint(x)[k]))(excess)
     assert float(got) == pytest.approx(float(want), rel=1e-5)
     np.testing.assert_allclose(gradient, wanted, rtol=1e-4, atol=1e-8)
@@ -88,10 +88,10 @@ def test_focal_with_a_fractional_gamma_survives_probabilities_that_round_above_1
 @settings(deadline=None, max_examples=30)
 @given(rows=st.sampled_from([1, 5]), size=st.sampled_from([1, 6]), seed=st.integers(0, 2**31),
        sharp=st.sampled_from([0.1, 1, 8]))
-def test_every_loss_is_numpys_over_the_valid_rows(rows, size, seed, sharp):
+def test_every_loss_equals_numpy_over_the_valid_rows(rows, size, seed, sharp):
   rng = np.random.default_rng(seed)
-  abnormal = 1 / (1 + np.exp(-sharp * rng.standard_normal((rows, size, size))))
-  probs = np.stack([1 - abnormal, abnormal], -1).astype(np.float32)
+  anomalous = 1 / (1 + np.exp(-sharp * rng.standard_normal((rows, size, size))))
+  probs = np.stack([1 - anomalous, anomalous], -1).astype(np.float32)
   mask = rng.integers(0, 2, (rows, size, size))
   logits, label = rng.standard_normal((rows, 2)).astype(np.float32) * sharp, rng.integers(0, 2, rows)
   valid = rng.integers(0, 2, rows).astype(bool)
@@ -106,7 +106,7 @@ def test_every_loss_is_numpys_over_the_valid_rows(rows, size, seed, sharp):
 
 
 @pytest.mark.parametrize('poison', [1e30, np.nan, np.inf])
-def test_padded_rows_weigh_nothing_whatever_they_hold(poison):
+def test_padded_rows_do_not_count_whatever_they_contain(poison):
   rng = np.random.default_rng(0)
   rows = rng.random(4).astype(np.float32)
   padded = np.append(rows, np.float32(poison))
@@ -127,14 +127,14 @@ def test_padding_changes_neither_losses_nor_gradients():
   np.testing.assert_array_equal(padded[1][3:], np.zeros((2, 2)))
 
 
-def test_weights_are_a_weighted_mean_and_no_row_at_all_is_0():
+def test_weights_give_a_weighted_mean_and_no_valid_row_gives_0():
   rows = jnp.array([1.0, 3.0])
   assert float(losses.mean_valid(rows, jnp.array([1.0, 3.0]))) == pytest.approx(2.5)
   assert float(losses.mean_valid(rows, jnp.array([0.25, 0.25]))) == pytest.approx(2.0)
   assert float(losses.mean_valid(rows, jnp.zeros(2, bool))) == 0
 
 
-def test_trap_29_a_batch_of_one_follows_the_batched_formula():
+def test_a_batch_of_one_follows_the_batched_formula():
   probs, mask, valid = golden_batch()
   local = lambda n: [losses.focal(probs[:n], mask[:n], valid[:n]), losses.dice(probs[:n, ..., 1], mask[:n], valid[:n]),
                      losses.dice(probs[:n, ..., 0], 1 - mask[:n], valid[:n])]

@@ -1,4 +1,4 @@
-"""Maps against scipy, jax.image and torch, and the traps of turning similarities into maps."""
+"""Maps against scipy, jax.image and torch, and the order of steps from similarities to maps."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def test_normalize_keeps_zero_rows_and_their_gradients_finite():
   assert np.isfinite(gradient).all()
 
 
-def test_trap_7_temperature_divides_by_0_07_and_not_by_0_01():
+def test_similarity_divides_by_the_temperature():
   text = jnp.array([[0.2], [0.3]])
   probs = maps.similarity(jnp.ones((1, 1, 1)), text, 0.07)
   assert probs.shape == (1, 1, 2)
@@ -40,7 +40,7 @@ def test_trap_7_temperature_divides_by_0_07_and_not_by_0_01():
   assert float(maps.similarity(jnp.ones((1, 1, 1)), text, 0.01)[0, 0, 1]) > 0.9999
 
 
-def test_similarity_with_a_text_pair_per_image_equals_one_image_at_a_time():
+def test_similarity_with_texts_per_image_equals_one_image_at_a_time():
   rng = np.random.default_rng(0)
   features, text = rng.standard_normal((3, 5, 8), np.float32), rng.standard_normal((3, 2, 8), np.float32)
   together = maps.similarity(features, text, 0.07)
@@ -54,9 +54,9 @@ def test_similarity_with_a_text_pair_per_image_equals_one_image_at_a_time():
 def test_feature_surgery_against_golden_values(scale, expected):
   rows = jnp.array([[[0.6, 0.8], [1, 0], [0, 1]]])
   for text in (jnp.eye(2), jnp.eye(2)[None]):
-    found = maps.surgery(rows, rows[:, 0], text, scale)
-    np.testing.assert_allclose(found[0, :, 1], expected, atol=1e-6)
-    np.testing.assert_allclose(found.sum(-1), np.zeros((1, 3)), atol=1e-7)
+    similarity = maps.surgery(rows, rows[:, 0], text, scale)
+    np.testing.assert_allclose(similarity[0, :, 1], expected, atol=1e-6)
+    np.testing.assert_allclose(similarity.sum(-1), np.zeros((1, 3)), atol=1e-7)
 
 
 def test_feature_surgery_is_its_definition_for_any_number_of_texts():
@@ -71,7 +71,7 @@ def test_feature_surgery_is_its_definition_for_any_number_of_texts():
                              atol=1e-6)
 
 
-def test_trap_12_patch_r_c_lands_at_row_r_column_c():
+def test_patches_are_a_row_major_grid():
   patches = jnp.zeros((1, 37 * 37)).at[0, 37].set(1)  # row 1, column 0
   grid = maps.square(patches)
   assert grid.shape == (1, 37, 37)
@@ -81,13 +81,13 @@ def test_trap_12_patch_r_c_lands_at_row_r_column_c():
   assert up[:, 28:].max() == 0 and up[20, 0] > 0.9
 
 
-def test_trap_12_class_token_left_in_is_refused():
-  with pytest.raises(ValueError, match='1370 patch tokens make no square grid'):
+def test_tokens_with_the_class_token_are_rejected():
+  with pytest.raises(ValueError, match=r'1370 patch tokens .* square grid'):
     maps.square(jnp.zeros((1, 37 * 37 + 1, 2)))
 
 
-def test_trap_11_probabilities_are_upsampled_not_logits():
-  logits = jnp.array([[[5.0, -5.0], [-5.0, 5.0]]])  # [1, 2, 2], abnormal minus normal
+def test_upsampled_probabilities_differ_from_upsampled_logits():
+  logits = jnp.array([[[5.0, -5.0], [-5.0, 5.0]]])  # [1, 2, 2], anomalous minus normal
   first = maps.upsample(jax.nn.sigmoid(logits), 4)
   last = jax.nn.sigmoid(maps.upsample(logits, 4))
   expected = 0.75 * jax.nn.sigmoid(5.0) + 0.25 * jax.nn.sigmoid(-5.0)
@@ -114,14 +114,14 @@ def test_upsample_is_torch_bilinear(grid, size, torch):
 
 
 @pytest.mark.parametrize('grid,size', [(37, 518), (15, 240), (8, 64), (1, 5), (5, 1), (6, 6), (20, 7)])
-def test_upsample_with_aligned_corners_is_torchs(grid, size, torch):
+def test_upsample_with_aligned_corners_is_torch_bilinear(grid, size, torch):
   x = np.random.default_rng(2).standard_normal((2, grid, grid)).astype(np.float32)
   theirs = torch.nn.functional.interpolate(
     torch.tensor(x)[:, None], (size, size), mode='bilinear', align_corners=True)[:, 0]
   np.testing.assert_allclose(maps.upsample(jnp.asarray(x), size, align_corners=True), theirs.numpy(), atol=1e-5)
 
 
-def test_aligned_corners_keep_the_corner_patches_and_half_pixel_centres_keep_the_border_flat():
+def test_aligned_corners_are_exact_and_half_pixel_centres_have_a_flat_border():
   x = jnp.arange(15.0)[None, None, :, None] * jnp.ones((1, 15, 1, 2))  # a ramp along the columns
   aligned, centred = (maps.upsample(x, 240, align_corners=a)[0, ..., 1] for a in (True, False))
   np.testing.assert_allclose(aligned[::239, ::239], [[0, 14], [0, 14]], atol=1e-6)
@@ -130,7 +130,7 @@ def test_aligned_corners_keep_the_corner_patches_and_half_pixel_centres_keep_the
 
 
 @pytest.mark.parametrize('at', [(0, 0), (258, 258), (5, 517)])
-def test_trap_18_gaussian_of_an_impulse_is_scipys(at):
+def test_gaussian_of_an_impulse_equals_scipy(at):
   x = np.zeros((1, 518, 518), np.float32)
   x[0][at] = 1
   ours = np.asarray(maps.gaussian(jnp.asarray(x), 4.0))[0]
@@ -139,7 +139,7 @@ def test_trap_18_gaussian_of_an_impulse_is_scipys(at):
     assert (ours.sum(0) > 0).sum() == 33 and (ours.sum(1) > 0).sum() == 33
 
 
-def test_trap_18_border_is_symmetric_and_not_numpys_reflect():
+def test_gaussian_has_symmetric_borders():
   x = np.random.default_rng(3).random((1, 64, 64))
   taps = np.exp(-0.5 * (np.arange(-16, 17) / 4) ** 2)
   taps /= taps.sum()
@@ -153,7 +153,7 @@ def test_trap_18_border_is_symmetric_and_not_numpys_reflect():
 
 @settings(deadline=None, max_examples=20)
 @given(size=st.sampled_from(SIZES), sigma=st.sampled_from([0.3, 4.0]), seed=st.integers(0, 2**31))
-def test_gaussian_is_scipys_even_where_the_border_is_reflected_many_times(size, sigma, seed):
+def test_gaussian_equals_scipy_even_for_maps_smaller_than_the_filter(size, sigma, seed):
   x = np.random.default_rng(seed).random((2, size, size))
   expected = np.stack([scipy.ndimage.gaussian_filter(m, sigma) for m in x])
   np.testing.assert_allclose(maps.gaussian(jnp.asarray(x, jnp.float32), sigma), expected, atol=1e-6)
@@ -162,7 +162,7 @@ def test_gaussian_is_scipys_even_where_the_border_is_reflected_many_times(size, 
 @settings(deadline=None, max_examples=20)
 @given(grid=st.sampled_from(SIZES), size=st.sampled_from(SIZES), sigma=st.sampled_from([0.0, 1.0, 4.0]),
        seed=st.integers(0, 2**31))
-def test_upsample_blur_is_the_two_steps(grid, size, sigma, seed):
+def test_upsample_blur_equals_the_two_steps(grid, size, sigma, seed):
   x = np.random.default_rng(seed).random((2, grid, grid))
   at_once = maps.upsample_blur(jnp.asarray(x, jnp.float32), size, sigma)
   one_by_one = maps.gaussian(maps.upsample(jnp.asarray(x, jnp.float32), size), sigma)
@@ -170,7 +170,7 @@ def test_upsample_blur_is_the_two_steps(grid, size, sigma, seed):
   np.testing.assert_allclose(at_once, two_steps(x, size, sigma), atol=5e-6)  # torch's coordinates are float32
 
 
-def test_upsample_blur_is_gaussian_after_upsample_at_the_papers_size():
+def test_upsample_blur_equals_the_two_steps_at_518_pixels():
   x = jnp.asarray(np.random.default_rng(4).random((2, 37, 37)), jnp.float32)
   at_once = jax.jit(lambda x: maps.upsample_blur(x, 518, 4.0))(x)
   one_by_one = jax.jit(lambda x: maps.gaussian(maps.upsample(x, 518), 4.0))(x)
@@ -188,9 +188,9 @@ def test_dtype_is_kept_and_half_precision_is_rounded_once(dtype):
     np.testing.assert_array_equal(f(x), f(wide).astype(dtype))
 
 
-def test_no_smoothing_at_sigma_0_and_no_negative_sigma():
+def test_sigma_0_does_not_smooth_and_a_negative_sigma_is_rejected():
   x = jnp.ones((1, 4, 4)).at[0, 1, 2].set(3)
   np.testing.assert_array_equal(maps.gaussian(x, 0), x)
   np.testing.assert_array_equal(maps.upsample_blur(x, 4, 0), x)
-  with pytest.raises(ValueError, match=r'sigma -1\.0 of the Gaussian is negative'):
+  with pytest.raises(ValueError, match=r'sigma=-1\.0 .* at least 0'):
     maps.gaussian(x, -1.0)

@@ -1,1 +1,1 @@
-"""Pure array functions shared by methods: similarity maps, losses, windows, crops, nearest neighbours."""
+"""Pure array functions shared by methods: similarities and maps, losses, windows, crops, nearest neighbours."""

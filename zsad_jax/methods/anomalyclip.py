@@ -65,7 +65,7 @@ def init(rng: jax.Array, clip: Clip, cfg: Config) -> Params:
   mode), each only if it is trained; {} if nothing is.
   """
   p, width = cfg.prompt, clip.arch.text.width
-  shapes = {}
+  shapes: dict[str, tuple[int, ...]] = {}
   if _has_context(cfg):
     shapes |= dict.fromkeys(('ctx',) if p.shared_ctx else ('ctx_pos', 'ctx_neg'), (p.n_ctx, width))
   if _deep_count(cfg):
@@ -136,7 +136,8 @@ def load_released(arrays: Mapping[str, np.ndarray], *, clip: Clip, cfg: Config) 
     ValueError: lists every name that is missing or unknown and every shape that does not fit the config.
   """
   template = jax.eval_shape(lambda: init(jax.random.key(0), clip, cfg))
-  shapes, deep = {}, [f'compound_prompts_text.{i}' for i in range(_deep_count(cfg))]
+  shapes: dict[str, tuple[int, ...]] = {}
+  deep = [f'compound_prompts_text.{i}' for i in range(_deep_count(cfg))]
   for name, leaf in template.items():
     shapes |= dict.fromkeys(deep, leaf.shape[1:]) if name == 'deep' else {name: (1, 1, *leaf.shape)}
   matched = released.match(arrays, shapes, prefix='prompt_learner.', ignore=UNUSED_ARRAYS,

@@ -24,7 +24,7 @@ def spread_over_defects(dataset: Any, count: int) -> list[int]:
   return indices
 
 
-def worst_errors(indices: Sequence[int], scores: np.ndarray, labels: np.ndarray, count: int) -> list[int]:
+def worst_errors(indices: Sequence[int] | np.ndarray, scores: np.ndarray, labels: np.ndarray, count: int) -> list[int]:
   """Returns the anomalous images of lowest score, then the normal ones of highest, count / 2 of each.
 
   Args:
@@ -32,8 +32,8 @@ def worst_errors(indices: Sequence[int], scores: np.ndarray, labels: np.ndarray,
     scores, labels: [n], of all images.
     count: how many to return; even.
   """
-  indices = np.asarray(indices, int)
-  order = indices[np.argsort(np.asarray(scores)[indices], kind='stable')]
+  candidates = np.asarray(indices, int)
+  order = candidates[np.argsort(np.asarray(scores)[candidates], kind='stable')]
   anomalous = np.asarray(labels)[order] == 1
   return [int(i) for i in (*order[anomalous][:count // 2], *order[~anomalous][::-1][:count // 2])]
 

@@ -91,12 +91,12 @@ def _mean(runs: Sequence[RunResult], metric: str, interval: Any) -> Cell:
   if summary['value'] is None:  # every category has a reason; report.csv lists them one by one
     reason = '; '.join(dict.fromkeys(row[metric]['reason'] for row in rows.values()))
   cell = _cell([run.mean[metric]['value'] for run in runs], interval, reason)
-  return cell._replace(count=summary['count'], of=summary['of'])
+  return cell._replace(categories=summary['count'], of=summary['of'])
 
 
 def _cell(values: Sequence[float | None], interval: Any, reason: str) -> Cell:
   if None in values:
-    return Cell(None, reason=reason or 'undefined for some seeds', count=0)
+    return Cell(None, reason=reason or 'undefined for some seeds', categories=0)
   low, high, _ = interval or (None, None, '')
   std = float(np.std(values, ddof=1)) if len(values) > 1 else None
   return Cell(float(np.mean(values)), std, low, high, reason)

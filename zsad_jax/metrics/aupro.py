@@ -4,6 +4,8 @@ PRO at a threshold is the mean over all ground-truth regions, of all images of a
 false-positive rate is over all normal pixels of the category (Bergmann et al., IJCV 2021, sec. 5.2).
 """
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import DTypeLike
 from scipy import ndimage
@@ -91,8 +93,8 @@ def _rounded_down(thresholds: np.ndarray, dtype: np.dtype) -> np.ndarray:
   return np.where(rounded > thresholds, np.nextafter(rounded, dtype.type(-np.inf)), rounded)
 
 
-def overlap(positives: np.ndarray, region: np.ndarray, sizes: np.ndarray, thresholds: np.ndarray, side: str = 'right'
-            ) -> np.ndarray:
+def overlap(positives: np.ndarray, region: np.ndarray, sizes: np.ndarray, thresholds: np.ndarray,
+            side: Literal['left', 'right'] = 'right') -> np.ndarray:
   """Returns PRO [T] at ascending thresholds [T]; every pixel is counted once, in its interval.
 
   Args:

@@ -86,7 +86,7 @@ def over_categories(
   if defined.size < 2:
     return Interval(None, None, 'fewer than two categories to resample')
   indices = np.random.default_rng(seed).integers(0, defined.size, (replicates, defined.size))
-  return Interval(*_quantiles(defined[indices].mean(1), level))
+  return _interval(defined[indices].mean(1), level)
 
 
 def _check(level: float, replicates: int) -> None:
@@ -97,11 +97,12 @@ def _check(level: float, replicates: int) -> None:
 
 
 def _intervals(resampled: np.ndarray, level: float) -> dict[str, Interval]:
-  return {metric: Interval(*_quantiles(values, level)) for metric, values in zip(IMAGE_METRICS, resampled)}
+  return {metric: _interval(values, level) for metric, values in zip(IMAGE_METRICS, resampled)}
 
 
-def _quantiles(values: np.ndarray, level: float) -> list[float]:
-  return np.quantile(values, [(1 - level) / 2, (1 + level) / 2]).tolist()
+def _interval(values: np.ndarray, level: float) -> Interval:
+  low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2]).tolist()
+  return Interval(low, high)
 
 
 def _replicates(labels: np.ndarray, scores: np.ndarray, replicates: int, rng: np.random.Generator, aupr: str

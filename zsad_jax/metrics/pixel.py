@@ -47,8 +47,11 @@ class PixelMetrics:
     check_rule(aupr)
     self.limit, self.connectivity, self.aupr = limit, connectivity, aupr
     self.images = self.regions = self.vanished = self.contradicted = 0
-    self._dtype = None
-    self._negatives, self._positives, self._region, self._sizes = [], [], [], []
+    self._dtype: np.dtype | None = None
+    self._negatives: list[np.ndarray] = []
+    self._positives: list[np.ndarray] = []
+    self._region: list[np.ndarray] = []  # of each of the positives
+    self._sizes: list[np.ndarray] = []
     self._is_sorted = False
 
   def update(self, maps: ArrayLike, masks: ArrayLike, labels: ArrayLike | None = None,
@@ -70,7 +73,7 @@ class PixelMetrics:
       raise ValueError(f'maps and masks must both have shape [B, H, W]; got {maps.shape} and {masks.shape}')
     if ids is None:
       ids = [f'number {self.images + i}' for i in range(len(maps))]
-    if len(ids) != len(maps) or (labels is not None and len(labels) != len(maps)):
+    if len(ids) != len(maps) or (labels is not None and np.size(labels) != len(maps)):
       raise ValueError(f'there are {len(maps):,} maps; ids and labels must be equally many')
     for name, anomaly_map, mask in zip(ids, maps, masks):
       check_finite(anomaly_map, f'the map of image {name}')

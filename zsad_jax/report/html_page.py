@@ -20,7 +20,7 @@ _TEMPLATES.filters['figure_heading'] = headings.figure
 BUDGET = 6_700_000  # bytes of all thumbnails of a page: below 9 MiB as base64, and the page below 10 MiB
 LARGEST = 40_000  # bytes of one thumbnail
 SIDES, QUALITIES = (384, 320, 256, 208, 160, 128, 96), (80, 60)
-NOTHING = MappingProxyType({})
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Rule(NamedTuple):
@@ -86,18 +86,24 @@ def _card(number: int, item: gallery.Example, rule: Rule, share: int) -> dict[st
   error = ''
   if None not in (verdict, item.label) and verdict != bool(item.label):
     error = 'missed' if item.label else 'false-alarm'
-  defect = item.mask is not None and bool(np.any(item.mask))
-  pictures = [('input, defect outlined' if defect else 'input', _thumbnail(gallery.with_outline(item), share))]
-  size = pictures[0][1][1:]
-  if defect:
-    pictures.append(('ground-truth mask', _mask(item.mask, size)))
+  mask = item.mask if item.mask is not None and np.any(item.mask) else None
+  uri, *size = _thumbnail(gallery.with_outline(item), share)
+  pictures = [('input' if mask is None else 'input, defect outlined', (uri, *size))]
+  if mask is not None:
+    pictures.append(('ground-truth mask', _mask(mask, (size[0], size[1]))))
   elif item.label is not None:
     pictures.append(('no ground-truth mask' if item.mask is None else 'no defect in the ground truth', ('', *size)))
   if item.map is not None:
-    heat = item.map if item.map.ndim == 3 else heatmap.overlay(item.image, item.map, rule.scale)
-    pictures.append(('heat map', _thumbnail(heat, share)))
+    overlay = item.map if item.map.ndim == 3 else heatmap.overlay(item.image, item.map, _scale(rule))
+    pictures.append(('heat map', _thumbnail(overlay, share)))
   return dict(number=number, name=item.caption, category=item.category, label=item.label, score=float(item.score),
               verdict=verdict, error=error, pictures=pictures, ground_truth=gallery.GROUND_TRUTH[item.label])
+
+
+def _scale(rule: Rule) -> heatmap.Scale:
+  if rule.scale is None:
+    raise ValueError('examples have anomaly maps, but the rule has no colour scale')
+  return rule.scale
 
 
 def _thumbnail(pixels: np.ndarray, share: int) -> tuple[str, int, int]:

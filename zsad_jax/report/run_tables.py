@@ -82,14 +82,14 @@ class Cell(NamedTuple):
     std: sample standard deviation over seeds; None for one seed.
     low, high: interval; None without one.
     reason: why the value is undefined, or which categories are missing.
-    count, of: number of categories in the mean, and of all categories.
+    categories, of: number of categories in the mean, and of all categories.
   """
   value: float | None
   std: float | None = None
   low: float | None = None
   high: float | None = None
   reason: str = ''
-  count: int = 1
+  categories: int = 1
   of: int = 1
 
 
@@ -118,7 +118,7 @@ def group_runs(runs: Iterable[RunResult]) -> tuple[list[list[tuple[str, tuple[Ru
   for key in sorted(by_target):
     groups = []
     for members in by_target[key].values():
-      newest = {}
+      newest: dict[tuple, RunResult] = {}
       for run in members:
         if run.draw in newest:
           notes.append(f'{run.place}: left out, because {newest[run.draw].place} is newer and has the same config and '
@@ -181,7 +181,7 @@ def to_csv(tables: Sequence[Sequence[Row]]) -> str:
         published = '' if category or metric not in run.published else run.published[metric] / 100
         writer.writerow([run.target['name'], run.target['split'], name, run.method, trained_on, size, selection, seeds,
                          config, category, metric, *('' if x is None else repr(x) for x in cell[:4]), published,
-                         cell.count, cell.of, cell.reason])
+                         cell.categories, cell.of, cell.reason])
   return out.getvalue()
 
 
@@ -221,8 +221,8 @@ def _notes(rows: Sequence[Row], metrics: Sequence[str], defined: Sequence[str]) 
 def _row_notes(row: Row) -> list[str]:
   partial: dict[tuple, list[str]] = {}
   for m, cell in row.cells[''].items():
-    if 0 < cell.count < cell.of:
-      partial.setdefault((cell.count, cell.of, cell.reason), []).append(headings.metric(m))
+    if 0 < cell.categories < cell.of:
+      partial.setdefault((cell.categories, cell.of, cell.reason), []).append(headings.metric(m))
   notes = [f'- {row.name}: {", ".join(names)}: means over {count} of {of} categories; {reason}.'
            for (count, of, reason), names in partial.items()]
   if row.runs[0].shared:

@@ -36,33 +36,34 @@ def render(title: str, items: Sequence[gallery.Example], scale: heatmap.Scale, *
 
   Args:
     title: heading.
-    items: images with a map.
+    items: images, with a map unless its place stays empty.
     scale: colours of the maps.
     columns: images in a row.
   """
   columns = min(columns, len(items))
   cell = CELL, round(CELL * min(max(item.image.height / item.image.width for item in items), TALLEST))
   size = 3 * columns * (CELL + GAP) + GAP, TITLE + -(-len(items) // columns) * (cell[1] + LINE) + BAR
-  panels = []
+  pictures = []
   figure = matplotlib.figure.Figure(figsize=(size[0] / DPI, size[1] / DPI), dpi=DPI)
   position = lambda x, y: dict(x=x / size[0], y=1 - y / size[1], va='bottom')
   figure.text(**position(size[0] / 2, TITLE - LINE / 2), s=title, ha='center', fontsize=13)
   for k, item in enumerate(items):
     top = TITLE + k // columns * (cell[1] + LINE) + LINE
     small = _fitted(item, cell)
-    pixels = gallery.with_outline(small), small.mask, heatmap.overlay(small.image, small.map, scale)
+    heat = None if small.map is None else heatmap.overlay(small.image, small.map, scale)
+    pixels = gallery.with_outline(small), small.mask, heat
     texts = _shortened(item.caption), f'ground truth: {gallery.GROUND_TRUTH[item.label]}', f'score {item.score:.3g}'
     for n, (panel, text) in enumerate(zip(pixels, texts)):
       left = GAP + (3 * (k % columns) + n) * (CELL + GAP)
       figure.text(**position(left, top - 3), s=text, fontsize=8)
       if panel is not None:
-        panels.append((Image.fromarray(panel), (left, top)))
+        pictures.append((Image.fromarray(panel), (left, top)))
   _add_colour_bar(figure, scale, size)
   canvas = backend_agg.FigureCanvasAgg(figure)
   canvas.draw()
   page = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert('RGB')
-  for panel, corner in panels:  # pasted with PIL, which is six times as fast as matplotlib
-    page.paste(panel, corner)
+  for picture, corner in pictures:  # pasted with PIL, which is six times as fast as matplotlib
+    page.paste(picture, corner)
   out = io.BytesIO()
   page.save(out, 'png', compress_level=4)
   return out.getvalue()

@@ -1,12 +1,18 @@
 """Every test sees eight CPU devices, strict rank promotion and parsed absl flags."""
 
+import fcntl
+import os
 import types
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
+import ml_collections as mlc
 import pytest
 from absl import flags
+from stand_ins import one_device
 
+from zsad_jax.configs import anomalyclip
 from zsad_jax.engine import runtime
 
 
@@ -44,3 +50,33 @@ def highest_precision():
   """Full fp32 matrix products, as parity on an accelerator needs."""
   with jax.default_matmul_precision('highest'):
     yield
+
+
+class DemoRun(NamedTuple):
+  """A finished run of `anomalyclip:demo`: its config and workdir. Only read the workdir, or copy it first."""
+  cfg: mlc.FrozenConfigDict
+  workdir: Path
+
+  @property
+  def results(self) -> Path:
+    return self.workdir / 'results' / 'anomalyclip' / 'synthetic_aux-to-synthetic_target' / 'seed111'
+
+
+@pytest.fixture(scope='session')
+def demo_run(tmp_path_factory):
+  """The DemoRun of this session, on one device; the first worker that needs it runs it for all."""
+  from zsad_jax.experiment import experiment
+
+  base = tmp_path_factory.getbasetemp()
+  folder = (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base) / 'demo'
+  folder.mkdir(exist_ok=True)
+  c = anomalyclip.get_config('demo')
+  c.machine.data_dir = str(folder / 'data')
+  run = DemoRun(mlc.FrozenConfigDict(c), folder / 'work')
+  with (folder / 'lock').open('w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not (run.results / 'metrics.json').exists():
+      with pytest.MonkeyPatch.context() as patch:
+        one_device(patch)
+        experiment.run(run.cfg, run.workdir, 'run')
+  return run

@@ -88,9 +88,11 @@ def with_overrides(cfg: Config, overrides: Mapping[str, Any]) -> Config:
   Raises:
     KeyError, TypeError: a key that the config does not have, or a value of another type.
   """
-  changed = mlc.ConfigDict(cfg.to_dict())  # a ConfigDict made from cfg itself would share its nested nodes
+  changed = mlc.ConfigDict(cfg.to_dict()).lock()  # a ConfigDict made from cfg itself would share its nested nodes
   changed.update_from_flattened_dict(dict(overrides))
-  return mlc.FrozenConfigDict(changed)
+  if 'epochs' in changed.get('optim', {}):  # one number with train.epochs, by a reference that to_dict does not keep
+    changed.train.epochs = changed.optim.epochs = overrides.get('train.epochs', changed.optim.epochs)
+  return mlc.FrozenConfigDict(changed.unlock())
 
 
 def label(cfg: Config) -> str:

@@ -1,4 +1,4 @@
-"""Texts in a store: what the text tower says of each, cut short, kept over a kill, and known by what they say."""
+"""Text features in a store: each text is encoded once, cut short without changing its feature, and kept over a kill."""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from zsad_jax.clip import model as clip_lib
-from zsad_jax.engine import text_features
+from zsad_jax.engine import runtime, text_features
 
 PAIRS = [(f'a photo of {i} thing{"s" * i}', f'w{i} a broken thing') for i in range(5)]
+ONE = runtime.place(jax.devices()[:1])
 
 
 @pytest.fixture(scope='module')
@@ -20,52 +21,65 @@ def clip():
 def whole(clip):
   """[5, 2, E] at the full context."""
   ids = clip.tokenize([text for pair in PAIRS for text in pair])
-  found = jax.jit(clip.text)(clip.params, clip.embed(clip.params, ids), jnp.asarray(clip.eot(ids)))
-  return np.asarray(found).reshape(5, 2, -1)
+  texts = jax.jit(clip.text)(clip.params, clip.embed(clip.params, ids), jnp.asarray(clip.eot(ids)))
+  return np.asarray(texts).reshape(5, 2, -1)
 
 
-def test_cut_after_the_longest_text_the_features_are_those_of_the_whole_context(clip, whole, tmp_path, monkeypatch):
+@pytest.fixture
+def shards(monkeypatch):
+  """Texts are encoded two pairs at a time; a list of the pairs of each time."""
   monkeypatch.setattr(text_features, 'TEXTS', 4)
-  encode, lengths = text_features.encoder(clip), []
+  rows, indices = text_features._rows, []
 
-  def spy(params, ids, eot):
-    lengths.append(ids.shape)
-    return encode(params, ids, eot)
+  def spy(*args, **options):
+    for part in rows(*args, **options):
+      indices.append(part[0].tolist())
+      yield part
 
-  store = text_features.store(tmp_path, PAIRS, clip, spy, max_gb=1)
+  monkeypatch.setattr(text_features, '_rows', spy)
+  return indices
+
+
+def store(root, clip, pairs=PAIRS):
+  return text_features.store(root, pairs, clip, max_gb=1, place=ONE)
+
+
+def test_features_are_those_of_the_whole_context_although_texts_are_cut(clip, whole, shards, tmp_path, monkeypatch):
+  embed, shapes = clip_lib.Clip.embed, []
+  monkeypatch.setattr(clip_lib.Clip, 'embed', lambda *args: (shapes.append(args[2].shape), embed(*args))[1])
+  features = store(tmp_path, clip)
   longest = int(clip.eot(clip.tokenize([text for pair in PAIRS for text in pair])).max()) + 1
-  assert len(lengths) == 3 and len(set(lengths)) == 1  # two pairs at a time and one shape, the last one padded
-  rows, cut = lengths[0]
-  assert rows == 8 and longest <= cut < longest + 8 <= 77 and cut % 8 == 0  # devices, of which there are eight
-  found = store.read([4, 0, 3, 1, 2])['texts']
-  np.testing.assert_allclose(found, whole[[4, 0, 3, 1, 2]], atol=2e-5)
-  assert not np.allclose(np.linalg.norm(found, axis=-1), 1, atol=0.1)  # as they come
-  again = text_features.store(tmp_path, PAIRS, clip, lambda *_: pytest.fail('encoded twice'), max_gb=1)
-  np.testing.assert_array_equal(again.read([2])['texts'], store.read([2])['texts'])
+  (rows, length), = shapes  # traced once: the last two texts are padded to four
+  assert shards == [[0, 1], [2, 3], [4]] and rows == 4
+  assert longest <= length < longest + 8 <= 77 and length % 8 == 0
+  texts = features.read([4, 0, 3, 1, 2])['texts']
+  np.testing.assert_allclose(texts, whole[[4, 0, 3, 1, 2]], atol=2e-5)
+  assert not np.allclose(np.linalg.norm(texts, axis=-1), 1, atol=0.1)  # not normalised
+  again = store(tmp_path, clip)
+  assert len(shards) == 3, 'nothing is encoded twice'
+  np.testing.assert_array_equal(again.read([2])['texts'], features.read([2])['texts'])
 
 
-def test_what_a_kill_left_is_kept_and_other_texts_are_another_store(clip, whole, tmp_path, monkeypatch):
-  monkeypatch.setattr(text_features, 'TEXTS', 4)
-  encode, calls = text_features.encoder(clip), []
+def test_finished_shards_survive_a_kill_and_other_texts_have_another_store(clip, whole, shards, tmp_path, monkeypatch):
+  with monkeypatch.context() as patch:
+    rows = text_features._rows
 
-  def killed(params, ids, eot):
-    if calls:
+    def interrupted(*args, **options):
+      yield next(rows(*args, **options))
       raise KeyboardInterrupt
-    calls.append(len(ids))
-    return encode(params, ids, eot)
 
-  with pytest.raises(KeyboardInterrupt):
-    text_features.store(tmp_path, PAIRS, clip, killed, max_gb=1)
+    patch.setattr(text_features, '_rows', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+      store(tmp_path, clip)
   assert len(list(tmp_path.rglob('*.shard'))) == 1 and not list(tmp_path.rglob('*.tmp'))
-  left = []
-  done = text_features.store(tmp_path, PAIRS, clip, lambda *rest: left.append(1) or encode(*rest), max_gb=1)
-  assert len(left) == 2
-  np.testing.assert_allclose(done.read(range(5))['texts'], whole, atol=2e-5)
-  other = text_features.store(tmp_path, PAIRS[:4] + [('something', 'else')], clip, encode, max_gb=1)
-  assert other.path != done.path
+  shards.clear()
+  complete = store(tmp_path, clip)
+  assert shards == [[2, 3], [4]]
+  np.testing.assert_allclose(complete.read(range(5))['texts'], whole, atol=2e-5)
+  assert store(tmp_path, clip, PAIRS[:4] + [('something', 'else')]).path != complete.path
 
 
 @pytest.mark.parametrize('groups', [[], [()], [('a', 'b'), ('c',)]])
-def test_groups_are_all_of_one_size(clip, tmp_path, groups):
-  with pytest.raises(ValueError, match='texts come in one group or more, all of equally many'):
-    text_features.store(tmp_path, groups, clip, None, max_gb=1)
+def test_groups_of_different_sizes_are_refused(clip, tmp_path, groups):
+  with pytest.raises(ValueError, match='same number of texts, at least one'):
+    store(tmp_path, clip, groups)

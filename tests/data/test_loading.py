@@ -124,7 +124,7 @@ def test_each_data_set_has_its_own_rule_for_transparency(tmp_path):
     assert data.rules(name) == Rules('ignore', background)
   assert data.rules('head_ct', 'apply', 'white') == Rules('apply', (255, 255, 255))
   assert data.rules('kolektor_sdd/thirds', transparency='drop').background is None
-  with pytest.raises(ValueError, match="transparency='black'.*default, white, drop"):
+  with pytest.raises(ValueError, match=r"transparency='black'.*default, white, drop"):
     data.rules('visa', transparency='black')
   with pytest.raises(ValueError, match=r"rules\.exif is 'turn'"):
     data.rules('visa', 'turn')

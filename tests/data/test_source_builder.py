@@ -203,9 +203,9 @@ def test_options_out_of_range_are_refused(layout, tmp_path):
 def test_read_ahead_keeps_the_order_and_raises_errors_in_turn(threads):
   assert list(read_ahead(lambda i: i * i, range(50), threads=threads, depth=8)) == [i * i for i in range(50)]
   results = []
-  with contextlib.closing(read_ahead(lambda i: 6 // (i - 3), range(9), threads=threads, depth=8)) as quotients:
-    with pytest.raises(ZeroDivisionError):
-      results.extend(quotients)
+  quotients = read_ahead(lambda i: 6 // (i - 3), range(9), threads=threads, depth=8)
+  with contextlib.closing(quotients), pytest.raises(ZeroDivisionError):
+    results.extend(quotients)
   assert results == [-2, -3, -6]
 
 

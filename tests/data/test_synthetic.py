@@ -1,4 +1,4 @@
-"""Procedural data: determinism, disjoint groups, honest masks, captions, tokenizer, builders."""
+"""Procedural data: determinism, disjoint groups, exact masks, captions, tokenizer, builders."""
 
 import itertools
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ def kinds(group):
   return {d for c in synthetic.group(group) for d in c.defects}
 
 
-def test_counts():
+def test_there_are_many_categories_and_defects():
   surfaces = [c for c in synthetic.CATEGORIES if c.surface]
   assert len(surfaces) >= 10 and len(synthetic.CATEGORIES) - len(surfaces) >= 10
   assert len(kinds('pretrain') | kinds('aux') | kinds('target')) >= 8
@@ -59,33 +59,33 @@ def test_an_example_is_a_function_of_its_key(kind, index, seed):
     assert (synthetic.example(kind, size=40, **key).twin != first.twin).any()
 
 
-def test_known_drawing():
-  """The data sets change only on purpose: a change here needs a new VERSION of both builders."""
-  drawn = synthetic.example('jar_lid', 'test', 0, size=32, defect='thread')
-  assert drawn.colour == 'orange'
-  assert abs(float(drawn.image.mean()) - 116.727) < .02
+def test_drawings_do_not_change_by_accident():
+  """A change of the drawings needs a new VERSION of DrawnBuilder."""
+  drawing = synthetic.example('jar_lid', 'test', 0, size=32, defect='thread')
+  assert drawing.colour == 'orange'
+  assert abs(float(drawing.image.mean()) - 116.727) < .02
 
 
 @pytest.mark.parametrize('kind', synthetic.CATEGORIES, ids=lambda c: c.name)
-def test_mask_is_where_the_twins_differ(kind):
+def test_mask_covers_the_difference_of_the_twins(kind):
   size = 72
   for defect in kind.defects:
-    drawn = synthetic.example(kind, 'test', 0, size=size, defect=defect)
-    assert drawn.defect == defect and set(np.unique(drawn.mask)) == {0, 255}, defect
-    assert (drawn.mask > 0).mean() < .4, defect
-    change = np.abs(drawn.image.astype(int) - drawn.twin).max(-1)
-    near = np.asarray(Image.fromarray(drawn.mask).filter(ImageFilter.MaxFilter(3))) > 0
+    drawing = synthetic.example(kind, 'test', 0, size=size, defect=defect)
+    assert drawing.defect == defect and set(np.unique(drawing.mask)) == {0, 255}, defect
+    assert (drawing.mask > 0).mean() < .4, defect
+    change = np.abs(drawing.image.astype(int) - drawing.twin).max(-1)
+    near = np.asarray(Image.fromarray(drawing.mask).filter(ImageFilter.MaxFilter(3))) > 0
     # Below the threshold of visibility, plus rounding and what a saturated pixel hides.
     assert change[~near].max(initial=0) <= 255 * synthetic.VISIBLE + 2, defect
-    assert change[drawn.mask > 0].max() > 255 * synthetic.VISIBLE - 2, defect
+    assert change[drawing.mask > 0].max() > 255 * synthetic.VISIBLE - 2, defect
 
 
 @pytest.mark.parametrize('kind', synthetic.CATEGORIES, ids=lambda c: c.name)
 def test_a_normal_image_is_its_own_twin(kind):
-  drawn = synthetic.example(kind, 'train', 5, size=48, defect='good')
-  assert drawn.defect == 'good' and not drawn.mask.any()
-  np.testing.assert_array_equal(drawn.image, drawn.twin)
-  assert drawn.image.dtype == np.uint8 and drawn.image.shape == (48, 48, 3) and drawn.image.std() > 3
+  drawing = synthetic.example(kind, 'train', 5, size=48, defect='good')
+  assert drawing.defect == 'good' and not drawing.mask.any()
+  np.testing.assert_array_equal(drawing.image, drawing.twin)
+  assert drawing.image.dtype == np.uint8 and drawing.image.shape == (48, 48, 3) and drawing.image.std() > 3
 
 
 def test_every_defect_is_used():
@@ -93,7 +93,7 @@ def test_every_defect_is_used():
   assert drawn == kinds('pretrain') | kinds('aux') | kinds('target')
 
 
-def test_bad_input():
+def test_unknown_names_are_refused():
   with pytest.raises(ValueError, match=r"no group 'tset'.*'target'"):
     synthetic.group('tset')
   with pytest.raises(ValueError, match=r"no procedural category 'laef'.*leaf"):
@@ -109,7 +109,7 @@ def caption(seed, defect='crack'):
                        indices=captions.Claim(3, 1, 2, 4, 5))
 
 
-def test_caption_pairs_differ_in_state_alone():
+def test_caption_pairs_differ_in_their_state_alone():
   for seed in range(200):
     good, bad, claim = caption(seed)
     assert good != bad and claim.state == -1
@@ -123,13 +123,13 @@ def test_object_stands_for_the_noun_in_a_share_of_captions():
   assert .15 < share < .45
 
 
-def test_what_is_true_of_an_image():
-  truth = np.array([[3, 1, 2, 4, 5], [3, 0, -2, 4, 5]])
+def test_claims_are_compared_with_the_facts_of_an_image():
+  facts = np.array([[3, 1, 2, 4, 5], [3, 0, -2, 4, 5]])
   claims = np.array([[-1, 1, -1, -1, -1], [3, 0, -1, -1, -1], [3, 1, 2, -1, -1], [3, 1, 1, -1, -1], [-1, 0, -1, 9, -1]])
-  np.testing.assert_array_equal(captions.true_of(claims, truth), [[1, 0, 1, 0, 0], [0, 1, 0, 0, 0]])
+  np.testing.assert_array_equal(captions.true_of(claims, facts), [[1, 0, 1, 0, 0], [0, 1, 0, 0, 0]])
 
 
-def test_tokenizer_is_like_clips(tokenizer):
+def test_tokenizer_has_clips_layout(tokenizer):
   vocab = tokenizer.get_vocab()
   assert sorted(vocab.values()) == list(range(len(vocab))) and len(vocab) <= 4096
   assert (vocab[bpe.START], vocab[bpe.END]) == (len(vocab) - 2, len(vocab) - 1)
@@ -175,7 +175,7 @@ def test_batches_resume_at_any_step(tmp_path, tokenizer, options):
       np.testing.assert_array_equal(a[name], b[name])
 
 
-def test_batch_says_what_its_crops_show(tokenizer, options):
+def test_batch_describes_what_its_crops_show(tokenizer, options):
   chunk, words = pretraining.draw('pretrain', 0, 38, 64, 0), pretraining.vocabulary('pretrain')
   batch = pretraining.batch_of(chunk, words, tokenizer, np.random.default_rng(0), batch=38, image_size=64, patch=8,
                                crop=(.5, 1.))
@@ -189,22 +189,22 @@ def test_batch_says_what_its_crops_show(tokenizer, options):
   assert good[own][~damaged].all() and bad[own][damaged].all()
 
 
-def test_a_painter_that_fails_is_reported(tmp_path, options):
+def test_a_failed_drawing_process_is_reported(tmp_path, options):
   stream = pretraining.chunks(tmp_path, 'no such group', count=2, size=32, seed=0)
   with pytest.raises(RuntimeError, match=r'drawing .*no such group.* failed with exit code 1'):
     next(stream)
 
 
-def test_chunks_are_written_once_and_cleared(tmp_path):
+def test_chunks_are_written_once_and_removed(tmp_path):
   stream = pretraining.chunks(tmp_path, 'aux', count=6, size=24, seed=0, keep=1)
-  found = [next(stream) for _ in range(3)]
-  np.testing.assert_array_equal(found[1].image, pretraining.draw('aux', 1, 6, 24, 0).image)
+  stored = [next(stream) for _ in range(3)]
+  np.testing.assert_array_equal(stored[1].image, pretraining.draw('aux', 1, 6, 24, 0).image)
   stream.close()
   assert not (tmp_path / pretraining._name('aux', 0, 6, 24, 0)).exists()
 
 
 @pytest.mark.parametrize('group', ['aux', 'target'])
-def test_builder(tmp_path, monkeypatch, group):
+def test_builder_prepares_the_categories_of_its_group(tmp_path, monkeypatch, group):
   for name, value in dict(SIZE=24, TRAIN=2, NORMAL=1, EACH_DEFECT=1).items():
     monkeypatch.setattr(builder, name, value)
   test = data.load(f'synthetic_{group}', root=tmp_path)
@@ -217,5 +217,5 @@ def test_builder(tmp_path, monkeypatch, group):
     assert record['image'].size == (24, 24) and record['has_mask']
     assert record['mask'].any() == record['label'] == (record['defect_type'] != 'good')
     assert record['object_name'] == record['category'].replace('_', ' ')
-  drawn = synthetic.example(expected[0], 'test', 0, size=24, defect=sorted(('good', *expected[0].defects))[0])
-  np.testing.assert_array_equal(np.asarray(test[0]['image']), drawn.image)
+  drawing = synthetic.example(expected[0], 'test', 0, size=24, defect=sorted(('good', *expected[0].defects))[0])
+  np.testing.assert_array_equal(np.asarray(test[0]['image']), drawing.image)

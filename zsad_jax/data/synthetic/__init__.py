@@ -1,13 +1,14 @@
 """Procedural images for zero-shot anomaly detection: surfaces and objects with and without defects.
 
-Everything is a pure function of (seed, category, split, index).  Three disjoint groups of categories: 'pretrain'
-teaches the tiny CLIP, 'aux' trains prompts, 'target' evaluates them; no target category, and none of the defect kinds
-thread, swap and glue, is drawn for the other two.
+Everything is a pure function of (seed, category, split, index). There are three disjoint groups of categories:
+'pretrain' for the tiny CLIP, 'aux' to train prompts on and 'target' to evaluate them. The target categories and the
+defects thread, swap and glue occur in no other group.
 """
 
 import functools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -16,25 +17,25 @@ from PIL import Image, ImageFilter
 from zsad_jax.data.synthetic import canvas, defects, families, objects, surfaces
 
 SPLITS = ('train', 'test', 'probe', 'pretrain')
-VISIBLE = 14 / 255
-SMALLEST = 16
+VISIBLE = 14 / 255  # a difference in noise-free intensity that counts as visible
+SMALLEST = 16  # pixels of the smallest visible defect, at 112 pixels per side
 
 
 class Category(NamedTuple):
-  """One kind of object or surface.
+  """One category of objects or surfaces.
 
   Attributes:
-    name: folder-like name, 'jar_lid'.
+    name: as a folder name, 'jar_lid'.
     group: 'pretrain', 'aux' or 'target'.
-    draw: flawless scene (rng, size, paint) -> Scene.
+    draw: (rng, size, paint) -> flawless Scene.
     surface: whether it fills the image.
     material: one word for captions.
-    colours: names from canvas.COLOURS that it is painted in.
-    defects: kinds that it can have.
+    colours: names in canvas.COLOURS that it may be painted in.
+    defects: kinds of defects that it may have.
   """
   name: str
   group: str
-  draw: Callable
+  draw: Callable[[np.random.Generator, int, np.ndarray], canvas.Scene]
   surface: bool
   material: str
   colours: tuple[str, ...]
@@ -42,15 +43,16 @@ class Category(NamedTuple):
 
   @property
   def noun(self) -> str:
+    """The name in prompts and captions."""
     return self.name.replace('_', ' ')
 
 
 class Drawing(NamedTuple):
-  """One drawn example.
+  """One image with its mask.
 
   Attributes:
     image: [R, R, 3] uint8.
-    mask: [R, R] uint8, 255 where the defect changes the image visibly, all 0 for a normal image.
+    mask: [R, R] uint8, 255 where the defect visibly changes the image, all 0 for a normal image.
     twin: [R, R, 3] uint8, the same scene, light and sensor noise without the defect.
     category, defect: names; defect is 'good' for a normal image.
     colour: name of its main colour.
@@ -73,18 +75,19 @@ _SOFT = ('hole', 'stain', 'discolour', 'particle', 'bend', 'scratch', 'chip', *_
 _METAL = ('scratch', 'stain', 'chip', 'bend', 'discolour', 'particle', 'dent', 'crack', *_SPREAD)
 
 
-def _pretrain(table, rows):
+def _pretrain(table: ModuleType, rows: Iterable[tuple]) -> tuple[Category, ...]:
+  """Categories whose functions in `table` have their names."""
   return tuple(Category(name, 'pretrain', getattr(table, name), table is surfaces, *rest) for name, *rest in rows)
 
 
-def _families(nouns, draw, surface):
-  """One made-up category for each noun: its look, colours and material follow from its number."""
+def _families(nouns: Iterable[str], draw: Callable, surface: bool) -> Iterator[Category]:
+  """One invented category for each noun: its look, colours and material follow from its number."""
   for seed, name in enumerate(nouns):
     rng = np.random.default_rng([seed, surface, 3])
     colours = tuple(str(c) for c in rng.choice(ANY, rng.integers(3, 9), replace=False))
-    kinds = tuple(dict.fromkeys(_RIGID + _SOFT))
+    defect_kinds = tuple(dict.fromkeys(_RIGID + _SOFT))
     yield Category(name, 'pretrain', functools.partial(draw, seed), surface, str(rng.choice(families.MATERIALS)),
-                   colours, kinds)
+                   colours, defect_kinds)
 
 
 CATEGORIES = _pretrain(surfaces, (
@@ -138,30 +141,30 @@ CATEGORIES = _pretrain(surfaces, (
 
 
 def group(name: str) -> tuple[Category, ...]:
-  """Categories of the group 'pretrain', 'aux' or 'target'; ValueError for another name."""
-  found = tuple(c for c in CATEGORIES if c.group == name)
-  if not found:
-    raise ValueError(f"no group {name!r} of procedural categories: use 'pretrain', 'aux' or 'target'")
-  return found
+  """Returns the categories of the group 'pretrain', 'aux' or 'target'; raises ValueError for another name."""
+  members = tuple(c for c in CATEGORIES if c.group == name)
+  if not members:
+    raise ValueError(f"there is no group {name!r} of procedural categories; use 'pretrain', 'aux' or 'target'")
+  return members
 
 
 def category(name: str) -> Category:
-  """The category of that name; ValueError names the known ones."""
-  for found in CATEGORIES:
-    if found.name == name:
-      return found
-  raise ValueError(f'no procedural category {name!r}: known are {", ".join(c.name for c in CATEGORIES)}')
+  """Returns the category of that name; raises ValueError, which lists the known ones."""
+  by_name = {c.name: c for c in CATEGORIES}
+  if name not in by_name:
+    raise ValueError(f'there is no procedural category {name!r}; use one of {", ".join(by_name)}')
+  return by_name[name]
 
 
 def example(kind: Category | str, split: str, index: int, *, size: int, seed: int = 0,
             defect: str | None = None) -> Drawing:
-  """Drawing `index` of a category: a pure function of (seed, category, split, index).
+  """Returns drawing `index` of a category, a pure function of (seed, category, split, index).
 
   Args:
     kind: a category or its name.
     split: one of SPLITS; splits share no drawing.
     index: number of the example.
-    size: pixels a side.
+    size: pixels per side.
     seed: of the whole data set.
     defect: a kind of defect, 'good', or None to draw one of the category's kinds at random.
 
@@ -170,42 +173,43 @@ def example(kind: Category | str, split: str, index: int, *, size: int, seed: in
   """
   kind = category(kind) if isinstance(kind, str) else kind
   if split not in SPLITS:
-    raise ValueError(f'no split {split!r}: use one of {SPLITS}')
+    raise ValueError(f'there is no split {split!r}; use one of {SPLITS}')
   if defect not in (None, 'good', *kind.defects):
-    raise ValueError(f'{kind.name} has no defect {defect!r}: it has {kind.defects}')
+    raise ValueError(f'{kind.name} has no defect {defect!r}; use one of {kind.defects}')
   key = [seed, zlib.crc32(kind.name.encode()), SPLITS.index(split), index]
   rng = np.random.default_rng(key)
-  name = str(rng.choice(kind.colours))
-  scene = kind.draw(rng, size, canvas.colour(rng, name))
+  colour = str(rng.choice(kind.colours))
+  scene = kind.draw(rng, size, canvas.colour(rng, colour))
   lamp = canvas.light(rng, scene)
   clean = canvas.develop(scene, lamp)
   twin = canvas.expose(clean, lamp)
   if defect == 'good':
-    return Drawing(twin, np.zeros((size, size), np.uint8), twin, kind.name, 'good', name)
-  return _spoil(key, kind, defect, scene, lamp, clean, twin, name)
+    return Drawing(twin, np.zeros((size, size), np.uint8), twin, kind.name, 'good', colour)
+  damaged, mask, name = _damage(key, kind, defect, scene, lamp, clean)
+  return Drawing(canvas.expose(damaged, lamp), mask, twin, kind.name, name, colour)
 
 
-def _spoil(key, kind, defect, scene, lamp, clean, twin, name) -> Drawing:
-  """Draws defects until one shows; each try is stronger, so an even surface cannot hide it for ever."""
+def _damage(key: Sequence[int], kind: Category, defect: str | None, scene: canvas.Scene, lamp: canvas.Light,
+            clean: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
+  """(Noise-free damaged image, mask, defect); each attempt is stronger until the defect is visible."""
   size, best = clean.shape[0], None
   for attempt in range(8):
     rng = np.random.default_rng([*key, attempt + 1])
-    found = defect or str(rng.choice(kind.defects))
+    name = defect or str(rng.choice(kind.defects))
     strength = min(rng.uniform(.35, 1.) + .1 * attempt, 1.2)
-    spoiled = canvas.develop(getattr(defects, found)(rng, scene, strength), lamp)
-    mask = difference(clean, spoiled)
+    damaged = canvas.develop(getattr(defects, name)(rng, scene, strength), lamp)
+    mask = difference(clean, damaged)
     area = int(np.count_nonzero(mask))
     if best is None or area > best[0]:
-      best = area, found, spoiled, mask
+      best = area, damaged, mask, name
     if area >= SMALLEST * (size / 112) ** 2:
       break
-  _, found, spoiled, mask = best
-  return Drawing(canvas.expose(spoiled, lamp), mask, twin, kind.name, found, name)
+  return best[1:]
 
 
-def difference(clean: np.ndarray, spoiled: np.ndarray) -> np.ndarray:
-  """Mask [R, R] uint8 0/255 of where two noise-free images [R, R, 3] differ visibly, small gaps closed."""
-  change = np.abs(spoiled - clean).max(-1)
+def difference(clean: np.ndarray, damaged: np.ndarray) -> np.ndarray:
+  """Returns the mask [R, R] uint8 0/255 of the visible difference of two noise-free images, small gaps closed."""
+  change = np.abs(damaged - clean).max(-1)
   mask = Image.fromarray((change > VISIBLE).astype(np.uint8) * 255)
   reach = 2 * max(round(clean.shape[0] / 112), 1) + 1
   return np.asarray(mask.filter(ImageFilter.MaxFilter(reach)).filter(ImageFilter.MinFilter(reach)))

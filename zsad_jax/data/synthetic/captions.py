@@ -1,8 +1,11 @@
-"""Captions of procedural images, as words and as what they claim, and the words a tokenizer must know."""
+"""Captions of procedural images with the claims they make, and the words a tokenizer must know."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from zsad_jax.data.synthetic import Category
 
 TEMPLATES = (
     '{}', '{}.', 'a {}.', 'the {}.', 'a photo of a {}.', 'a photo of the {}.', 'a photo of {}', 'a photo of a {}',
@@ -37,7 +40,7 @@ WITHOUT = ('{} without scratch', '{} without crack', '{} without contamination',
 ANYTHING = ('object', 'object', 'object', 'object', 'item', 'thing')
 
 # Words of the prompt ensembles (CLIP's 80 templates, WinCLIP, APRIL-GAN, CLIP-AD, FuzzyCLIP, RWDA, AnomalyCLIP's state
-# words) and class names of MVTec AD and VisA that no caption above contains: known to the tokenizer, not to the towers.
+# words) and class names of MVTec AD and VisA that no caption above contains: in the tokenizer, not in the training.
 WORDS = ' '.join((
     'many sculpture hard to see graffiti tattoo embroidered drawing painting pixelated plastic dirty video game doodle',
     'origami sketch toy cartoon art plushie weird it is not and pristine picture x photo in the image product part',
@@ -49,7 +52,7 @@ WORDS = ' '.join((
 
 
 class Claim(NamedTuple):
-  """What a caption says of its image; -1 where it says nothing.
+  """What a caption claims about its image; -1 for what it leaves open.
 
   Attributes:
     category, colour, material, defect: indices in the caller's vocabularies.
@@ -62,18 +65,20 @@ class Claim(NamedTuple):
   material: int
 
 
-def pair(rng, *, noun: str, colour: str, material: str, defect: str, indices: Claim) -> tuple[str, str, Claim]:
-  """The same caption in its normal and its anomalous state, and what both claim, state and defect left open.
+def pair(rng: np.random.Generator, *, noun: str, colour: str, material: str, defect: str, indices: Claim
+         ) -> tuple[str, str, Claim]:
+  """Returns one caption in its normal and its anomalous state, and what both claim; their state is left open.
 
   Args:
+    rng: draws template and words.
     noun, colour, material: words for the image.
-    defect: its kind of defect, or one it could have had: the anomalous text may name it.
-    indices: what is true of the image.
+    defect: its kind of defect, or one it could have; the anomalous text may name it.
+    indices: the facts about the image.
   """
   anything = rng.random() < .4
   name = str(rng.choice(ANYTHING)) if anything else noun
-  tell_material, tell_colour = rng.random() < .2, rng.random() < .35
-  words = ([colour] if tell_colour else []) + ([material] if tell_material else []) + [name]
+  with_material, with_colour = rng.random() < .2, rng.random() < .35
+  words = ([colour] if with_colour else []) + ([material] if with_material else []) + [name]
   subject = ' '.join(words)
   specific = rng.random() < .3
   bad = str(rng.choice(KINDS[defect] if specific else DAMAGED))
@@ -83,17 +88,17 @@ def pair(rng, *, noun: str, colour: str, material: str, defect: str, indices: Cl
     good = str(rng.choice(NORMAL))
   template = str(rng.choice(TEMPLATES))
   claim = Claim(-1 if anything else indices.category, -1, indices.defect if specific else -1,
-                indices.colour if tell_colour else -1, indices.material if tell_material else -1)
+                indices.colour if with_colour else -1, indices.material if with_material else -1)
   return template.format(good.format(subject)), template.format(bad.format(subject)), claim
 
 
-def true_of(claims: np.ndarray, images: np.ndarray) -> np.ndarray:
-  """Whether caption j may be said of image i, [I, J] bool, from claims [J, 5] and truths [I, 5]."""
-  return ((claims[None] == -1) | (claims[None] == images[:, None])).all(-1)
+def true_of(claims: np.ndarray, facts: np.ndarray) -> np.ndarray:
+  """Returns whether caption j is true of image i, [I, J] bool, from claims [J, 5] and facts [I, 5]."""
+  return ((claims[None] == -1) | (claims[None] == facts[:, None])).all(-1)
 
 
-def corpus(categories, count: int = 20000, seed: int = 0) -> list[str]:
-  """Lines that a tokenizer is trained on: captions of `categories` and every word in WORDS."""
+def corpus(categories: Sequence[Category], count: int = 20000, seed: int = 0) -> list[str]:
+  """Returns the lines that a tokenizer is trained on: captions of `categories` and every word in WORDS."""
   rng = np.random.default_rng(seed)
   lines, blank = [], Claim(-1, -1, -1, -1, -1)
   kinds = list(KINDS)

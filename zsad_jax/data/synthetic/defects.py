@@ -1,11 +1,12 @@
-"""Defects: each function spoils a flawless scene, Scene(rng, scene, strength), `strength` in about 0.4..1.
+"""Defects: each function damages a flawless scene, (rng, scene, strength) -> Scene, `strength` in about 0.4 to 1.
 
 Pretraining: crack, scratch, hole, stain, chip, bend, discolour, particle, dent, corrosion, smear, wear, growth.
 Auxiliary: crack, scratch, hole, stain, chip, bend, burn, blister, particle.
-Target: crack, scratch, hole, stain, chip, bend, discolour, thread, swap, glue; the last three for it alone.
+Target: crack, scratch, hole, stain, chip, bend, discolour, and thread, swap and glue, which no other group has.
 """
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageFilter
 from scipy import ndimage
 
@@ -13,8 +14,8 @@ from zsad_jax.data.synthetic import canvas
 from zsad_jax.data.synthetic.canvas import Scene, blob, box, circle, colour, lerp, noise, polyline, pose, step
 
 
-def _spot(rng, scene: Scene, edge=False) -> np.ndarray:
-  """A random point (x, y) on the object; with `edge`, on its outline."""
+def _spot(rng: Generator, scene: Scene, edge: bool = False) -> np.ndarray:
+  """A random point (x, y) on the object, or on its outline if `edge`."""
   cover = np.asarray(Image.fromarray(scene.cover).resize((28, 28), Image.Resampling.BOX))
   where = (cover > .25) & (cover < .75) if edge else cover > .8
   where = where if where.any() else cover >= min(.3, cover.max())
@@ -24,7 +25,7 @@ def _spot(rng, scene: Scene, edge=False) -> np.ndarray:
   return at if edge else np.clip(at, -.82, .82)
 
 
-def _contrast(rng, scene: Scene, at, strength, dark=.5) -> np.ndarray:
+def _contrast(rng: Generator, scene: Scene, at: np.ndarray, strength: float, dark: float = .5) -> np.ndarray:
   """A colour [3] that stands out from the scene at a point by about `strength`."""
   size = scene.cover.shape[0]
   x, y = np.clip(((np.asarray(at) + 1) / 2 * size).astype(int), 0, size - 1)
@@ -33,7 +34,8 @@ def _contrast(rng, scene: Scene, at, strength, dark=.5) -> np.ndarray:
   return np.clip(local + (1 if up else -1) * np.float32(.2 + .4 * strength), .02, .98)
 
 
-def _walk(rng, start, length, joints, turn) -> list[tuple[float, float]]:
+def _walk(rng: Generator, start: np.ndarray, length: float, joints: int, turn: float) -> list[tuple[float, float]]:
+  """Points of a random walk of `length` with steps that turn by about `turn` radians."""
   points, angle = [tuple(start)], rng.uniform(0, 2 * np.pi)
   for _ in range(joints):
     angle += rng.normal(0, turn)
@@ -42,14 +44,14 @@ def _walk(rng, start, length, joints, turn) -> list[tuple[float, float]]:
   return points
 
 
-def _overlay(scene: Scene, tone, alpha, lift=0.) -> Scene:
-  """Paint laid on with opacity `alpha` [R, R], and raised."""
+def _overlay(scene: Scene, tone: np.ndarray, alpha: np.ndarray, lift: float = 0.) -> Scene:
+  """Scene painted in `tone` with opacity `alpha` [R, R], raised by `lift`."""
   alpha = alpha * (scene.cover > .5)
   albedo = lerp(scene.albedo, np.broadcast_to(np.asarray(tone, np.float32), scene.albedo.shape), alpha)
   return scene._replace(albedo=albedo, height=scene.height + np.float32(lift) * alpha)
 
 
-def crack(rng, scene, strength):
+def crack(rng: Generator, scene: Scene, strength: float) -> Scene:
   size, at = scene.cover.shape[0], _spot(rng, scene)
   grid, joints = pose(size), int(rng.integers(5, 9))
   points = _walk(rng, at, rng.uniform(.4, 1.1), joints, .6)
@@ -62,7 +64,7 @@ def crack(rng, scene, strength):
   return _overlay(scene, tone, step(distance, grid.pixel * 1.3), -.25 * strength)
 
 
-def scratch(rng, scene, strength):
+def scratch(rng: Generator, scene: Scene, strength: float) -> Scene:
   size, at = scene.cover.shape[0], _spot(rng, scene)
   grid, angle = pose(size), rng.uniform(0, np.pi)
   tone = _contrast(rng, scene, at, strength, .3)
@@ -77,7 +79,7 @@ def scratch(rng, scene, strength):
   return _overlay(scene, tone, step(distance, grid.pixel * 1.4) * np.float32(.5 + .5 * strength), -.15)
 
 
-def hole(rng, scene, strength):
+def hole(rng: Generator, scene: Scene, strength: float) -> Scene:
   size, at = scene.cover.shape[0], _spot(rng, scene)
   grid = pose(size)
   distance = blob(rng, grid, at, rng.uniform(.06, .17), .2)
@@ -88,7 +90,7 @@ def hole(rng, scene, strength):
   return scene._replace(height=scene.height - inside * np.float32(.5) + rim * (scene.cover > .5) * np.float32(.15))
 
 
-def stain(rng, scene, strength):
+def stain(rng: Generator, scene: Scene, strength: float) -> Scene:
   size, at = scene.cover.shape[0], _spot(rng, scene)
   grid = pose(size)
   distance = blob(rng, grid, at, rng.uniform(.12, .3), .5) + noise(rng, size, 9, 2) * np.float32(.03)
@@ -100,8 +102,8 @@ def stain(rng, scene, strength):
   return _overlay(scene, tone, alpha)
 
 
-def chip(rng, scene, strength):
-  """A piece broken off: an outline bitten off an object, a flake off a surface."""
+def chip(rng: Generator, scene: Scene, strength: float) -> Scene:
+  """A piece broken off: from the outline of an object, or a flake from a surface."""
   size, grid = scene.cover.shape[0], pose(scene.cover.shape[0])
   if scene.cover.min() > .5:
     at = _spot(rng, scene)
@@ -118,7 +120,7 @@ def chip(rng, scene, strength):
   return scene._replace(cover=scene.cover * left, height=scene.height - lost)
 
 
-def bend(rng, scene, strength):
+def bend(rng: Generator, scene: Scene, strength: float) -> Scene:
   """Part of the scene pushed aside: coordinates are displaced within a soft disc."""
   size, at = scene.cover.shape[0], _spot(rng, scene, edge=scene.cover.min() < .5)
   grid = pose(size)
@@ -135,7 +137,7 @@ def bend(rng, scene, strength):
   return scene._replace(albedo=layers[..., :3], height=layers[..., 3], cover=layers[..., 4])
 
 
-def discolour(rng, scene, strength):
+def discolour(rng: Generator, scene: Scene, strength: float) -> Scene:
   size, at = scene.cover.shape[0], _spot(rng, scene)
   grid = pose(size, rng.uniform(0, np.pi), 1., at)
   if rng.random() < .5:
@@ -150,7 +152,7 @@ def discolour(rng, scene, strength):
   return _overlay(scene, tone, step(distance, rng.choice([.04, .12])))
 
 
-def particle(rng, scene, strength):
+def particle(rng: Generator, scene: Scene, strength: float) -> Scene:
   size, at = scene.cover.shape[0], _spot(rng, scene)
   tone = colour(rng, rng.choice(list(canvas.COLOURS))) if rng.random() < .4 else _contrast(rng, scene, at, strength)
   for _ in range(int(rng.integers(1, 5))):
@@ -160,7 +162,7 @@ def particle(rng, scene, strength):
   return scene
 
 
-def dent(rng, scene, strength):
+def dent(rng: Generator, scene: Scene, strength: float) -> Scene:
   size, at = scene.cover.shape[0], _spot(rng, scene)
   grid = pose(size, rng.uniform(0, np.pi), 1., at)
   r = np.hypot(grid.u, grid.v * np.float32(rng.uniform(1, 1.8))) / np.float32(rng.uniform(.12, .26))
@@ -170,8 +172,8 @@ def dent(rng, scene, strength):
   return scene._replace(albedo=albedo, height=scene.height + np.float32(sign * (1.2 + 1.8 * strength)) * bowl)
 
 
-def corrosion(rng, scene, strength):
-  """Speckles that crowd together about a point."""
+def corrosion(rng: Generator, scene: Scene, strength: float) -> Scene:
+  """Speckles that crowd around a point."""
   size, at = scene.cover.shape[0], _spot(rng, scene)
   distance = blob(rng, pose(size), at, rng.uniform(.18, .35), .4)
   crowd = np.clip(.3 - distance / np.float32(.2), 0, 1.3)
@@ -182,8 +184,8 @@ def corrosion(rng, scene, strength):
   return _overlay(scene, tone, inside * np.float32(.5 + .5 * strength), -.15)
 
 
-def smear(rng, scene, strength):
-  """Everything within a patch blurred along one direction, and a little tinted."""
+def smear(rng: Generator, scene: Scene, strength: float) -> Scene:
+  """A patch blurred along one direction and slightly tinted."""
   size, at = scene.cover.shape[0], _spot(rng, scene)
   inside = step(blob(rng, pose(size), at, rng.uniform(.16, .3), .4), .06) * (scene.cover > .5)
   turn, reach = rng.uniform(0, np.pi), size * rng.uniform(.04, .08)
@@ -195,8 +197,8 @@ def smear(rng, scene, strength):
   return scene._replace(height=scene.height * (1 - inside * np.float32(.8)))
 
 
-def wear(rng, scene, strength):
-  """A patch rubbed flat: its colours fade into one, its relief goes."""
+def wear(rng: Generator, scene: Scene, strength: float) -> Scene:
+  """A patch rubbed flat: its colours fade into one, its relief vanishes."""
   size, at = scene.cover.shape[0], _spot(rng, scene)
   distance = blob(rng, pose(size), at, rng.uniform(.16, .34), .4) + noise(rng, size, 12, 2) * np.float32(.04)
   inside = step(distance, .1) * (scene.cover > .5)
@@ -206,8 +208,8 @@ def wear(rng, scene, strength):
   return scene._replace(height=scene.height * (1 - inside))
 
 
-def growth(rng, scene, strength):
-  """Something foreign that has spread: an irregular patch with a texture of its own."""
+def growth(rng: Generator, scene: Scene, strength: float) -> Scene:
+  """An irregular patch of foreign matter with a texture of its own."""
   size, at = scene.cover.shape[0], _spot(rng, scene)
   distance = blob(rng, pose(size), at, rng.uniform(.12, .26), .5) + noise(rng, size, 7, 3) * np.float32(.06)
   texture = noise(rng, size, rng.uniform(6, 50), int(rng.integers(1, 3)))
@@ -217,14 +219,14 @@ def growth(rng, scene, strength):
   return _overlay(scene, tone, inside * np.float32(.55 + .45 * strength), rng.choice([0., .4]))
 
 
-def burn(rng, scene, strength):
+def burn(rng: Generator, scene: Scene, strength: float) -> Scene:
   size, at = scene.cover.shape[0], _spot(rng, scene)
   distance = blob(rng, pose(size), at, rng.uniform(.14, .28), .4) + noise(rng, size, 16, 2) * np.float32(.03)
   scene = _overlay(scene, scene.albedo * np.float32([.6, .45, .3]), step(distance - np.float32(.05), .18))
   return _overlay(scene, [.05, .04, .03], step(distance + np.float32(.06), .14) * np.float32(.4 + .5 * strength))
 
 
-def blister(rng, scene, strength):
+def blister(rng: Generator, scene: Scene, strength: float) -> Scene:
   size, at = scene.cover.shape[0], _spot(rng, scene)
   for _ in range(int(rng.integers(2, 7))):
     grid = pose(size, 0., 1., at + rng.normal(0, .13, 2))
@@ -236,7 +238,7 @@ def blister(rng, scene, strength):
   return scene
 
 
-def thread(rng, scene, strength):
+def thread(rng: Generator, scene: Scene, strength: float) -> Scene:
   size, at = scene.cover.shape[0], _spot(rng, scene)
   grid = pose(size)
   points = _walk(rng, at, rng.uniform(.6, 1.3), 9, .45)
@@ -247,8 +249,8 @@ def thread(rng, scene, strength):
   return _overlay(scene, tone, step(distance, grid.pixel * 1.3), .3)
 
 
-def swap(rng, scene, strength):
-  """A square of the scene turned and put in the wrong place."""
+def swap(rng: Generator, scene: Scene, strength: float) -> Scene:
+  """A square of the scene, rotated and put in the wrong place."""
   size = scene.cover.shape[0]
   side = int(size * rng.uniform(.16, .22 + .1 * strength))
   centres = []
@@ -263,8 +265,8 @@ def swap(rng, scene, strength):
   return scene._replace(albedo=albedo, height=height)
 
 
-def glue(rng, scene, strength):
-  """A clear glossy drop: what lies below is brightened and blurred, with a highlight on its edge."""
+def glue(rng: Generator, scene: Scene, strength: float) -> Scene:
+  """A clear glossy drop: the scene below is brightened and blurred, with a highlight on its edge."""
   size, at = scene.cover.shape[0], _spot(rng, scene)
   distance = blob(rng, pose(size), at, rng.uniform(.13, .25), .45)
   on = scene.cover > .5

@@ -1,11 +1,12 @@
-"""Made-up kinds of things for pretraining: each comes in a few makes, the rest varies from piece to piece.
+"""Invented categories for pretraining: each comes in a few makes, and pieces of a make vary.
 
-With few makes to learn from, a network learns what each looks like when whole.  With hundreds, all different, what is
-left to learn is what damage looks like on anything.  Nothing here draws what the auxiliary and target kinds do: no
-wires in a jacket, no stitches, no flakes of several colours.
+With few categories a network would learn what each looks like when flawless. With hundreds of different ones it has to
+learn what damage looks like on anything. Nothing here resembles the auxiliary and target categories: no wires in a
+jacket, no stitches, no flakes of several colours.
 """
 
 import numpy as np
+from numpy.random import Generator
 
 from zsad_jax.data.synthetic import objects, surfaces
 from zsad_jax.data.synthetic.canvas import Grid, Scene, box, circle, colour, lerp, noise, part, segment, step
@@ -27,12 +28,12 @@ _ACCENTS = ('red', 'orange', 'yellow', 'green', 'blue', 'purple', 'white', 'blac
 
 
 def _near(rng, value, spread=.1):
-  """`value`, a little different in each piece."""
+  """`value`, varied from piece to piece."""
   return value * rng.uniform(1 - spread, 1 + spread)
 
 
 def _outline(plan, rng):
-  """Distance function (u, v) -> [R, R] of a kind's silhouette, within about .85 of the centre."""
+  """Distance function (u, v) -> [R, R] of a silhouette within about .85 of the centre."""
   kind, width, height = plan.integers(9), _near(rng, plan.uniform(.55, .85)), _near(rng, plan.uniform(.35, .8))
   corner, count = plan.uniform(.02, .3), int(plan.integers(3, 9))
   wave, turn = plan.uniform(.02, .1), plan.uniform(0, 6.3)
@@ -60,7 +61,7 @@ def _outline(plan, rng):
 
 
 def _mark(plan, rng, reach):
-  """Distance function of a small shape about its own origin, `reach` wide."""
+  """Distance function of a small shape around its own origin, `reach` wide."""
   kind, aspect, f = plan.integers(6), plan.uniform(.3, 1.), plan.uniform(20, 45)
   reach = _near(rng, reach, .06)
   return [lambda u, v: circle(u, v, reach), lambda u, v: box(u, v, reach, reach * aspect, reach * .1),
@@ -70,7 +71,7 @@ def _mark(plan, rng, reach):
 
 
 def _places(plan, rng, u, v):
-  """Coordinates (u, v) folded so that a mark drawn once appears once, mirrored, in a ring, in a row or in a lattice."""
+  """Coordinates (u, v) folded so that one mark appears once, mirrored, in a ring, in a row or in a lattice."""
   kind, away, count = plan.integers(6), plan.uniform(.2, .55), int(plan.integers(3, 10))
   pitch, swap = np.float32(_near(rng, plan.uniform(.25, .45))), plan.random() < .5
   a, b = (v, u) if swap else (u, v)
@@ -86,17 +87,17 @@ def _places(plan, rng, u, v):
     return a - row * pitch, b
   if kind == 4:
     return (a + pitch / 2) % pitch - pitch / 2, (b + pitch / 2) % pitch - pitch / 2
-  loose = rng.uniform(-.4, .4, 2)  # prints and labels that sit elsewhere on each piece
+  loose = rng.uniform(-.4, .4, 2)  # prints and labels whose place varies from piece to piece
   return a - np.float32(loose[0]), b - np.float32(loose[1] * .6)
 
 
 def _make(kind: int, surface: bool, rng) -> np.random.Generator:
-  """What decides on the look of one of the makes of a kind."""
+  """The generator that determines the look of a random make of a category."""
   return np.random.default_rng([kind, surface, int(rng.integers(MAKES))])
 
 
-def draw_object(kind: int, rng, size: int, paint) -> Scene:
-  """One flawless piece of that kind: a silhouette with a few marks, bands, pins and a texture of its own."""
+def draw_object(kind: int, rng: Generator, size: int, paint: np.ndarray) -> Scene:
+  """Returns one flawless object of category `kind`: a silhouette with marks, bands, pins and a texture of its own."""
   plan = _make(kind, False, rng)
   upright = plan.random() < .25
   scene, grid = objects.start(rng, size, .4 if upright else np.pi, low=.68)
@@ -116,7 +117,7 @@ def draw_object(kind: int, rng, size: int, paint) -> Scene:
   if plan.random() < .3:
     hole = _mark(plan, rng, plan.uniform(.08, .25))(*_places(plan, rng, u, v))
     keep = 1 - step(np.maximum(hole, body + np.float32(.06)), grid.pixel * 1.5)
-    if (scene.cover * keep).sum() > .6 * scene.cover.sum():  # of a thin piece too little would be left
+    if (scene.cover * keep).sum() > .6 * scene.cover.sum():  # a thin piece would nearly vanish
       scene = scene._replace(cover=scene.cover * keep)
   if plan.random() < .25:
     rib = np.sin((u if plan.random() < .5 else np.hypot(u, v)) * np.float32(_near(rng, plan.uniform(14, 40))))
@@ -126,7 +127,7 @@ def draw_object(kind: int, rng, size: int, paint) -> Scene:
 
 
 def _banded(plan, rng, scene, grid, body, paint) -> Scene:
-  """Scene with one side or a stripe of the body in a second colour."""
+  """The scene with one side or a stripe of the body in a second colour."""
   along = grid.u if plan.random() < .5 else grid.v
   at = np.float32(_near(rng, plan.uniform(-.3, .3)))
   edge = at - along if plan.random() < .5 else np.abs(along - at) - np.float32(plan.uniform(.06, .2))
@@ -136,7 +137,7 @@ def _banded(plan, rng, scene, grid, body, paint) -> Scene:
 
 
 def _marked(plan, rng, scene, grid, body, paint) -> Scene:
-  """Scene with one kind of mark on the body: printed, raised or sunk."""
+  """The scene with one kind of mark on the body: printed, raised or recessed."""
   x, y = _places(plan, rng, grid.u, grid.v)
   shape = np.maximum(_mark(plan, rng, plan.uniform(.06, .3))(x, y), body + np.float32(plan.uniform(.03, .12)))
   if plan.random() < .3:
@@ -146,8 +147,8 @@ def _marked(plan, rng, scene, grid, body, paint) -> Scene:
   return part(scene, grid, shape, tone, 0. if kind == 0 else plan.choice([-.3, .3]), .04)
 
 
-def draw_surface(kind: int, rng, size: int, paint) -> Scene:
-  """One flawless piece of that surface: a layer or two of texture, perhaps cells with joints, perhaps a print."""
+def draw_surface(kind: int, rng: Generator, size: int, paint: np.ndarray) -> Scene:
+  """Returns one flawless surface of category `kind`: layers of texture, possibly cells with joints or a print."""
   plan = _make(kind, True, rng)
   grid = surfaces.view(rng, size, plan.choice([.2, np.pi]))
   albedo, height = surfaces.tone(paint, np.zeros((size, size), np.float32)), np.zeros((size, size), np.float32)
@@ -163,7 +164,7 @@ def draw_surface(kind: int, rng, size: int, paint) -> Scene:
 
 
 def _texture(plan, rng, grid, size):
-  """A field [R, R] of about unit size: clouds, fibres, waves, a weave, rings or pores."""
+  """A field [R, R] of about unit amplitude: clouds, fibres, waves, a weave, rings or pores."""
   kind, f, cells = plan.integers(6), np.float32(_near(rng, plan.uniform(10, 40))), plan.uniform(3, 40)
   warp = noise(rng, size, 4) * np.float32(plan.uniform(0, .8))
   if kind == 0:

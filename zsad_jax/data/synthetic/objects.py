@@ -1,18 +1,22 @@
-"""Objects: each function draws one flawless piece, Scene(rng, size, paint), `paint` [3] its main reflectance.
+"""Objects: each function draws one flawless piece, (rng, size, paint) -> Scene; `paint` [3] is its main reflectance.
 
 Pretraining: washer, gear, button, biscuit, microchip, key, bolt, toy, plate, domino. Auxiliary: capsule, battery,
 plug. Target: cable, leaf, jar_lid.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.random import Generator
 
 from zsad_jax.data.synthetic.canvas import Grid, Scene, box, circle, colour, lerp, noise, part, pose, segment, step
 
 PLAIN = ('white', 'gray', 'black', 'beige', 'blue', 'green', 'brown')
 
 
-def start(rng, size, tilt=np.pi, low=.62, high=.95, reach=.14) -> tuple[Scene, Grid]:
-  """An empty table and a random pose on it."""
+def start(rng: Generator, size: int, tilt: float = np.pi, low: float = .62, high: float = .95, reach: float = .14
+          ) -> tuple[Scene, Grid]:
+  """Returns an empty table and a random pose on it."""
   base = colour(rng, rng.choice(PLAIN), .08)
   field = np.zeros((size, size), np.float32)
   if rng.random() < .6:
@@ -23,8 +27,8 @@ def start(rng, size, tilt=np.pi, low=.62, high=.95, reach=.14) -> tuple[Scene, G
   return Scene(np.broadcast_to(base, (size, size, 3)), blank, blank, ground, rng.choice([0., .3, .8])), grid
 
 
-def apart(rng, paint, choices=None) -> np.ndarray:
-  """A second colour that stands out from `paint`."""
+def apart(rng: Generator, paint: np.ndarray, choices: Sequence[str] | None = None) -> np.ndarray:
+  """Returns a second colour that stands out from `paint`."""
   names = list(choices or ('red', 'orange', 'yellow', 'green', 'blue', 'purple', 'white', 'black', 'silver', 'brown'))
   for name in rng.permutation(names):
     found = colour(rng, name)
@@ -33,19 +37,20 @@ def apart(rng, paint, choices=None) -> np.ndarray:
   return np.float32(1) - paint
 
 
-def rough(rng, scene: Scene, cells, strength) -> Scene:
+def rough(rng: Generator, scene: Scene, cells: float, strength: float) -> Scene:
+  """Returns the scene with uneven reflectance."""
   field = noise(rng, scene.height.shape[0], cells, 2)
   return scene._replace(albedo=scene.albedo * (1 + np.float32(strength) * field)[..., None])
 
 
-def radial(grid: Grid, count: int, phase: float):
-  """Coordinates folded into one of `count` equal sectors: along the sector's axis, across it."""
+def radial(grid: Grid, count: int, phase: float) -> tuple[np.ndarray, np.ndarray]:
+  """Returns coordinates folded into one of `count` equal sectors: along the sector's axis, and across it."""
   r, sector = np.hypot(grid.u, grid.v), np.float32(2 * np.pi / count)
   angle = (np.arctan2(grid.v, grid.u) + np.float32(phase)) % sector - sector / 2
   return r * np.cos(angle), r * np.sin(angle)
 
 
-def washer(rng, size, paint):
+def washer(rng: Generator, size: int, paint: np.ndarray) -> Scene:
   scene, grid = start(rng, size)
   r = np.hypot(grid.u, grid.v)
   inner, outer = rng.uniform(.25, .45), rng.uniform(.7, .85)
@@ -57,7 +62,7 @@ def washer(rng, size, paint):
   return rough(rng, scene, 12, .03)
 
 
-def gear(rng, size, paint):
+def gear(rng: Generator, size: int, paint: np.ndarray) -> Scene:
   scene, grid = start(rng, size)
   teeth, depth = int(rng.integers(8, 15)), rng.uniform(.08, .14)
   a, b = radial(grid, teeth, 0.)
@@ -73,7 +78,7 @@ def gear(rng, size, paint):
   return rough(rng, scene, 15, .03)
 
 
-def button(rng, size, paint):
+def button(rng: Generator, size: int, paint: np.ndarray) -> Scene:
   scene, grid = start(rng, size)
   scene = part(scene, grid, circle(grid.u, grid.v, .8), paint, .5, .12, cover=True)
   dish = circle(grid.u, grid.v, rng.uniform(.5, .64))
@@ -83,7 +88,7 @@ def button(rng, size, paint):
   return part(scene, grid, circle(a - np.float32(away), b, rng.uniform(.07, .1)), paint * np.float32(.2), -.3, .05)
 
 
-def biscuit(rng, size, paint):
+def biscuit(rng: Generator, size: int, paint: np.ndarray) -> Scene:
   scene, grid = start(rng, size)
   edge = box(grid.u, grid.v, .8, rng.uniform(.55, .8), .15) if rng.random() < .5 else circle(grid.u, grid.v, .8)
   edge = edge + np.float32(.03) * np.cos(np.arctan2(grid.v, grid.u) * int(rng.integers(16, 30)))
@@ -94,7 +99,7 @@ def biscuit(rng, size, paint):
   return part(scene, grid, dots, paint * np.float32(.5), -.3, .04)
 
 
-def microchip(rng, size, paint):
+def microchip(rng: Generator, size: int, paint: np.ndarray) -> Scene:
   scene, grid = start(rng, size, .5)
   half, pins = rng.uniform(.4, .6), int(rng.integers(5, 9))
   pitch = np.float32(1.5 / pins)
@@ -110,7 +115,7 @@ def microchip(rng, size, paint):
   return rough(rng, scene, 20, .02)
 
 
-def key(rng, size, paint):
+def key(rng: Generator, size: int, paint: np.ndarray) -> Scene:
   scene, grid = start(rng, size)
   bow = np.maximum(circle(grid.u + np.float32(.5), grid.v, .33), -circle(grid.u + np.float32(.6), grid.v, .12))
   teeth = np.float32(.05) * np.sign(np.sin(grid.u * np.float32(rng.uniform(14, 26)) + np.float32(rng.uniform(0, 6))))
@@ -122,7 +127,7 @@ def key(rng, size, paint):
   return rough(rng, scene, 14, .03)
 
 
-def bolt(rng, size, paint):
+def bolt(rng: Generator, size: int, paint: np.ndarray) -> Scene:
   scene, grid = start(rng, size)
   thick, f = rng.uniform(.13, .2), np.float32(rng.uniform(28, 44))
   wave = np.sin(grid.u * f + grid.v * np.float32(4))
@@ -136,8 +141,8 @@ def bolt(rng, size, paint):
   return rough(rng, scene, 14, .03)
 
 
-def toy(rng, size, paint):
-  """Two to five simple shapes in several colours: no two alike, so that only damage is odd."""
+def toy(rng: Generator, size: int, paint: np.ndarray) -> Scene:
+  """Two to five simple shapes in several colours; since all pieces differ, only damage is unusual."""
   scene, grid = start(rng, size)
   for i in range(int(rng.integers(2, 6))):
     turn, reach = rng.uniform(0, 6.3), rng.uniform(.1, .45) * (i > 0)
@@ -153,7 +158,7 @@ def toy(rng, size, paint):
   return rough(rng, scene, rng.choice([6, 20]), rng.uniform(0, .06))
 
 
-def plate(rng, size, paint):
+def plate(rng: Generator, size: int, paint: np.ndarray) -> Scene:
   scene, grid = start(rng, size, low=.7)
   r = np.hypot(grid.u, grid.v)
   scene = part(scene, grid, r - np.float32(.85), paint, .4, .08, cover=True)
@@ -168,7 +173,7 @@ def plate(rng, size, paint):
   return scene
 
 
-def domino(rng, size, paint):
+def domino(rng: Generator, size: int, paint: np.ndarray) -> Scene:
   scene, grid = start(rng, size, low=.75)
   dots = apart(rng, paint)
   scene = part(scene, grid, box(grid.u, grid.v, .82, .44, rng.uniform(.02, .12)), paint, .5, .06, cover=True)
@@ -183,7 +188,7 @@ def domino(rng, size, paint):
   return scene
 
 
-def capsule(rng, size, paint):
+def capsule(rng: Generator, size: int, paint: np.ndarray) -> Scene:
   scene, grid = start(rng, size)
   long, thick = rng.uniform(.4, .55), rng.uniform(.24, .34)
   body = segment(grid.u, grid.v, (-long, 0), (long, 0), thick)
@@ -199,7 +204,7 @@ def capsule(rng, size, paint):
   return scene
 
 
-def battery(rng, size, paint):
+def battery(rng: Generator, size: int, paint: np.ndarray) -> Scene:
   scene, grid = start(rng, size)
   thick = rng.uniform(.24, .34)
   nub = box(grid.u - np.float32(.82), grid.v, .07, thick * .4, .02)
@@ -214,7 +219,7 @@ def battery(rng, size, paint):
   return scene
 
 
-def plug(rng, size, paint):
+def plug(rng: Generator, size: int, paint: np.ndarray) -> Scene:
   scene, grid = start(rng, size, .6)
   pins, wide = int(rng.integers(2, 5)), rng.uniform(.45, .7)
   for x in np.linspace(-wide * .7, wide * .7, pins):
@@ -228,8 +233,8 @@ def plug(rng, size, paint):
   return scene
 
 
-def cable(rng, size, paint):
-  """Cross-section: a jacket around a few insulated wires with stranded cores."""
+def cable(rng: Generator, size: int, paint: np.ndarray) -> Scene:
+  """Cross-section of a jacket around a few insulated wires with stranded cores."""
   scene, grid = start(rng, size, low=.7)
   scene = part(scene, grid, circle(grid.u, grid.v, .85), paint, .3, .05, cover=True)
   scene = part(scene, grid, circle(grid.u, grid.v, .74), paint * np.float32(.55), -.2, .05)
@@ -246,7 +251,7 @@ def cable(rng, size, paint):
   return scene
 
 
-def leaf(rng, size, paint):
+def leaf(rng: Generator, size: int, paint: np.ndarray) -> Scene:
   scene, grid = start(rng, size, low=.75)
   fat, wave = rng.uniform(.4, .6), rng.uniform(0, .04)
   span = np.maximum(1 - (grid.u / np.float32(.88)) ** 2, 0)
@@ -261,7 +266,7 @@ def leaf(rng, size, paint):
   return rough(rng, scene, 9, .07)
 
 
-def jar_lid(rng, size, paint):
+def jar_lid(rng: Generator, size: int, paint: np.ndarray) -> Scene:
   scene, grid = start(rng, size, low=.72)
   ridges = int(rng.integers(30, 50))
   angle = np.arctan2(grid.v, grid.u)

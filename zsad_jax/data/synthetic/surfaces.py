@@ -1,37 +1,41 @@
-"""Surfaces: each function draws one flawless piece, Scene(rng, size, paint), `paint` [3] its main reflectance.
+"""Surfaces: each function draws one flawless piece, (rng, size, paint) -> Scene; `paint` [3] is its main reflectance.
 
 Pretraining: wood, brick, fabric, concrete, tile, marble, brushed_metal, printed_paper, sponge.
 Auxiliary: leather, carpet, mesh. Target: terrazzo, knit, shingle.
 """
 
 import numpy as np
+from numpy.random import Generator
 
 from zsad_jax.data.synthetic.canvas import Grid, Scene, colour, lerp, noise, pose, step
 
 
-def scene(albedo, height, gloss=0.) -> Scene:
+def scene(albedo: np.ndarray, height: np.ndarray, gloss: float = 0.) -> Scene:
+  """Returns a scene that fills the image."""
   size = albedo.shape[0]
   return Scene(np.clip(albedo, 0, 1).astype(np.float32), height.astype(np.float32),
                np.ones((size, size), np.float32), np.zeros((size, size, 3), np.float32), gloss)
 
 
-def tone(paint, field) -> np.ndarray:
-  """`paint` made lighter and darker by a field [R, R]."""
+def tone(paint: np.ndarray, field: np.ndarray) -> np.ndarray:
+  """Returns `paint` [3] made lighter and darker by a field [R, R]."""
   return paint[None, None] * (1 + field)[..., None]
 
 
-def view(rng, size, tilt=np.pi, low=.8, high=1.3) -> Grid:
+def view(rng: Generator, size: int, tilt: float = np.pi, low: float = .8, high: float = 1.3) -> Grid:
+  """Returns a random pose: turned by up to `tilt` radians, enlarged by `low` to `high`."""
   return pose(size, rng.uniform(-tilt, tilt) if tilt else 0., rng.uniform(low, high), rng.uniform(-.5, .5, 2))
 
 
-def hashed(i, j, salt: int) -> np.ndarray:
-  """Uniform [0, 1) float32, a fixed function of integer cell coordinates."""
+def hashed(i: np.ndarray, j: np.ndarray, salt: int) -> np.ndarray:
+  """Returns float32 uniform in [0, 1), a fixed function of integer cell coordinates."""
   mixed = (i.astype(np.int64) * 73856093) ^ (j.astype(np.int64) * 19349663) ^ (salt * 83492791)
   return ((mixed * 2654435761 >> 7) & 0xffff).astype(np.float32) / np.float32(65536)
 
 
-def cells(u, v, pitch, shape=1., stagger=0.):
-  """Cell numbers (i, j) and place within the cell in -1..1, of a wall of pitch x pitch * shape bricks."""
+def cells(u: np.ndarray, v: np.ndarray, pitch: float, shape: float = 1., stagger: float = 0.
+          ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+  """Returns cell numbers (i, j) and places (x, y) in [-1, 1] within cells, for bricks of pitch x (pitch * shape)."""
   row = v / np.float32(pitch * shape)
   j = np.floor(row)
   column = u / np.float32(pitch) + np.float32(stagger) * (j % 2)
@@ -39,7 +43,7 @@ def cells(u, v, pitch, shape=1., stagger=0.):
   return i, j, (column - i) * 2 - 1, (row - j) * 2 - 1
 
 
-def wood(rng, size, paint):
+def wood(rng: Generator, size: int, paint: np.ndarray) -> Scene:
   grid = view(rng, size, .25)
   warp = noise(rng, size, 2.5, 2) * np.float32(.12)
   rings = np.sin((grid.u * np.float32(rng.uniform(5, 10)) + grid.v * np.float32(.4) + warp * 8)
@@ -52,7 +56,7 @@ def wood(rng, size, paint):
   return scene(tone(paint, field), fibre * np.float32(.06), .1)
 
 
-def brick(rng, size, paint):
+def brick(rng: Generator, size: int, paint: np.ndarray) -> Scene:
   grid = view(rng, size, .15)
   i, j, x, y = cells(grid.u, grid.v, rng.uniform(.5, .8), rng.uniform(.4, .55), .5)
   joint = rng.uniform(.04, .08)
@@ -64,7 +68,7 @@ def brick(rng, size, paint):
   return scene(lerp(mortar, stone, inside), inside * np.float32(.35) + rough * np.float32(.07))
 
 
-def fabric(rng, size, paint):
+def fabric(rng: Generator, size: int, paint: np.ndarray) -> Scene:
   grid = view(rng, size)
   f = np.float32(rng.uniform(22, 38))
   warp = noise(rng, size, 3) * np.float32(.25)
@@ -78,14 +82,14 @@ def fabric(rng, size, paint):
   return scene(albedo, over * np.float32(.2))
 
 
-def concrete(rng, size, paint):
+def concrete(rng: Generator, size: int, paint: np.ndarray) -> Scene:
   coarse, fine = noise(rng, size, 4, 3), noise(rng, size, size / 2.2)
   pores = np.clip(noise(rng, size, rng.uniform(22, 34)) - np.float32(rng.uniform(2., 2.5)), 0, .6)
   field = coarse * np.float32(rng.uniform(.04, .1)) + fine * np.float32(.05) - pores * np.float32(.5)
   return scene(tone(paint, field), fine * np.float32(.1) - pores)
 
 
-def tile(rng, size, paint):
+def tile(rng: Generator, size: int, paint: np.ndarray) -> Scene:
   grid = view(rng, size, .3)
   i, j, x, y = cells(grid.u, grid.v, rng.uniform(.4, .8))
   inside = step(np.maximum(np.abs(x), np.abs(y)) - np.float32(rng.uniform(.9, .95)), grid.pixel * 4)
@@ -97,7 +101,7 @@ def tile(rng, size, paint):
                 inside * np.float32(.3), .5)
 
 
-def marble(rng, size, paint):
+def marble(rng: Generator, size: int, paint: np.ndarray) -> Scene:
   grid = view(rng, size)
   flow = noise(rng, size, 2.5, 4)
   vein = 1 - np.abs(np.sin(grid.u * np.float32(rng.uniform(1.5, 3)) + flow * np.float32(rng.uniform(.8, 1.6))))
@@ -107,7 +111,7 @@ def marble(rng, size, paint):
   return scene(lerp(base, np.broadcast_to(second, base.shape), vein), np.zeros((size, size)), .2)
 
 
-def brushed_metal(rng, size, paint):
+def brushed_metal(rng: Generator, size: int, paint: np.ndarray) -> Scene:
   streak = noise(rng, size, size / 1.6, 1, stretch=size / 3)
   if rng.random() < .5:
     streak = np.ascontiguousarray(streak.T)
@@ -115,7 +119,7 @@ def brushed_metal(rng, size, paint):
   return scene(tone(paint, field), streak * np.float32(.03), .3)
 
 
-def printed_paper(rng, size, paint):
+def printed_paper(rng: Generator, size: int, paint: np.ndarray) -> Scene:
   grid = view(rng, size, .4)
   _, _, x, y = cells(grid.u, grid.v, rng.uniform(.18, .34), 1., rng.choice([0., .5]))
   kind = rng.integers(3)
@@ -126,21 +130,21 @@ def printed_paper(rng, size, paint):
   return scene(lerp(base, np.broadcast_to(ink, base.shape), step(mark, grid.pixel * 8)), np.zeros((size, size)))
 
 
-def sponge(rng, size, paint):
+def sponge(rng: Generator, size: int, paint: np.ndarray) -> Scene:
   field = noise(rng, size, rng.uniform(9, 16), 3)
   pores = np.clip(field - np.float32(rng.uniform(.5, 1.1)), 0, 1.2)
   return scene(tone(paint, -pores * np.float32(.35) + noise(rng, size, size / 3) * np.float32(.03)),
                 -pores * np.float32(.7) + field * np.float32(.1))
 
 
-def leather(rng, size, paint):
+def leather(rng: Generator, size: int, paint: np.ndarray) -> Scene:
   grain = noise(rng, size, rng.uniform(20, 34), 2)
   crease = np.abs(grain)
   field = np.minimum(crease, 1) * np.float32(rng.uniform(.1, .2)) + noise(rng, size, 4, 2) * np.float32(.05)
   return scene(tone(paint, field - np.float32(.08)), np.minimum(crease, 1) * np.float32(.35), .3)
 
 
-def carpet(rng, size, paint):
+def carpet(rng: Generator, size: int, paint: np.ndarray) -> Scene:
   grid = view(rng, size)
   loops = np.sin(grid.u * np.float32(rng.uniform(26, 40)) + noise(rng, size, 20)) * np.float32(.5)
   fuzz = noise(rng, size, size / 2) + loops
@@ -151,7 +155,7 @@ def carpet(rng, size, paint):
                 fuzz * np.float32(.18))
 
 
-def mesh(rng, size, paint):
+def mesh(rng: Generator, size: int, paint: np.ndarray) -> Scene:
   grid = view(rng, size, .8)
   pitch = rng.uniform(.16, .3)
   _, _, x, y = cells(grid.u, grid.v, pitch)
@@ -162,7 +166,7 @@ def mesh(rng, size, paint):
   return scene(lerp(ground, base, inside), inside * (1 - wire) * np.float32(.5), .4)
 
 
-def terrazzo(rng, size, paint):
+def terrazzo(rng: Generator, size: int, paint: np.ndarray) -> Scene:
   field = noise(rng, size, rng.uniform(10, 16), 1)
   other = noise(rng, size, rng.uniform(14, 22), 1)
   base = tone(paint, noise(rng, size, size / 3) * np.float32(.03))
@@ -172,7 +176,7 @@ def terrazzo(rng, size, paint):
   return scene(base, np.zeros((size, size)), .2)
 
 
-def knit(rng, size, paint):
+def knit(rng: Generator, size: int, paint: np.ndarray) -> Scene:
   grid = view(rng, size, .2)
   f = np.float32(rng.uniform(16, 26))
   lean = np.abs((grid.u * f / np.float32(np.pi)) % 2 - 1)
@@ -185,7 +189,7 @@ def knit(rng, size, paint):
   return scene(albedo, stitch * np.float32(.3))
 
 
-def shingle(rng, size, paint):
+def shingle(rng: Generator, size: int, paint: np.ndarray) -> Scene:
   grid = view(rng, size, .2)
   pitch = rng.uniform(.4, .65)
   i, j, x, y = cells(grid.u, grid.v, pitch, .6, .5)

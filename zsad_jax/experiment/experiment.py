@@ -84,10 +84,13 @@ def _one_seed(run: Run, folder: Path, workdir: Path, mode: str, sets: DataSets) 
   encoded = sets.aux if trains and not run.cfg.get('mosaic', 0) else None
   disk_budget.require(run, folder, encoded, sets.target, trains=predictable)
   run = run.for_auxiliary(sets.aux)
-  params = run.fit(folder, sets.aux) if trains else None
+  if trains:
+    memory_budget.require_training(run)
+    params = run.fit(folder, sets.aux)
   if sets.target is None:
     return {}
-  params = run.restore(folder, sets.aux) if params is None else params
+  if not trains:
+    params = run.restore(folder, sets.aux)
   return evaluate_target(run, folder, workdir, params, sets)
 
 

@@ -8,7 +8,7 @@ set; machine.encode_batch and train.batch bound them.
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,7 @@ import numpy as np
 
 from zsad_jax.clip import encoder
 from zsad_jax.engine import runtime
-
-if TYPE_CHECKING:
-  from zsad_jax.experiment.run import Run
+from zsad_jax.experiment.run import Run
 
 IN_FLIGHT = 5  # batches: two read ahead, the one that waits for the reader, the one in use, and its copy on the device
 # Bytes per pixel of the largest category, and those of the metrics' temporaries, as benchmarks/memory.py measured them:
@@ -34,7 +32,7 @@ class Part(NamedTuple):
   remedy: str
 
 
-def fitted(run: 'Run', dataset: Any) -> 'Run':
+def fitted(run: Run, dataset: Any) -> Run:
   """Returns the run of an evaluation, with machine.knn_mib lowered to what machine.max_memory_gb leaves.
 
   Prints the prediction.
@@ -56,7 +54,7 @@ def fitted(run: 'Run', dataset: Any) -> 'Run':
   return run if granted == most else run.with_overrides({'machine.knn_mib': granted / rows / MIB})
 
 
-def evaluation(run: 'Run', dataset: Any) -> list[Part]:
+def evaluation(run: Run, dataset: Any) -> list[Part]:
   """Returns what an evaluation holds in addition to the distances to references."""
   sizes = np.bincount(dataset.category_index, minlength=1)
   largest, category = int(sizes.max()), dataset.categories[int(sizes.argmax())]
@@ -85,12 +83,13 @@ def maps_bytes(images: int, size: int, postprocessed: bool) -> int:
   return kept + min(kept, TEMPORARIES)
 
 
-def training(run: 'Run') -> list[Part]:
-  """Returns what a training on stored features holds of them."""
-  return [_in_flight(run, run.place.rows(run.cfg.train.batch), 'train.batch')]
+def require_training(run: Run) -> None:
+  """Prints what a training on stored features holds of them; raises ValueError if it would not fit."""
+  if not run.trains_on_texts:
+    require([_in_flight(run, run.place.rows(run.cfg.train.batch), 'train.batch')], run.cfg.machine.max_memory_gb)
 
 
-def references_bytes(run: 'Run', categories: int) -> tuple[int, int]:
+def references_bytes(run: Run, categories: int) -> tuple[int, int]:
   """Returns the bytes of all references' features, and of the memory bank made of them."""
   one = encoder.features_shape(run.clip, run.spec._replace(crops=0))
   is_shape = lambda x: isinstance(x, tuple) and not hasattr(x, '_fields')
@@ -101,7 +100,7 @@ def references_bytes(run: 'Run', categories: int) -> tuple[int, int]:
   return _bytes(shaped), _bytes(bank)
 
 
-def distances(run: 'Run') -> tuple[int, int] | None:
+def distances(run: Run) -> tuple[int, int] | None:
   """Returns the bytes of one image's distances to its references, for one patch and for all; None without distances."""
   if not (run.method.traits.nearest_neighbours and run.shots):
     return None
@@ -129,7 +128,7 @@ def require(parts: Sequence[Part], max_gb: float, in_use: int | None = None) -> 
                      f'--config.machine.max_memory_gb={math.ceil(total / 1e8) / 10:g}')
 
 
-def _in_flight(run: 'Run', rows: int, key: str) -> Part:
+def _in_flight(run: Run, rows: int, key: str) -> Part:
   image = encoder.predicted_bytes(run.clip, run.spec) + run.clip.image_size ** 2  # the mask is unpacked
   return Part('features in flight', IN_FLIGHT * rows * image, f'lower --config.{key}')
 

@@ -25,7 +25,7 @@ from zsad_jax.engine import (
   text_features,
   train,
 )
-from zsad_jax.experiment import memory_budget, setup
+from zsad_jax.experiment import setup
 from zsad_jax.methods import Context, Method, Params, Prediction, Stage
 
 Load = Callable[[np.ndarray], tuple[Features, dict]]  # indices -> (Features, batch), in numpy
@@ -205,7 +205,6 @@ class Run:
     """
     if self.trains_on_texts:
       return self._fit_texts(workdir)
-    memory_budget.require(memory_budget.training(self), self.cfg.machine.max_memory_gb)
     params = self.init()
     trained: dict[str, Any] = {}
     context = self.training_context(aux)

@@ -18,7 +18,7 @@ from zsad_jax.clip.feature_spec import Features
 from zsad_jax.data import image_files
 from zsad_jax.data import images as images_lib
 from zsad_jax.engine import features, runtime
-from zsad_jax.experiment import config_files, seeds, setup
+from zsad_jax.experiment import config_files, memory_budget, seeds, setup
 from zsad_jax.experiment.run import Run
 from zsad_jax.methods import Params
 from zsad_jax.methods import Prediction as BatchPrediction
@@ -141,6 +141,7 @@ def _trained(run: Run, folder: Path | None, aux: data.Dataset | None) -> tuple[R
   if run.is_trained(folder, trained_on):
     return run, run.restore(folder, trained_on)
   logging.info('%s holds no finished training of this config; training first', folder)
+  memory_budget.require_training(run)
   return run, run.fit(folder, trained_on)
 
 

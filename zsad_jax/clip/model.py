@@ -137,7 +137,7 @@ class Clip:
 
 def build(arch: Arch | str, params: Any, *, image_size: int | None = None, tokenizer: Any = None,
           fingerprint: str = '') -> Clip:
-  """Returns a Clip with `params` on the default device, where numpy arrays would be copied at every call.
+  """Returns a Clip with `params` on the default device; numpy arrays would be copied there at every call.
 
   Args:
     arch: an architecture, or its name in ARCHS.

@@ -255,7 +255,7 @@ def test_published_tags_have_their_own_repositories_and_digests():
   assert len(set(digests)) == len(digests)
   assert {len(d) for d in digests} == {8, 64}
   for model, tags in published.PUBLISHED.items():
-    assert model in model.ARCHS
+    assert model in clip_lib.ARCHS
     for tag, entry in tags.items():
       assert published.find_digest(entry.sha256.ljust(64, 'f')) == f'{model}:{tag}'
       assert tag in entry.repo

@@ -1,7 +1,6 @@
 """RWDA: its sentences, its training against torch and a golden, its scores worked out by hand, and bad keys."""
 
 import dataclasses
-import functools
 import itertools
 import math
 import re

@@ -96,7 +96,7 @@ def stages(cfg: Config) -> Sequence[Stage]:
   groups = _groups(cfg)
   categories = [tuple(i for i, group in enumerate(groups) if group == g) for g in range(max(groups) + 1)]
   recipe = {'train.epochs': cfg.rpl.epochs, 'train.batch': cfg.rpl.batch, 'optim.lr': cfg.rpl.lr}
-  of_pairs = {0: categories, 1: [None]}[cfg.rpl.k] if cfg.score.text == 'rpl' else []
+  of_pairs: Sequence[Any] = () if cfg.score.text != 'rpl' else [None] if cfg.rpl.k else categories
   return (*(Stage(f'efa{g}', own) for g, own in enumerate(categories)),
           *(Stage(f'rpl{p}', own, recipe) for p, own in enumerate(of_pairs)))
 
@@ -138,7 +138,7 @@ def loss(params: Params, context: Context, features: Features, batch: Batch, rng
   """
   del rng
   group = jnp.take(jnp.asarray(_groups(cfg)), batch['category'])
-  terms = {}
+  terms: dict[str, Any] = {}
   for name, part in params.items():
     kind, g = name[:3], int(name[3:])
     own = batch if kind == 'rpl' and cfg.rpl.k else {**batch, 'valid': batch['valid'] * (group == g)}
@@ -183,12 +183,12 @@ def predict(params: Params, context: Context, features: Features, batch: Batch, 
   text = context.text_features
   own = functools.partial(maps.of_category, category=batch['category'])
   weights = _group_weights(features, own(text['near']), cfg.efa.scale)
-  total = sum(weights[:, g, None, None] * linear_adapter.anomaly_map(
+  total: Any = sum(weights[:, g, None, None] * linear_adapter.anomaly_map(
     params[f'efa{g}'], features, own(text['stacks'][:, g]), clip=clip, cfg=cfg) for g in range(weights.shape[1]))
   tau = cfg.rpl.tau if cfg.score.text == 'rpl' else cfg.temperature
   scores = [multicrop.score(features, own(text['image'][:, p]), tau, cfg.multicrop)
             for p in range(text['image'].shape[1])]
-  score = scores[0] if len(scores) == 1 else sum(weights[:, g] * one for g, one in enumerate(scores))
+  score: Any = scores[0] if len(scores) == 1 else sum(weights[:, g] * one for g, one in enumerate(scores))
   smoothed = maps.gaussian(total, cfg.map.sigma)
   if cfg.rpl.add_map_max:
     score += smoothed.max((1, 2)) / len(cfg.layers)

@@ -141,7 +141,8 @@ def predict(params: Params, context: Context, features: Features, batch: Batch, 
   Raises:
     ValueError: fewshot.shots without a memory bank.
   """
-  pair, score = maps.of_category(context.text_features, batch['category']), 0
+  pair = maps.of_category(context.text_features, batch['category'])
+  score: Any = 0
   if cfg.score != 'fnn':
     score += multicrop.score(features, pair, cfg.temperature, cfg.multicrop)
   if cfg.score != 'clip':

@@ -27,7 +27,7 @@ def feature_spec(clip: Clip, cfg: Config) -> FeatureSpec:
 
 
 def encode_text(params: Params, clip_params: Any, names: Sequence[str], *, clip: Clip,
-                cfg: Config) -> tuple[jax.Array, jax.Array]:
+                cfg: Config) -> tuple[jax.Array, ...]:
   """Returns the features of all texts, normal [C, n, E] and abnormal [C, m, E]."""
   del params
   return prompts.clip_ad(clip, clip_params, names, cfg.data.target, words=cfg.rvs.extra_states,

@@ -41,7 +41,7 @@ def init(rng: jax.Array, clip: Clip, cfg: Config) -> Params:
 
 
 def encode_text(params: Params, clip_params: Any, names: Sequence[str], *, clip: Clip,
-                cfg: Config) -> tuple[jax.Array, jax.Array]:
+                cfg: Config) -> tuple[jax.Array, ...]:
   """Returns the features of all texts, normal [C, n, E] and abnormal [C, m, E]."""
   del params
   return _encode_text(clip_params, names, cfg.data.target, clip, cfg)

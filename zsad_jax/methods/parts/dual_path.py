@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zsad_jax.clip.feature_spec import Features, FeatureSpec, SideStream, Tap, check_layers
 from zsad_jax.methods import Clip, Config, Prediction
@@ -41,8 +42,9 @@ def stages(vision: Any, cfg: Config) -> tuple[Stage, ...]:
   """
   last = vision.layers
   if vision.kind == 'resnet':
-    points = ('pool', None) if cfg.path == 'direct' else ('pool_cosine', 'pool_vv')
-    return (Stage(Tap('clip', last, points[0]), points[1] and Tap('clip', last, points[1], 'cls')),)
+    if cfg.path == 'direct':
+      return (Stage(Tap('clip', last, 'pool'), None),)
+    return (Stage(Tap('clip', last, 'pool_cosine'), Tap('clip', last, 'pool_vv', 'cls')),)
   if cfg.path == 'direct':
     return (Stage(Tap('clip', last), None),)
   length = stage_length(vision, cfg)
@@ -51,7 +53,7 @@ def stages(vision: Any, cfg: Config) -> tuple[Stage, ...]:
                for block in sorted(cfg.layers))
 
 
-def own_tap(vision: Any, cfg: Config, block: int, **changes: str) -> Tap:
+def own_tap(vision: Any, cfg: Config, block: int, **changes: Any) -> Tap:
   """Returns the Tap of CLIP's own stream after `block`, as the released code reads it; see stages."""
   own = Tap('clip', block)
   if cfg.tap_alias and vision.kind == 'vit' and block < vision.layers:
@@ -90,7 +92,7 @@ def similarity(features: Features, text: jax.Array, vision: Any, cfg: Config) ->
     vision: shape of the image tower.
     cfg: the config.
   """
-  total = 0
+  total: Any = 0
   for stage in stages(vision, cfg):
     patches = _unit(features.taps[stage.patches.name])
     if cfg.path == 'direct':
@@ -127,8 +129,8 @@ def postprocess_category(prediction: Prediction, cfg: Config) -> Prediction:
   """Returns the Prediction of one category, numpy arrays, with its final score; see `predict`."""
   if cfg.score_norm != 'class_minmax':
     return prediction
-  score = maps.stretch(prediction.score) + maps.stretch(prediction.map.max((1, 2)))
-  return prediction._replace(score=score)
+  probability, peak = np.asarray(prediction.score), np.asarray(prediction.map).max((1, 2))
+  return prediction._replace(score=maps.stretch(probability) + maps.stretch(peak))
 
 
 def stage_length(vision: Any, cfg: Config) -> int:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zsad_jax.clip.feature_spec import Features, Tap
-from zsad_jax.methods import Batch, Clip, Config, Params
+from zsad_jax.methods import Batch, Clip, Config, Metrics, Params
 from zsad_jax.methods.parts import released
 from zsad_jax.ops import losses, maps
 
@@ -39,7 +39,7 @@ def init(rng: jax.Array, layers: Sequence[int], arch: Any) -> Params:
 
 
 def loss(params: Params, features: Features, pair: jax.Array, batch: Batch, *, clip: Clip, cfg: Config,
-         normal_weight: float = 1.0) -> dict[str, jax.Array]:
+         normal_weight: float = 1.0) -> Metrics:
   """Returns `focal_and_dice` of the layers of cfg.layers.
 
   Args:
@@ -54,7 +54,7 @@ def loss(params: Params, features: Features, pair: jax.Array, batch: Batch, *, c
 
 
 def focal_and_dice(differences: Sequence[jax.Array], batch: Batch, size: int, *,
-                   normal_weight: float = 1.0) -> dict[str, jax.Array]:
+                   normal_weight: float = 1.0) -> Metrics:
   """Returns {'loss_focal', 'loss_dice'}, the sums over the blocks of Focal(S) and Dice(S_a).
 
   S are the probabilities at image_size, the resolution of the masks. An image whose mask is unknown weighs nothing.
@@ -72,7 +72,7 @@ def focal_and_dice(differences: Sequence[jax.Array], batch: Batch, size: int, *,
   if mask.shape[1:] != (size, size):
     raise ValueError(f'masks are {mask.shape[1]}x{mask.shape[2]}; the loss needs them at image_size {size}')
   known = batch['valid'] * batch['has_mask'] if 'has_mask' in batch else batch['valid']
-  terms = {'loss_focal': 0.0, 'loss_dice': 0.0}
+  terms: dict[str, Any] = {'loss_focal': 0.0, 'loss_dice': 0.0}
   for difference in differences:
     focal, dice = losses.focal_and_dice(difference, mask, known, normal_weight=normal_weight)
     terms['loss_focal'] += focal
@@ -82,7 +82,8 @@ def focal_and_dice(differences: Sequence[jax.Array], batch: Batch, size: int, *,
 
 def anomaly_map(params: Params, features: Features, pair: jax.Array, *, clip: Clip, cfg: Config) -> jax.Array:
   """Returns the sum over the blocks of the abnormal text's probability, [B, R, R] at image_size; Args as for `loss`."""
-  return sum(jax.nn.sigmoid(_difference(params, features, block, pair, clip, cfg)) for block in cfg.layers)
+  total: Any = sum(jax.nn.sigmoid(_difference(params, features, block, pair, clip, cfg)) for block in cfg.layers)
+  return total
 
 
 def apply(layer: Params, tokens: jax.Array) -> jax.Array:
@@ -116,7 +117,7 @@ def from_released(arrays: Mapping[str, np.ndarray], widths: Sequence[int], embed
   Raises:
     ValueError: see released.match.
   """
-  shapes = {}
+  shapes: dict[str, tuple[int, ...]] = {}
   for i, width in enumerate(widths):
     shapes |= {f'fc.{i}.weight': (embed, width), f'fc.{i}.bias': (embed,)}
   named = released.match(arrays, shapes, prefix='trainable_linearlayer.', keys='layers, clip')

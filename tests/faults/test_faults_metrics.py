@@ -1,7 +1,8 @@
-"""Scores and maps on which metrics are undefined, break ties or must stop: what they give, and what they say."""
+"""Scores and maps for which metrics are undefined, have ties or must stop: values, reasons and messages."""
 
 import logging
 from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,13 @@ from zsad_jax.engine import evaluate, runtime
 SIZE = 12
 
 
+class Prediction(NamedTuple):
+  score: Any
+  map: Any = None
+
+
 def toy(sizes=(5, 9), labels=None, empty=()):
-  """(data set whose features are its maps, loader); masks of the images `empty` are all zero."""
+  """(data set whose features are its maps, its loader, maps); masks of the images in `empty` are all zero."""
   count = sum(sizes)
   category = np.repeat(np.arange(len(sizes)), sizes).astype(np.int32)
   labels = (np.arange(count) % 2 if labels is None else np.asarray(labels)).astype(np.int32)
@@ -40,14 +46,14 @@ def toy(sizes=(5, 9), labels=None, empty=()):
 @jax.jit
 def predict(features, batch):
   maps = features.taps['map']
-  return {'score': jnp.max(maps, (1, 2)) + 0 * batch['category'], 'map': maps}
+  return Prediction(jnp.max(maps, (1, 2)) + 0 * batch['category'], maps)
 
 
-def run(dataset, load, predict=predict, devices=1, batch=4, **options):
-  return evaluate.run(predict, load, dataset, batch=batch, place=runtime.place(jax.devices()[:devices]), **options)
+def run(dataset, load, predict=predict, batch=4):
+  return evaluate.run(predict, load, dataset, batch=batch, place=runtime.place(jax.devices()[:1]))
 
 
-def test_case_07_one_class_and_empty_categories_are_null_with_a_reason_and_leave_the_mean():
+def test_categories_of_one_class_or_none_are_undefined_with_a_reason_and_not_in_the_mean():
   dataset, load, _ = toy((4, 3, 0, 2), labels=[0, 1, 0, 1, 0, 0, 0, 1, 1])
   result = run(dataset, load)
   assert result.rows['c1']['image_auroc'] == metrics.Value(None, 'no anomalous images')
@@ -59,18 +65,18 @@ def test_case_07_one_class_and_empty_categories_are_null_with_a_reason_and_leave
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
-def test_case_08_nan_and_infinity_name_the_image_and_enter_no_mean(value):
+def test_nan_and_infinity_are_errors_that_name_the_image(value):
   dataset, load, maps = toy()
   maps[6, 4, 4] = value
   with pytest.raises(ValueError, match=r'1 of 144 values of the map of image c1/test/006 are NaN or infinite'):
     run(dataset, load)
-  scored = jax.jit(lambda features, batch: {'score': jnp.max(features.taps['map'], (1, 2))})
+  scored = jax.jit(lambda features, batch: Prediction(jnp.max(features.taps['map'], (1, 2))))
   maps[6] = value
   with pytest.raises(ValueError, match=r'the image scores \(c1/test/006\) are NaN or infinite'):
     run(dataset, load, scored)
 
 
-def test_case_09_constant_maps_are_chance_and_aupro_stays_finite():
+def test_constant_maps_are_chance_and_aupro_is_finite():
   dataset, load, maps = toy()
   maps[:] = 0.25
   for row in run(dataset, load).rows.values():
@@ -78,55 +84,55 @@ def test_case_09_constant_maps_are_chance_and_aupro_stays_finite():
     assert 0 <= row['aupro'].value <= 1
 
 
-def test_case_09_a_million_ties_count_half_each():
+def test_a_million_ties_count_half_each():
   labels = np.arange(2 ** 20) % 2
   scores = np.repeat(np.float32([0.1, 0.2]), 2 ** 19)
   assert metrics.auroc(labels, scores) == 0.5
   assert metrics.average_precision(labels, scores) == 0.5
 
 
-def test_case_09_half_precision_maps_are_scored_as_they_are_and_move_ap_little():
+def test_half_precision_maps_change_ap_little():
   dataset, load, _ = toy((40,))
   wide = run(dataset, load).rows['c0']['pixel_ap'].value
-  halved = jax.jit(lambda features, batch: {'score': jnp.max(features.taps['map'], (1, 2)),
-                                            'map': features.taps['map'].astype(jnp.float16)})
+  halved = jax.jit(lambda features, batch: Prediction(jnp.max(features.taps['map'], (1, 2)),
+                                                      features.taps['map'].astype(jnp.float16)))
   narrow = run(dataset, load, halved).rows['c0']
   assert 0 < abs(narrow['pixel_ap'].value - wide) < 2e-3 and narrow['aupro'].value <= 1
 
 
-def test_case_06_empty_masks_are_counted_and_said_in_an_evaluation(caplog):
+def test_empty_masks_are_counted_and_logged_by_an_evaluation(caplog):
   with caplog.at_level(logging.WARNING):
     result = run(*toy(empty=(1,))[:2])
   assert result.counts['c0']['vanished'] == 1
   assert 'c0: the masks of 1 of 2 anomalous images are empty at this resolution' in caplog.text
 
 
-def test_case_19_devices_batches_and_order_change_no_number():
+def test_batch_size_and_order_change_no_metric():
   dataset, load, _ = toy((7, 2, 9))
   one = run(dataset, load, batch=1)
-  for options in ({'batch': 32}, {'batch': 4, 'devices': 8}, {'batch': 5, 'devices': 3}):
-    other = run(dataset, load, **options)
+  for batch in (4, 5, 32):
+    other = run(dataset, load, batch=batch)
     np.testing.assert_allclose(other.scores, one.scores, atol=1e-5)
     assert other.rows == one.rows and other.counts == one.counts
   backwards = SimpleNamespace(**vars(dataset))
-  turn = np.arange(len(dataset.ids))[::-1]
-  backwards.ids, backwards.labels = [dataset.ids[i] for i in turn], dataset.labels[turn]
-  backwards.category_index = dataset.category_index[turn]
-  turned = run(backwards, lambda indices: _at(load, turn, indices))
-  for category, row in turned.rows.items():
+  order = np.arange(len(dataset.ids))[::-1]
+  backwards.ids, backwards.labels = [dataset.ids[i] for i in order], dataset.labels[order]
+  backwards.category_index = dataset.category_index[order]
+  reverse = run(backwards, lambda indices: _at(load, order, indices))
+  for category, row in reverse.rows.items():
     assert [v.value for v in row.values()] == pytest.approx([v.value for v in one.rows[category].values()], abs=1e-12)
-  np.testing.assert_array_equal(turned.scores[::-1], one.scores)
+  np.testing.assert_array_equal(reverse.scores[::-1], one.scores)
 
 
-def _at(load, turn, indices):
-  """What load gives of the images that stand at `indices` once turned, under their new numbers."""
-  features, batch = load(turn[np.asarray(indices)])
+def _at(load, order, indices):
+  """Rows of the images at `indices` of another order, under their new numbers."""
+  features, batch = load(order[np.asarray(indices)])
   return features, dict(batch, index=np.asarray(indices, np.int32))
 
 
-def test_extra_every_category_and_batch_runs_one_program():
+def test_all_categories_and_batches_run_one_program():
   dataset, load, _ = toy((1, 2, 3, 9, 17))
-  traced = []
-  counting = jax.jit(lambda features, batch: (traced.append(1), predict(features, batch))[1])
+  traces = []
+  counting = jax.jit(lambda features, batch: (traces.append(1), predict(features, batch))[1])
   run(dataset, load, counting)
-  assert len(traced) == counting._cache_size() == 1
+  assert len(traces) == counting._cache_size() == 1

@@ -1,24 +1,24 @@
-"""Speed and memory of preparing and reading images, beside reading their files and decoding them with Pillow.
+"""Speed and memory of preparing and reading images, compared with reading their files and decoding them with Pillow.
 
   python benchmarks/data.py [--images=400] [--long=12000] [--size=1024x768] [--kind=jpg] [--folder=DATASET]
 
 Photographs of `size` are drawn and saved as `kind` in a temporary folder, half of them with a mask, or `--folder` is
 read, in MVTec layout. Every reader sees the same images in the same order, with as many threads as there are cores
-(the pipeline's own default for the last lines), in turns, and the best of `--repeats` turns counts, as whatever else
-the machine does only slows a reader down. Files come from the page cache. MiB/s are of the images' files.
+(the pipeline's own default for the last lines). Readers take turns, and the best of `--repeats` turns counts, since
+other load only slows a reader down. Files come from the page cache. MiB/s refer to the images' files.
 
-  prepare    everything to records on disk, training images and the index of the records included
+  prepare    all images to records on disk, training images and the index of the records included
   read       the bytes of the files
-  decode     Pillow: the image to 8-bit RGB, its mask, where it has one, to grey
+  decode     Pillow: the image to 8-bit RGB, its mask, if it has one, to grey
   transform  decode, and AnomalyCLIP's 518 px: bicubic resizing of the image, bilinear of the mask
-  records    the prepared data set's records, image and mask decoded, to be held against `decode`
-  batches    the pipeline without a transform, to be held against `decode`
-  batches518 the pipeline as training and evaluation use it, to be held against `transform`
+  records    the prepared data set's records, image and mask decoded; compare with `decode`
+  batches    the pipeline without a transform; compare with `decode`
+  batches518 the pipeline as training and evaluation use it; compare with `transform`
 
-Then batches are read as a training reads them, epoch after epoch, until `--long` images have passed, and every
-`--every` of them the memory of this process is printed: what is resident, and, where the C library tells, what of it is
-in use. The rest is code, and freed memory that the C library keeps for the next arrays: it grows over the first
-thousands and then stays. MALLOC_MMAP_THRESHOLD_=1048576 in the environment has it given back at once, which takes time.
+Then batches are read epoch after epoch until `--long` images have passed, and every `--every` of them the memory of
+this process is printed: what is resident and, if the C library tells, what of it is in use. The rest is code, and freed
+memory that the C library keeps for the next arrays: it grows over the first thousands and then stays.
+MALLOC_MMAP_THRESHOLD_=1048576 in the environment returns it at once, which takes time.
 
   python benchmarks/data.py --repeats=0 --size=200x200 --long=30000       shows the memory alone, sooner
 """
@@ -30,6 +30,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent import futures
 from pathlib import Path
 
@@ -38,19 +39,22 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import grain  # noqa: F401, the pipeline imports it late and that takes seconds
-from absl import flags, logging
+from absl import logging
 
 from zsad_jax import data
-from zsad_jax.clip import model, preprocess
-from zsad_jax.data import folder, pipeline
+from zsad_jax.clip import archs, preprocess
+from zsad_jax.data import pipeline
+from zsad_jax.data.layouts import mvtec
 
 SIZE, BATCH = 518, 8
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+COMPARED = {'records': 'decode', 'batches': 'decode', 'batches518': 'transform'}
+
+Pair = tuple[Path, Path | None]  # image file, mask file
 
 
-def draw(root, count, size, kind):
-  """Photographs with the detail of real ones, every other with a defect and its mask, in MVTec layout."""
+def draw(root: Path, count: int, size: tuple[int, int], kind: str) -> None:
+  """Draws photographs with the detail of real ones, every other with a defect and its mask, in MVTec layout."""
   rng = np.random.default_rng(0)
   width, height = size
   for i in range(count):
@@ -69,21 +73,21 @@ def draw(root, count, size, kind):
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=90)
 
 
-def threaded(function, items):
-  """Calls function(item) of all on as many threads as there are cores."""
+def run_threaded(function: Callable, items: Iterable) -> None:
+  """Calls function(item) of all items on as many threads as there are cores."""
   with futures.ThreadPoolExecutor(CORES) as pool:
-    for done in pool.map(function, items):
-      del done
+    for result in pool.map(function, items):
+      del result
 
 
-def nothing(image):
-  """A transform of a decoded image that takes no time."""
+def no_transform(image: Image.Image) -> np.ndarray:
+  """Returns an array at no cost."""
   del image
   return np.zeros((8, 8, 3), np.float32)
 
 
-def decode(pair):
-  """The RGB image and the grey mask, or None, of two files."""
+def decode(pair: Pair) -> tuple[Image.Image, Image.Image | None]:
+  """Returns the RGB image and the grey mask, if any, of two files."""
   with Image.open(pair[0]) as image:
     image = image.convert('RGB')
   if pair[1] is None:
@@ -92,59 +96,58 @@ def decode(pair):
     return image, mask.convert('L')
 
 
-def readers(dataset, found, transform):
-  """{name: function that reads every image once}; `found` holds (image file, mask file or None) in record order."""
+def readers(dataset: data.Dataset, pairs: Sequence[Pair], transform: Callable) -> dict[str, Callable[[], None]]:
+  """Returns {name: function that reads every image once}; `pairs` are in the order of the records."""
 
-  def both(pair):
+  def decode_and_transform(pair):
     image, mask = decode(pair)
     mask = np.zeros((SIZE, SIZE), np.uint8) if mask is None else pipeline.resize_mask(np.asarray(mask), SIZE)
     return transform(image), mask
 
-  def batches(function, mask_size):
+  def read_batches(function, mask_size):
     for batch in data.batches(dataset, transform=function, mask_size=mask_size, batch_size=BATCH):
       del batch
 
   return {
-    'read': lambda: threaded(lambda pair: pair[0].read_bytes(), found),
-    'decode': lambda: threaded(decode, found),
-    'transform': lambda: threaded(both, found),
-    'records': lambda: threaded(dataset.__getitem__, range(len(dataset))),
-    'batches': lambda: batches(nothing, 8),
-    'batches518': lambda: batches(transform, SIZE)}
+    'read': lambda: run_threaded(lambda pair: pair[0].read_bytes(), pairs),
+    'decode': lambda: run_threaded(decode, pairs),
+    'transform': lambda: run_threaded(decode_and_transform, pairs),
+    'records': lambda: run_threaded(dataset.__getitem__, range(len(dataset))),
+    'batches': lambda: read_batches(no_transform, 8),
+    'batches518': lambda: read_batches(transform, SIZE)}
 
 
-def rss():
-  """Resident memory of this process in MiB."""
+def resident_mib() -> float:
+  """Returns the resident memory of this process in MiB."""
   pages = int(Path('/proc/self/statm').read_text(encoding='utf-8').split()[1])
   return pages * os.sysconf('SC_PAGE_SIZE') / 2**20
 
 
 class Mallinfo(ctypes.Structure):
-  """glibc's struct mallinfo2: the fifth number is what was mapped for large arrays, the eighth all that is in use."""
+  """glibc's struct mallinfo2: the fifth number is memory mapped for large arrays, the eighth other memory in use."""
   _fields_ = [('numbers', ctypes.c_size_t * 10)]
 
 
-def in_use():
-  """What was allocated from the C library and not freed, in MiB; None where it does not tell."""
-  told = getattr(ctypes.CDLL(None), 'mallinfo2', None)
-  if told is None:
+def used_mib() -> float | None:
+  """Returns what was allocated from the C library and not freed, in MiB; None if it does not tell."""
+  mallinfo = getattr(ctypes.CDLL(None), 'mallinfo2', None)
+  if mallinfo is None:
     return None
-  told.restype = Mallinfo
-  numbers = told().numbers
+  mallinfo.restype = Mallinfo
+  numbers = mallinfo().numbers
   return (numbers[4] + numbers[7]) / 2**20
 
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--images', type=int, default=400)
-  parser.add_argument('--long', type=int, default=12000, help='images to read while the memory is watched; 0 = none')
+  parser.add_argument('--long', type=int, default=12000, help='images to read while memory is watched; 0 = none')
   parser.add_argument('--every', type=int, default=1000, help='images between two figures of memory')
   parser.add_argument('--size', default='1024x768')
   parser.add_argument('--kind', default='jpg', choices=('jpg', 'png'))
   parser.add_argument('--repeats', type=int, default=3)
-  parser.add_argument('--folder', type=Path, default=None, help='images in MVTec layout, in place of drawn ones')
+  parser.add_argument('--folder', type=Path, default=None, help='images in MVTec layout, instead of drawn ones')
   args = parser.parse_args()
-  flags.FLAGS.mark_as_parsed()  # grain reads absl flags
   logging.set_verbosity(logging.ERROR)
   scratch = Path(tempfile.mkdtemp())
   try:
@@ -154,56 +157,54 @@ def main():
       draw(raw, args.images, tuple(int(n) for n in args.size.split('x')), args.kind)
     measure(raw, scratch / 'data', args.repeats)
     if args.long:
-      watch(data.load(f'folder:{raw}', root=scratch / 'data'), args.long, args.every)
+      watch_memory(data.load(f'folder:{raw}', root=scratch / 'data'), args.long, args.every)
   finally:
     shutil.rmtree(scratch)
 
 
-def measure(raw, root, repeats):
+def measure(raw: Path, root: Path, repeats: int) -> None:
   """Prints the table of one folder of images."""
-  items = [item for item in folder.walk(raw).items if item.split == 'test']
   start = time.perf_counter()
   dataset = data.load(f'folder:{raw}', root=root)
-  everything = folder.walk(raw).items
-  taken = {'prepare': time.perf_counter() - start}
-  mib = sum(item.image.stat().st_size for item in items) / 2**20
-  whole = sum(item.image.stat().st_size for item in everything) / 2**20
-  functions = readers(dataset, [(item.image, item.mask) for item in items], transform())
+  seconds = {'prepare': time.perf_counter() - start}
+  items = mvtec.scan(raw).items
+  test = [item for item in items if item.split == 'test']
+  mib, test_mib = (sum(item.image.stat().st_size for item in some) / 2**20 for some in (items, test))
+  functions = readers(dataset, [(item.image, item.mask) for item in test], transform())
   for _ in range(repeats):
     for name, function in functions.items():
       start = time.perf_counter()
       function()
-      taken[name] = min(time.perf_counter() - start, taken.get(name, np.inf))
-  print(f'{len(items)} images, {mib:.0f} MiB, {CORES} cores\n{"":12}{"images/s":>10}{"MiB/s":>10}   of')
-  for name, seconds in taken.items():
-    count, size = (len(everything), whole) if name == 'prepare' else (len(items), mib)
-    against = {'records': 'decode', 'batches': 'decode', 'batches518': 'transform'}.get(name)
-    share = f'   {100 * taken[against] / seconds:.0f} % of {against}' if against else ''
-    print(f'{name:12}{count / seconds:10.1f}{size / seconds:10.1f}{share}', flush=True)
+      seconds[name] = min(time.perf_counter() - start, seconds.get(name, np.inf))
+  print(f'{len(test):,} images, {test_mib:,.0f} MiB, {CORES} cores\n{"":12}{"images/s":>10}{"MiB/s":>10}   of')
+  for name, duration in seconds.items():
+    count, size = (len(items), mib) if name == 'prepare' else (len(test), test_mib)
+    other = COMPARED.get(name)
+    share = f'   {100 * seconds[other] / duration:.0f} % of {other}' if other else ''
+    print(f'{name:12}{count / duration:10.1f}{size / duration:10.1f}{share}', flush=True)
 
 
-def transform():
-  """AnomalyCLIP's transform of an image."""
-  return preprocess.image_transform(model.ARCHS['vit_l14_336'], SIZE)
+def transform() -> Callable:
+  """Returns AnomalyCLIP's transform of an image."""
+  return preprocess.image_transform(archs.ARCHS['vit_l14_336'], SIZE)
 
 
-def watch(dataset, long, every):
-  """Prints the memory of this process while `long` images are read in shuffled epochs."""
+def watch_memory(dataset: data.Dataset, images: int, every: int) -> None:
+  """Prints the memory of this process while `images` images are read in shuffled epochs."""
   print(f'{"images":>10}{"resident MiB":>14}{"in use MiB":>12}')
-  report(0)
-  batches = data.batches(dataset, transform=transform(), mask_size=SIZE, batch_size=BATCH, seed=0,
-                         epochs=-(-long // len(dataset)))
+  print_memory(0)
   done = 0
-  for batch in batches:
+  for batch in data.batches(dataset, transform=transform(), mask_size=SIZE, batch_size=BATCH, seed=0,
+                            epochs=-(-images // len(dataset))):
     before, done = done, done + int(batch['valid'].sum())
     if done // every > before // every:
-      report(done)
+      print_memory(done)
 
 
-def report(done):
-  """Prints a line of `watch`."""
-  used = in_use()
-  print(f'{done:10}{rss():14.1f}' + ('' if used is None else f'{used:12.1f}'), flush=True)
+def print_memory(done: int) -> None:
+  """Prints a line of `watch_memory`."""
+  used = used_mib()
+  print(f'{done:10}{resident_mib():14.1f}' + ('' if used is None else f'{used:12.1f}'), flush=True)
 
 
 if __name__ == '__main__':

@@ -2,7 +2,7 @@
 
   python benchmarks/store.py [--images=64] [--repeats=5] [--folder=DIR]
 
-Medians. Reads come from the page cache, as from the second epoch on wherever the store fits into memory.
+Medians. Reads come from the page cache, as from the second epoch on if the store fits into memory.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -20,26 +21,29 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from zsad_jax.clip.feature_spec import Features
-from zsad_jax.engine import checkpoint, features, train
+from zsad_jax.engine import checkpoint, features, optimizers, train
+from zsad_jax.engine.feature_store import Store
 
 SIZE, PATCHES, EMBED = 518, 37 * 37, 768
 SHAPES = Features(jax.ShapeDtypeStruct((1, EMBED), np.float32),
                   {'vv/24/block': jax.ShapeDtypeStruct((1, PATCHES, EMBED), np.float32)})
-LEARNABLE = {'context': (2, 12, 768), 'deep': (8, 4, 768)}  # AnomalyCLIP's
+PARAMS = {'context': (2, 12, 768), 'deep': (8, 4, 768)}  # shapes of AnomalyCLIP's trainable parameters
+
+Row = tuple[str, float, float]  # what is timed, seconds, 1e9 bytes
 
 
-def seconds(function, repeats):
-  """Median seconds of function(repeat)."""
-  taken = []
+def median_seconds(function: Callable[[int], object], repeats: int) -> float:
+  """Returns the median seconds of function(repeat)."""
+  durations = []
   for repeat in range(repeats):
     start = time.perf_counter()
     function(repeat)
-    taken.append(time.perf_counter() - start)
-  return statistics.median(taken)
+    durations.append(time.perf_counter() - start)
+  return statistics.median(durations)
 
 
-def store_rows(folder, images, repeats, storage):
-  """Table rows of one storage dtype."""
+def store_rows(folder: Path, images: int, repeats: int, storage: str) -> Iterator[Row]:
+  """Yields the table's rows of one storage dtype."""
   rng = np.random.default_rng(0)
   rows = {'cls': rng.normal(size=(images, EMBED)).astype(np.float32),
           'taps/vv/24/block': rng.normal(size=(images, PATCHES, EMBED)).astype(np.float32),
@@ -48,36 +52,37 @@ def store_rows(folder, images, repeats, storage):
           'category': np.zeros(images, np.int32)}
   ids, stores = [f'bottle/{i:03d}' for i in range(images)], []
 
-  def opened(repeat):
-    return features.Store.open(folder, key={'repeat': repeat, 'storage': storage}, count=images, max_gb=100,
+  def open_store(repeat):
+    return Store.open(folder, key={'repeat': repeat, 'storage': storage}, count=images, max_gb=100,
                       fields=features.fields(SHAPES, SIZE, storage))
 
   def write(repeat):
-    store = opened(repeat)
+    store = open_store(repeat)
     for start in range(0, images, 8):
       part = slice(start, start + 8)
       store.write(range(start, min(start + 8, images)), {name: array[part] for name, array in rows.items()}, ids[part])
     stores.append(store)
 
-  gb = opened(0).predicted_bytes / 1e9
-  yield f'write, {storage}', seconds(write, repeats), gb
-  yield f'open and verify, {storage}', seconds(lambda repeat: opened(repeat).verify(), repeats), gb
+  gb = open_store(0).predicted_bytes / 1e9
+  yield f'write, {storage}', median_seconds(write, repeats), gb
+  yield f'open and verify, {storage}', median_seconds(lambda repeat: open_store(repeat).verify(), repeats), gb
   store, batch = stores[0], min(8, images)
   store.verify()
   order = rng.permutation(images)
   yield (f'load a shuffled batch of {batch}, {storage}',
-         seconds(lambda repeat: features.load(store, np.roll(order, -batch * repeat)[:batch]), 4 * repeats),
+         median_seconds(lambda repeat: features.load(store, np.roll(order, -batch * repeat)[:batch]), 4 * repeats),
          gb * batch / images)
 
 
-def checkpoint_rows(folder, repeats):
-  """Table rows of saving and restoring what AnomalyCLIP learns, its optimizer state included."""
-  learnable = {name: jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
-               for name, shape in LEARNABLE.items()}
-  state = train.initial(learnable, train.make_tx({'lr': 1e-3, 'b1': .5, 'b2': .999}), 0)
-  gb = 3 * sum(x.nbytes for x in jax.tree.leaves(learnable)) / 1e9
-  yield 'save a checkpoint', seconds(lambda repeat: checkpoint.save(folder, repeat + 1, state, {}), 4 * repeats), gb
-  yield 'restore a checkpoint', seconds(lambda _: checkpoint.restore(folder, state), 4 * repeats), gb
+def checkpoint_rows(folder: Path, repeats: int) -> Iterator[Row]:
+  """Yields the table's rows of saving and restoring AnomalyCLIP's parameters with their optimizer state."""
+  params = {name: jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+            for name, shape in PARAMS.items()}
+  state = train.initial(params, optimizers.make_tx({'lr': 1e-3, 'b1': .5, 'b2': .999}), 0)
+  gb = 3 * sum(x.nbytes for x in jax.tree.leaves(params)) / 1e9
+  save = lambda repeat: checkpoint.save(folder, repeat + 1, state, {})
+  yield 'save a checkpoint', median_seconds(save, 4 * repeats), gb
+  yield 'restore a checkpoint', median_seconds(lambda _: checkpoint.restore(folder, state), 4 * repeats), gb
 
 
 def main():
@@ -90,10 +95,10 @@ def main():
   try:
     print(f'{"":42}{"ms":>9}{"MB":>9}{"MB/s":>9}')
     for storage in features.STORAGE:
-      for name, taken, gb in store_rows(folder / 'features', args.images, args.repeats, storage):
-        print(f'{name:42}{1e3 * taken:9.1f}{1e3 * gb:9.1f}{1e3 * gb / taken:9.0f}')
-    for name, taken, gb in checkpoint_rows(folder / 'checkpoints', args.repeats):
-      print(f'{name:42}{1e3 * taken:9.1f}{1e3 * gb:9.1f}{1e3 * gb / taken:9.0f}')
+      for name, seconds, gb in store_rows(folder / 'features', args.images, args.repeats, storage):
+        print(f'{name:42}{1e3 * seconds:9.1f}{1e3 * gb:9.1f}{1e3 * gb / seconds:9.0f}')
+    for name, seconds, gb in checkpoint_rows(folder / 'checkpoints', args.repeats):
+      print(f'{name:42}{1e3 * seconds:9.1f}{1e3 * gb:9.1f}{1e3 * gb / seconds:9.0f}')
   finally:
     shutil.rmtree(folder)
 

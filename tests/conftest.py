@@ -1,4 +1,4 @@
-"""Every test sees eight CPU devices, strict rank promotion and parsed absl flags."""
+"""Every test sees one CPU device (--devices=8 for those marked devices8), strict rank promotion, parsed absl flags."""
 
 import fcntl
 import os
@@ -10,21 +10,27 @@ import jax
 import ml_collections as mlc
 import pytest
 from absl import flags
+from hypothesis import settings
 from stand_ins import one_device
 
 from zsad_jax.configs import anomalyclip
 from zsad_jax.engine import runtime
 
 
+settings.register_profile('everyday', max_examples=20, deadline=None)
+settings.register_profile('ci', max_examples=100, deadline=None)
+settings.load_profile('everyday')
+
+
 def pytest_addoption(parser):
   parser.addoption('--exhaustive', action='store_true',
-                   help='also what is marked so, in an hour or two; tests/test_typed.py then runs whole tables')
+                   help='keep tests marked exhaustive when -m selects them; tests of commands then run whole tables')
+  parser.addoption('--devices', type=int, default=1, help='CPU devices that every test sees')
 
 
 def pytest_configure(config):
-  del config
-  flags.FLAGS.mark_as_parsed()  # grain reads absl flags
-  jax.config.update('jax_num_cpu_devices', 8)
+  flags.FLAGS.mark_as_parsed()  # as after absl's app.run
+  jax.config.update('jax_num_cpu_devices', config.getoption('devices'))
   jax.config.update('jax_numpy_rank_promotion', 'raise')
   # Most of the time goes into compiling the same small programs in every worker and every run.
   runtime.compilation_cache(Path(__file__).parents[1] / '.pytest_cache' / 'compiled')

@@ -380,7 +380,13 @@ class Run:
 
   def predictor(self, names: Sequence[str], memory_bank: Any = None, *, place: runtime.Placement | None = None
                 ) -> 'Predictor':
-    """Returns the Predictor for categories of these names, compiled once for all parameters."""
+    """Returns the Predictor for categories of these names, compiled once for all parameters.
+
+    Raises:
+      ValueError: a few-shot run without the memory bank of its references.
+    """
+    if self.shots and memory_bank is None:
+      raise ValueError(f'fewshot.shots={self.shots}, but the memory bank of references is missing; see reference_bank')
     return Predictor(self, tuple(names), memory_bank, place or self.place)
 
 

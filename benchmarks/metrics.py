@@ -1,11 +1,10 @@
-"""Seconds and peak memory of the pixel metrics, beside the official 200-threshold loop and scikit-learn.
+"""Time and peak memory of the pixel metrics, compared with the official 200-threshold loop and scikit-learn.
 
   python benchmarks/metrics.py [--maps 100] [--size 518] [--runs 3] [--naive-maps 100]
 
-Every item runs in a process of its own, so that its peak resident memory is its own. Ours are fed in batches
-of 8, as the evaluator does; the others need all maps and masks at once, as in the code they stand for.
-Drawing the maps is not timed. Only the standard library is imported before an item is chosen: a child's
-peak counts its parent's pages.
+Every item runs in a process of its own, so that its peak resident memory is its own. Ours get batches of 8, as from the
+evaluator; the others need all maps and masks at once, as the original code does. Generating the maps is not timed. The
+parent imports only the standard library, because a child's peak includes its parent's pages.
 """
 
 import argparse
@@ -22,8 +21,8 @@ BATCH = 8
 FOUR = ('pixel_auroc', 'pixel_ap', 'pixel_f1max', 'aupro')
 
 
-def draw(index, size):
-  """One anomaly map [size, size] float32 and mask uint8: smooth noise, raised at 0 to 4 defects."""
+def random_map(index, size):
+  """Returns an anomaly map [size, size] float32 and its mask uint8: smooth noise, raised at 0 to 4 defects."""
   import numpy as np
   from scipy import ndimage
   rng = np.random.default_rng(index)
@@ -38,10 +37,11 @@ def draw(index, size):
 
 
 def batches(count, size):
+  """Yields (maps, masks) [B, size, size]."""
   import numpy as np
   for start in range(0, count, BATCH):
-    drawn = [draw(i, size) for i in range(start, min(start + BATCH, count))]
-    yield np.stack([m for m, _ in drawn]), np.stack([k for _, k in drawn])
+    maps, masks = zip(*(random_map(i, size) for i in range(start, min(start + BATCH, count))))
+    yield np.stack(maps), np.stack(masks)
 
 
 def official_loop(maps, masks):
@@ -63,13 +63,14 @@ def official_loop(maps, masks):
     fprs.append(np.logical_and(inverse, predicted).sum() / inverse.sum())
     pros.append(np.array(pro).mean())
   pros, fprs = np.array(pros), np.array(fprs)
-  kept = fprs < 0.3
-  fprs = fprs[kept]
+  below = fprs < 0.3
+  fprs = fprs[below]
   fprs = (fprs - fprs.min()) / (fprs.max() - fprs.min())
-  return -np.trapezoid(pros[kept], fprs)
+  return -np.trapezoid(pros[below], fprs)
 
 
 def run_ours(metrics, count, size):
+  """Times PixelMetrics on batches; returns (seconds, values)."""
   from zsad_jax.metrics import PixelMetrics
   pixel, seconds = PixelMetrics(), 0.0
   for maps, masks in batches(count, size):
@@ -82,11 +83,11 @@ def run_ours(metrics, count, size):
 
 
 def run_whole(function, count, size):
-  """For what needs all maps at once; masks are float32, as the official loader's."""
+  """Times a function of all maps at once; masks are float32, as from the official loader."""
   import numpy as np
   maps, masks = np.empty((count, size, size), np.float32), np.empty((count, size, size), np.float32)
   for i in range(count):
-    maps[i], masks[i] = draw(i, size)
+    maps[i], masks[i] = random_map(i, size)
   start = time.perf_counter()
   value = function(maps, masks)
   return time.perf_counter() - start, [float(value)]
@@ -113,6 +114,7 @@ ITEMS = {
   'scikit-learn: precision_recall_curve': lambda n, r: run_sklearn('precision_recall_curve', n, r),
   OFFICIAL: lambda n, r: run_whole(official_loop, n, r),
 }
+
 
 def peak_mib():
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -145,8 +147,8 @@ def main():
   parser = argparse.ArgumentParser(description='Speed and memory of the pixel metrics.')
   parser.add_argument('--maps', type=int, default=100)
   parser.add_argument('--size', type=int, default=518)
-  parser.add_argument('--runs', type=int, default=3, help='runs per item, median shown (official loop: 1)')
-  parser.add_argument('--naive-maps', type=int, help='run the official loop on so many maps and extrapolate')
+  parser.add_argument('--runs', type=int, default=3, help='runs per item, whose median is shown (official loop: 1)')
+  parser.add_argument('--naive-maps', type=int, help='run the official loop on this many maps and extrapolate')
   parser.add_argument('--item', choices=ITEMS, help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.item:
@@ -164,8 +166,8 @@ def main():
     print(f'| {item}{note} | {seconds[item]:.2f} | {record["peak"]:.0f} '
           f'| {record["peak"] - record["imports"]:.0f} '
           f'| {", ".join(f"{v:.9f}" for v in record["values"])} |', flush=True)
-  print(f'\nExact AUPRO is {seconds[OFFICIAL] / seconds["ours: AUPRO"]:.0f} x faster than the official loop, '
-        f'aupro_200 {seconds[OFFICIAL] / seconds["ours: aupro_200"]:.0f} x.')
+  print(f'\nExact AUPRO is {seconds[OFFICIAL] / seconds["ours: AUPRO"]:.0f}x faster than the official loop, '
+        f'aupro_200 {seconds[OFFICIAL] / seconds["ours: aupro_200"]:.0f}x.')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Weights that are not what they should be: refused by their digest first, then by names and shapes, never opened."""
+"""Wrong weights are refused by their digest first, then by names and shapes; pickles are never opened."""
 
 import dataclasses
 import pickle
@@ -23,7 +23,7 @@ def folder(tmp_path):
 
 
 def changed(folder, change):
-  """Rewrites the weights as `change` has them, with a record that fits."""
+  """Rewrites the weights after `change`, with a record that fits."""
   arrays = safetensors_files.read(folder / NAME)
   change(arrays)
   safetensors_files.write(folder / NAME, arrays)
@@ -32,29 +32,29 @@ def changed(folder, change):
 @pytest.mark.parametrize('damage', [
   lambda data: data[:len(data) // 2], lambda data: data[:-4] + bytes([data[-4] ^ 1]) + data[-3:]],
   ids=['truncated', 'flipped'])
-def test_case_12_the_digest_is_held_first(folder, damage):
+def test_the_digest_is_checked_first(folder, damage):
   path = folder / NAME
   path.write_bytes(damage(path.read_bytes()))
-  with pytest.raises(ValueError, match=rf'{path} has sha256 [0-9a-f]{{64}}, but {safetensors_files.read_digest(f"{path}.sha256")} is '
-                                       r'recorded.*damaged or another one. Fetch it again'):
+  recorded = safetensors_files.read_digest(f'{path}.sha256')
+  with pytest.raises(ValueError, match=rf'{path} has sha256 [0-9a-f]{{64}}, but {recorded} is recorded'):
     clip_lib.load(folder)
 
 
-def test_case_12_without_a_record_a_truncated_file_is_refused_and_not_recorded(folder):
+def test_without_a_record_a_truncated_file_is_refused_and_not_recorded(folder):
   path = folder / NAME
   path.write_bytes(path.read_bytes()[:-1000])
   (folder / f'{NAME}.sha256').unlink()
-  with pytest.raises(ValueError, match='is truncated or not a safetensors file'):
+  with pytest.raises(ValueError, match='truncated'):
     clip_lib.load(folder)
   assert not (folder / f'{NAME}.sha256').exists()
 
 
-def test_case_12_another_architecture_or_activation_is_refused_before_the_weights_are_read(folder):
+def test_another_architecture_or_activation_is_refused_before_the_weights_are_read(folder):
   (folder / NAME).write_bytes(b'')
-  with pytest.raises(ValueError, match=r"says embed_dim .* but arch='vit_b16' has 512"):
+  with pytest.raises(ValueError, match=r"embed_dim .*arch='vit_b16' has 512"):
     clip_lib.load(folder, arch='vit_b16')
   other = dataclasses.replace(hub.architecture('tiny'), name='tiny-gelu', activation='gelu')
-  with pytest.raises(ValueError, match="says activation quick_gelu, but arch='tiny-gelu' has gelu"):
+  with pytest.raises(ValueError, match=r"activation quick_gelu.*arch='tiny-gelu' has gelu"):
     clip_lib.load(folder, arch=other)
 
 
@@ -68,7 +68,7 @@ def _transpose(arrays):
   (lambda arrays: arrays.update(stray=np.zeros(3, np.float32)), r'do not fit tiny: 1 extra \(stray \[3\]\)'),
   (_transpose, r'do not fit tiny: 1 of another shape \(\S+ is \[\d+, \d+\], not \[\d+, \d+\]\)'),
 ], ids=['missing', 'extra', 'transposed'])
-def test_case_12_keys_and_shapes_are_all_named(folder, change, message):
+def test_missing_extra_and_transposed_arrays_are_named(folder, change, message):
   changed(folder, change)
   with pytest.raises(ValueError, match=message):
     clip_lib.load(folder)
@@ -80,26 +80,26 @@ class Malicious:
 
 
 @pytest.mark.parametrize('name', ['weights.pt', 'weights.pth', 'weights.bin', 'model.safetensors'])
-def test_case_13_a_pickle_is_never_opened_and_the_converter_is_named(tmp_path, name):
+def test_a_pickle_is_never_opened_and_the_converter_is_named(tmp_path, name):
   evil = Malicious()
   evil.path = str(tmp_path / 'ran')
   (tmp_path / name).write_bytes(pickle.dumps(evil))
   for path in (tmp_path, tmp_path / name):
-    with pytest.raises(ValueError, match=rf'(?s){name} is a pickled checkpoint, .* never loaded.*models\.convert'):
+    with pytest.raises(ValueError, match=rf'(?s){name} is a pickled checkpoint.*clip\.weights\.convert'):
       clip_lib.load(path, arch='tiny')
   assert not (tmp_path / 'ran').exists()
 
 
-def test_extra_long_prompts_keep_their_end_or_are_refused():
+def test_long_prompts_keep_their_end_or_are_refused():
   tokenizer = clip_lib.load('tiny', image_size=64).tokenizer
-  with pytest.raises(ValueError, match='there is room for 77'):
+  with pytest.raises(ValueError, match='77'):
     tokenizer.encode(['a photo of a ' + 'damaged ' * 200])
   ids = tokenizer.encode(['a photo of a ' + 'damaged ' * 200], truncate=True)
   assert ids.shape == (1, 77) and ids[0, -1] == ids.max() == tokenizer.encode(['bolt']).max()
 
 
 @pytest.mark.parametrize('name', ['pcb1', 'metal_nut', 'hazelnut 2', 'Größe', '螺栓'])
-def test_extra_names_of_things_become_tokens(name):
+def test_names_in_any_script_become_tokens(name):
   tokenizer = clip_lib.load('tiny', image_size=64).tokenizer
   ids = tokenizer.encode([f'a photo of a {name}'])
   assert 5 < np.count_nonzero(ids) < 40

@@ -26,10 +26,9 @@ def gelu(x: jax.Array) -> jax.Array:
   return jax.nn.gelu(x, approximate=False)
 
 
-def like_kernel(inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None = None,
-                **_: Any) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-  """Returns the operands of a product in the kernel's dtype, as `promote_dtype` of Flax's dense layers."""
-  return inputs.astype(kernel.dtype), kernel, None if bias is None else bias.astype(kernel.dtype)
+def like_kernel(*operands: Any, **_: Any) -> list[Any]:
+  """Returns (inputs, kernel, bias) in the kernel's dtype, as `promote_dtype` of Flax's dense layers."""
+  return [None if x is None else x.astype(operands[1].dtype) for x in operands]
 
 
 Dense = functools.partial(nn.Dense, promote_dtype=like_kernel)

@@ -38,7 +38,7 @@ def image_transform(arch: archs.Arch | str, image_size: int | None = None,
   if arch.resize not in FILTERS:
     raise ValueError(f'resize={arch.resize!r} of {arch.name} is not one of {", ".join(FILTERS)}')
   return functools.partial(_transform, size=size, mode=mode, resample=FILTERS[arch.resize],
-                           mean=np.float32(arch.mean), std=np.float32(arch.std))
+                           mean=np.asarray(arch.mean, np.float32), std=np.asarray(arch.std, np.float32))
 
 
 def _transform(image, *, size, mode, resample, mean, std):

@@ -96,8 +96,8 @@ def validate(spec: FeatureSpec, *, patch: int, layers: int) -> None:
   for i, tap in enumerate(spec.taps):
     validate_choice(f'spec.taps[{i}].stream', tap.stream, ('clip', *(side.name for side in spec.sides)))
     _validate_block(f'spec.taps[{i}].block', tap.block, layers)
-    for key, allowed in (('point', POINTS), ('token', TOKENS), ('read', ('', *READ))):
-      validate_choice(f'spec.taps[{i}].{key}', getattr(tap, key), allowed)
+    for key, choices in (('point', POINTS), ('token', TOKENS), ('read', ('', *READ))):
+      validate_choice(f'spec.taps[{i}].{key}', getattr(tap, key), choices)
   if len(set(spec.windows)) < len(spec.windows):
     raise ValueError(f'spec.windows={spec.windows} has a window twice')
   for i, side in enumerate(spec.windows):

@@ -86,7 +86,7 @@ def test_wrappers_of_training_checkpoints_are_removed(tmp_path, params, checkpoi
   ('prompt_learner', 'anomalyclip_prompts', {'ctx_pos': np.ones((1, 1, 12, 16)), 'ids': np.arange(77)[None]})])
 def test_trained_parameters_of_other_systems_are_recognised(tmp_path, checkpoint, wrapper, kind, state):
   conversion = convert.convert(checkpoint({wrapper: state}), tmp_path / 'a.safetensors')
-  assert (conversion.kind, conversion.count) == (convert.WRAPPERS[wrapper][0], 2)
+  assert (conversion.kind, conversion.tensors) == (convert.WRAPPERS[wrapper][0], 2)
   arrays = safetensors_files.read(tmp_path / 'a.safetensors')
   assert arrays.keys() == state.keys()
   for name, value in state.items():
@@ -170,7 +170,7 @@ def test_half_precision_clips_are_converted_exactly(tmp_path, params, torch):
   state = tensors(params)
   torch.save(state, tmp_path / 'a.pt')
   conversion = convert.convert(tmp_path / 'a.pt', tmp_path / 'a.safetensors')
-  assert conversion.count == len(state)
+  assert conversion.tensors == len(state)
   assert all(v.dtype == np.float16 for v in safetensors_files.read(tmp_path / 'a.safetensors').values())
   assert same(ported(tmp_path / 'a.safetensors'), params)
 

@@ -39,12 +39,12 @@ class Conversion(NamedTuple):
     sha256: digest of the output.
     source_sha256: digest of the input.
     kind: description of the tensors.
-    count: number of tensors.
+    tensors: number of tensors.
   """
   sha256: str
   source_sha256: str
   kind: str
-  count: int
+  tensors: int
 
 
 def convert(source: str | PathLike[str], target: str | PathLike[str]) -> Conversion:
@@ -182,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   except (ImportError, OSError, ValueError) as error:
     print(f'error: {error}', file=sys.stderr)
     return 1
-  print(f'{args.target}: {conversion.count} tensors ({conversion.kind})\n'
+  print(f'{args.target}: {conversion.tensors} tensors ({conversion.kind})\n'
         f'sha256 {conversion.sha256}\nconverted from {args.source}, sha256 {conversion.source_sha256}')
   return 0
 

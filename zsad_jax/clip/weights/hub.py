@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import logging
 
@@ -107,6 +107,7 @@ def fetch(repo: str, name: str, folder: Path, *, offline: bool | None = None, in
   import huggingface_hub
   from huggingface_hub import constants, errors
   path = folder / name
+  http_errors: Any = errors.HfHubHTTPError.__bases__  # of whichever HTTP client the hub's package uses
   missing = f'{path} does not exist, and {name} of {repo} on the Hugging Face hub cannot be downloaded'
   place = f'Put that file there by hand.{" " if instead else ""}{instead}'
   if constants.HF_HUB_OFFLINE if offline is None else offline:
@@ -114,7 +115,7 @@ def fetch(repo: str, name: str, folder: Path, *, offline: bool | None = None, in
   try:
     # A single request without retries: it fails at once without a network, and pins revision and digest.
     stated = huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repo, name))
-  except errors.HfHubHTTPError.__bases__ as error:  # the errors of whichever HTTP client the hub's package uses
+  except http_errors as error:
     raise FileNotFoundError(f'{missing}: {error}. {place}') from error
   logging.info('downloading %s of %s (%.1f MB) to %s', name, repo, (stated.size or 0) / 1e6, folder)
   huggingface_hub.hf_hub_download(repo, name, revision=stated.commit_hash, local_dir=folder)

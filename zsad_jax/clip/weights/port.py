@@ -177,7 +177,7 @@ def digest(params: Any) -> str:
   for path, leaf in sorted(flatten(params).items()):
     leaf = np.asarray(leaf, order='C')
     result.update(f'{path} {leaf.dtype} {leaf.shape}\n'.encode())
-    result.update(leaf.reshape(-1).view(np.uint8))
+    result.update(leaf.reshape(-1).view(np.uint8).data)
   return result.hexdigest()
 
 

@@ -60,7 +60,8 @@ def check(cfg: Config) -> Method:
   if cfg.checkpoint and method.load_released is None:
     raise ValueError(f'checkpoint={cfg.checkpoint!r} cannot be loaded: {cfg.method} has no released checkpoints; leave '
                      'the key empty')
-  if cfg.eval.oracle_epoch and (len(method.stages(cfg)) > 1 or method.train is not None):
+  in_stages = method.stages is not Method._field_defaults['stages']  # which may follow from the auxiliary data set
+  if cfg.eval.oracle_epoch and (in_stages or method.train is not None):
     raise ValueError(f'eval.oracle_epoch=True is not possible for {cfg.method}, whose parts are trained separately and '
                      'share no epochs')
   if cfg.data.on_bad == 'skip' and not (data.is_own(cfg.data.aux) or data.is_own(cfg.data.target)):

@@ -1,9 +1,9 @@
-"""AnomalyCLIP (arXiv 2310.18961), table 10: what attends to what in the second stream, on MVTec AD and VisA.
+"""AnomalyCLIP (arXiv 2310.18961), table 10: attention modes of the second stream, on MVTec AD and VisA.
 
   python launch.py --config=configs/tables/anomalyclip_10_attention.py:demo --workdir=runs/anomalyclip10-demo
   python launch.py --config=configs/tables/anomalyclip_10_attention.py --workdir=runs/anomalyclip10
 
-Ensembles average the logits of their streams, as "logit output" is read here; dpam.ensemble=probs is the other way.
+Ensembles average the logits of their streams, as "logit output" is read here; dpam.ensemble=probs is the other reading.
 """
 
 from zsad_jax.configs import anomalyclip, tables

@@ -1,9 +1,9 @@
-"""AnomalyCLIP (arXiv 2310.18961), table 11: focal and Dice loss beside the global one, on MVTec AD and VisA.
+"""AnomalyCLIP (arXiv 2310.18961), table 11: focal and Dice loss next to the global one, on MVTec AD and VisA.
 
   python launch.py --config=configs/tables/anomalyclip_11_focal_dice.py:demo --workdir=runs/anomalyclip11-demo
   python launch.py --config=configs/tables/anomalyclip_11_focal_dice.py --workdir=runs/anomalyclip11
 
-The first row is the global loss alone of table 5.
+The first row is "global only" of table 5.
 """
 
 from zsad_jax.configs import anomalyclip, tables

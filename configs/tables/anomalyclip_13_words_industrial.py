@@ -3,8 +3,8 @@
   python launch.py --config=configs/tables/anomalyclip_13_words_industrial.py:demo --workdir=runs/anomalyclip13-demo
   python launch.py --config=configs/tables/anomalyclip_13_words_industrial.py --workdir=runs/anomalyclip13
 
-Of tables 13 and 14 the cells below are known here; that one is of industrial and the other of medical data sets is a
-reading, and so is the choice of data sets: those of which a cell is known.
+Only the cells below are known here. That table 13 is about industrial and table 14 about medical data sets is a
+reading, and so is the choice of data sets: those with a known cell.
 """
 
 from zsad_jax.configs import anomalyclip, tables

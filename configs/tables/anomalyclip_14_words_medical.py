@@ -2,7 +2,7 @@
 
   python launch.py --config=configs/tables/anomalyclip_14_words_medical.py --workdir=runs/anomalyclip14
 
-What is a reading here is said in anomalyclip_13_words_industrial.py. No demo: nothing medical is drawn.
+See anomalyclip_13_words_industrial.py for the readings. No demo: there are no drawn medical images.
 """
 
 from zsad_jax.configs import common

@@ -1,10 +1,10 @@
-"""AnomalyCLIP (arXiv 2310.18961), table 1: seven industrial data sets; learned on VisA for MVTec AD, else on MVTec AD.
+"""AnomalyCLIP (arXiv 2310.18961), table 1: seven industrial data sets; trained on VisA for MVTec AD, else on MVTec AD.
 
   python launch.py --config=configs/tables/anomalyclip_1_industrial.py:demo --workdir=runs/anomalyclip1-demo
   python launch.py --config=configs/tables/anomalyclip_1_industrial.py --workdir=runs/anomalyclip1
 
-WinCLIP's and VAND's (APRIL-GAN's) numbers on MVTec AD and VisA are their own papers'; the others the paper measured
-itself, without saying how long VAND was trained for them: here three epochs with mosaics, as its authors did on MVTec
+The numbers of WinCLIP and VAND (APRIL-GAN) on MVTec AD and VisA come from their own papers; this paper measured the
+others and does not state how long it trained VAND for them: here three epochs with mosaics, as its authors did on MVTec
 AD. CoOp has no code; see configs/coop.py.
 """
 

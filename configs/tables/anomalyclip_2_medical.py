@@ -1,9 +1,9 @@
-"""AnomalyCLIP (arXiv 2310.18961), table 2: ten medical data sets; what is learned is learned on MVTec AD.
+"""AnomalyCLIP (arXiv 2310.18961), table 2: ten medical data sets; trained on MVTec AD.
 
   python launch.py --config=configs/tables/anomalyclip_2_medical.py --workdir=runs/anomalyclip2
 
-The first four have no masks, the others no normal images. No demo: nothing medical is drawn, and on what is drawn it
-would be table 1's.
+The first four have no masks, the others no normal images. No demo: there are no drawn medical images, and on the drawn
+objects it would equal that of table 1.
 """
 
 from zsad_jax.configs import common, tables

@@ -1,10 +1,11 @@
-"""AnomalyCLIP (arXiv 2310.18961), table 3: what learning on medical images in place of MVTec AD gives.
+"""AnomalyCLIP (arXiv 2310.18961), table 3: trained on medical images instead of MVTec AD.
 
   python launch.py --config=configs/tables/anomalyclip_3_medical_tuned.py --workdir=runs/anomalyclip3
 
-Learned on CVC-ColonDB and the normal images of Endo's classification set (appendix B), here the data set colon_ad.
-The paper's four image rows of VAND (APRIL-GAN) are table 2's, digit for digit, and so of MVTec AD: a copy, it seems.
-How long VAND was trained is not stated; here as on VisA. No demo: nothing medical is drawn.
+Trained on CVC-ColonDB and the normal images of Endo's classification set (appendix B), here the data set colon_ad.
+The paper's four image rows of VAND (APRIL-GAN) equal those of table 2, trained on MVTec AD, digit for digit: probably a
+copy.
+How long VAND was trained is not stated; here as on VisA. No demo: there are no drawn medical images.
 """
 
 from zsad_jax.configs import anomalyclip, april_gan, common, tables
@@ -25,5 +26,5 @@ def get_config(arg=None):
   """AnomalyCLIP's config and a row for both systems on every data set."""
   common.choice(arg)
   numbers = {target: [(None, None, *pair) for pair in pairs] for target, pairs in IMAGES.items()} | PIXELS
-  return tables.grid(arg, 'AnomalyCLIP, table 3: learned on medical images', tables.ANOMALYCLIP, SYSTEMS, numbers,
+  return tables.grid(arg, 'AnomalyCLIP, table 3: trained on medical images', tables.ANOMALYCLIP, SYSTEMS, numbers,
                      base=SYSTEMS['AnomalyCLIP'], aux='colon_ad')

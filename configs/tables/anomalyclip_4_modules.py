@@ -1,11 +1,11 @@
-"""AnomalyCLIP (arXiv 2310.18961), table 4: the modules T1 to T4, one after another, on MVTec AD and VisA.
+"""AnomalyCLIP (arXiv 2310.18961), table 4: the modules T1 to T4, added one by one, on MVTec AD and VisA.
 
   python launch.py --config=configs/tables/anomalyclip_4_modules.py:demo --workdir=runs/anomalyclip4-demo
   python launch.py --config=configs/tables/anomalyclip_4_modules.py --workdir=runs/anomalyclip4
 
 T1 DPAM, T2 object-agnostic prompts, T3 learned tokens in the text tower, T4 several layers. The first two rows have
-equal image scores and so no training: here the words "object." and "damaged object." without anything learned, a
-reading. As first released, T4's four layers were one counted four times, so T4 is the weight of the local losses.
+equal image scores and therefore no training: here the untrained words "object." and "damaged object.", a reading. As
+first released, T4's four layers were one counted four times, so T4 is the weight of the local losses.
 """
 
 from zsad_jax.configs import anomalyclip, tables

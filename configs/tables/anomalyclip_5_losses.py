@@ -3,7 +3,7 @@
   python launch.py --config=configs/tables/anomalyclip_5_losses.py:demo --workdir=runs/anomalyclip5-demo
   python launch.py --config=configs/tables/anomalyclip_5_losses.py --workdir=runs/anomalyclip5
 
-The row without either learns nothing; what its prompts say is not told, so it is quoted.
+The row without either loss trains nothing; its prompts are not stated, so it is quoted.
 """
 
 from zsad_jax.configs import anomalyclip, tables

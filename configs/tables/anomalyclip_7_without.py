@@ -1,11 +1,11 @@
-"""AnomalyCLIP (arXiv 2310.18961), table 7: the whole without one module, on MVTec AD and VisA.
+"""AnomalyCLIP (arXiv 2310.18961), table 7: the full system without one module, on MVTec AD and VisA.
 
   python launch.py --config=configs/tables/anomalyclip_7_without.py:demo --workdir=runs/anomalyclip7-demo
   python launch.py --config=configs/tables/anomalyclip_7_without.py --workdir=runs/anomalyclip7
 
 Without T2 the prompts name the category (sec. 3.2, fig. 5); the published image AUROC of that row is that of untrained
-prompts, which speaks for no learned context at all, the second reading. Without T1 the first release read four
-different layers, the second reading of that row. Both readings have the same published numbers beside them.
+prompts, which suggests no learned context at all: the second reading. Without T1 the first release read four different
+layers: the second reading of that row. Both readings are shown with the same published numbers.
 """
 
 from zsad_jax.configs import anomalyclip, tables

@@ -1,11 +1,11 @@
-"""AnomalyCLIP (arXiv 2310.18961), table 8: what the systems reach on VisA, to be set beside what they cost.
+"""AnomalyCLIP (arXiv 2310.18961), table 8: quality on VisA, to be compared with cost.
 
   python launch.py --config=configs/tables/anomalyclip_8_cost.py:demo --workdir=runs/anomalyclip8-demo
   python launch.py --config=configs/tables/anomalyclip_8_cost.py --workdir=runs/anomalyclip8
 
-The paper's costs, on an RTX 3090, minutes an epoch of 1725 images and images a second: CLIP -, 13.23; WinCLIP -, 1.20;
-VAND 13.56, 9.23; CoOp 12.25, 12.75; AnomalyCLIP 13.71, 8.92; without DPAM 12.98, 10.21. Costs belong to a machine: here
-a row's manifest.json has its seconds, and benchmarks/ measures them by themselves.
+The paper's costs on an RTX 3090, in minutes per epoch of 1,725 images and in images per second: CLIP -, 13.23; WinCLIP
+-, 1.20; VAND 13.56, 9.23; CoOp 12.25, 12.75; AnomalyCLIP 13.71, 8.92; without DPAM 12.98, 10.21. Costs depend on the
+machine: a row's manifest.json has its seconds, and --mode=bench measures a config.
 """
 
 from zsad_jax.configs import anomalyclip, tables

@@ -1,4 +1,4 @@
-"""AnomalyCLIP (arXiv 2310.18961), table 9: one learned context for both prompts, or one each, on MVTec AD and VisA.
+"""AnomalyCLIP (arXiv 2310.18961), table 9: one context shared by both prompts, or one each, on MVTec AD and VisA.
 
   python launch.py --config=configs/tables/anomalyclip_9_contexts.py:demo --workdir=runs/anomalyclip9-demo
   python launch.py --config=configs/tables/anomalyclip_9_contexts.py --workdir=runs/anomalyclip9

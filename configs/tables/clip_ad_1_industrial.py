@@ -1,11 +1,11 @@
-"""CLIP-AD (arXiv 2311.00453), table 1: MVTec AD and VisA, learned on the respective other one.
+"""CLIP-AD (arXiv 2311.00453), table 1: MVTec AD and VisA, each trained on the other.
 
   python launch.py --config=configs/tables/clip_ad_1_industrial.py:demo --workdir=runs/clip-ad1-demo
   python launch.py --config=configs/tables/clip_ad_1_industrial.py --workdir=runs/clip-ad1
 
-All at 240 px, SAA+ at 400. The paper's SDP+ is the epoch with the best image AUROC on the target itself: that row is
-named oracle here and stands below the last epoch's, which is the fair one. How AnomalyCLIP was run at 240 px is not
-told; here images are made smaller, to 238 px, which patches of 14 divide, and nothing else is changed.
+All at 240 px, SAA+ at 400. The paper's SDP+ is the epoch with the best image AUROC on the target: that row is labelled
+oracle here, below the last epoch, which is the fair one. How AnomalyCLIP was run at 240 px is not stated; here images
+are resized to 238 px, a multiple of its patch size 14, and nothing else is changed.
 """
 
 from zsad_jax.configs import anomalyclip, clip_surgery, sdp, sdp_plus, tables, winclip

@@ -1,9 +1,9 @@
-"""CLIP-AD (arXiv 2311.00453), table 2: two medical data sets without masks; what is learned is learned on VisA.
+"""CLIP-AD (arXiv 2311.00453), table 2: two medical data sets without masks; trained on VisA.
 
   python launch.py --config=configs/tables/clip_ad_2_medical_images.py --workdir=runs/clip-ad2
 
-SDP+ is what table 1 evaluates on MVTec AD; its epoch was chosen there. Here it is the last one. What AnomalyCLIP was
-learned on is not told, and taken to be the same. No demo: nothing medical is drawn.
+SDP+ is the one that table 1 evaluates on MVTec AD, where its epoch was selected; here it is the last one. The auxiliary
+data set of AnomalyCLIP is not stated and assumed to be the same. No demo: there are no drawn medical images.
 """
 
 from zsad_jax.configs import common, sdp, sdp_plus, tables

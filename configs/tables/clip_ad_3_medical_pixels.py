@@ -1,9 +1,10 @@
-"""CLIP-AD (arXiv 2311.00453), table 3: two medical data sets of anomalous images; learned on MVTec AD.
+"""CLIP-AD (arXiv 2311.00453), table 3: two medical data sets of anomalous images; trained on MVTec AD.
 
   python launch.py --config=configs/tables/clip_ad_3_medical_pixels.py --workdir=runs/clip-ad3
 
-SDP+ is what table 1 evaluates on VisA, but smoothed as elsewhere; its epoch was chosen there. Here it is the last one.
-What AnomalyCLIP was learned on is not told, and taken to be the same. No demo: nothing medical is drawn.
+SDP+ is the one that table 1 evaluates on VisA, where its epoch was selected, but smoothed as elsewhere; here it is the
+last epoch. The auxiliary data set of AnomalyCLIP is not stated and assumed to be the same. No demo: there are no drawn
+medical images.
 """
 
 from zsad_jax.configs import common, sdp, sdp_plus, tables

@@ -1,4 +1,4 @@
-"""CLIP-AD (arXiv 2311.00453), table 4: what represents the texts, with SDP on MVTec AD.
+"""CLIP-AD (arXiv 2311.00453), table 4: representative vectors of the texts (RVS), with SDP on MVTec AD.
 
   python launch.py --config=configs/tables/clip_ad_4_rvs.py:demo --workdir=runs/table4-demo
   python launch.py --config=configs/tables/clip_ad_4_rvs.py --workdir=runs/table4

@@ -1,4 +1,4 @@
-"""CLIP-AD (arXiv 2311.00453), table 5: which stages are read, with SDP and SDP+ on MVTec AD.
+"""CLIP-AD (arXiv 2311.00453), table 5: combinations of stages, with SDP and SDP+ on MVTec AD.
 
   python launch.py --config=configs/tables/clip_ad_5_taps.py:demo --workdir=runs/table5-demo
   python launch.py --config=configs/tables/clip_ad_5_taps.py --workdir=runs/table5

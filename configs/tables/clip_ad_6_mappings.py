@@ -3,7 +3,7 @@
   python launch.py --config=configs/tables/clip_ad_6_mappings.py:demo --workdir=runs/table6-demo
   python launch.py --config=configs/tables/clip_ad_6_mappings.py --workdir=runs/table6
 
-The published row 5L is SDP's row of table 1, digit for digit: its training collapsed, and so may ours.
+The published row 5L equals SDP's row of table 1 digit for digit: its training collapsed, and ours may do so too.
 """
 
 from zsad_jax.configs import sdp_plus, tables

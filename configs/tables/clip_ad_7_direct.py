@@ -1,4 +1,4 @@
-"""CLIP-AD (arXiv 2311.00453), table 7: CLIP's own patches compared with the texts directly, and SDP beside it.
+"""CLIP-AD (arXiv 2311.00453), table 7: CLIP's own patches compared with the texts directly, and SDP.
 
   python launch.py --config=configs/tables/clip_ad_7_direct.py:demo --workdir=runs/table7-demo
   python launch.py --config=configs/tables/clip_ad_7_direct.py --workdir=runs/table7

@@ -3,7 +3,7 @@
   python launch.py --config=configs/tables/clip_ad_8_backbones.py --workdir=runs/table8
 
 The paper states neither weights nor image sizes except for ViT-B/16+: OpenAI's for the ResNets and for 336 px, the
-only ones there are, and LAION-400M's for the others, all at their own sizes, are a guess.
+only ones that exist, and LAION-400M's for the others, all at their own sizes, are a guess.
 """
 
 from zsad_jax.configs import common, sdp_plus, tables
@@ -26,7 +26,7 @@ ROWS = (  # label, weights, pixels, SDP's and SDP+'s layers; SDP's pixel and ima
 
 
 def get_config(arg=None):
-  """SDP+'s config and rows for SDP and SDP+ on every backbone; no demo, as the embedded CLIP is one of a kind."""
+  """SDP+'s config and rows for SDP and SDP+ on every backbone; no demo: there is only one embedded CLIP."""
   common.choice(arg)
   rows = []
   for label, clip, size, own, learned, *published in ROWS:

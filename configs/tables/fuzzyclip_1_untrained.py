@@ -1,9 +1,10 @@
-"""FuzzyCLIP, table 1: prompts that nothing was learned for, precise and fuzzy, on MVTec AD's images.
+"""FuzzyCLIP, table 1: untrained prompts, precise and fuzzy, on MVTec AD (image level).
 
   python launch.py --config=configs/tables/fuzzyclip_1_untrained.py:demo --workdir=runs/fuzzy1-demo
   python launch.py --config=configs/tables/fuzzyclip_1_untrained.py --workdir=runs/fuzzy1
 
-Whose names the fuzzy prompt lists is not told: the target's own, or the auxiliary set's as a second reading.
+Whose names the fuzzy prompt lists is not stated: the target's own, or those of the auxiliary data set as a second
+reading.
 """
 
 from zsad_jax.configs import fuzzyclip, tables

@@ -1,11 +1,11 @@
-"""FuzzyCLIP, table 2: MVTec AD and VisA, learned on the respective other one.
+"""FuzzyCLIP, table 2: MVTec AD and VisA, each trained on the other.
 
   python launch.py --config=configs/tables/fuzzyclip_2_main.py:demo --workdir=runs/fuzzy2-demo
   python launch.py --config=configs/tables/fuzzyclip_2_main.py --workdir=runs/fuzzy2
 
-The paper prints SAA+'s pixel AP and F1-max on MVTec AD the wrong way round; below they are as CLIP-AD has them.
-WinCLIP, CLIP Surgery and SDP+ see 240 px, the others 518: mind the resolution when comparing pixels. The paper's SDP+
-is CLIP-AD's row, of an epoch chosen on the target; here the last epoch comes first and that one below it.
+The paper swaps SAA+'s pixel AP and F1-max on MVTec AD; below they are as in CLIP-AD. WinCLIP, CLIP Surgery and SDP+ use
+240 px, the others 518: mind the resolution when comparing pixel metrics. The paper's SDP+ is CLIP-AD's row, with an
+epoch selected on the target; here the last epoch comes first and the selected one below it.
 """
 
 from zsad_jax.configs import anomalyclip, april_gan, clip_surgery, fuzzyclip, sdp_plus, tables, winclip

@@ -1,10 +1,10 @@
-"""FuzzyCLIP, table 3: five more industrial data sets, everything learned on VisA.
+"""FuzzyCLIP, table 3: five more industrial data sets, trained on VisA.
 
   python launch.py --config=configs/tables/fuzzyclip_3_industrial.py --workdir=runs/fuzzy3
 
-AnomalyCLIP's own table 1 has other numbers, learned on MVTec AD. APRIL-GAN's image AP on BTAD is as printed; it equals
+AnomalyCLIP's own table 1 has other numbers, trained on MVTec AD. APRIL-GAN's image AP on BTAD is as printed; it equals
 its pixel AUPRO there, likely a slip. The paper's table 6 disagrees about FuzzyCLIP's cells by up to 3.6 points. No
-demo: on what is drawn it would be table 2's.
+demo: it would equal that of table 2.
 """
 
 from zsad_jax.configs import anomalyclip, april_gan, common, fuzzyclip, tables

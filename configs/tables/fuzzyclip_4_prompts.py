@@ -1,10 +1,10 @@
-"""FuzzyCLIP, table 4: the prompts that the layers are learned with, on MVTec AD's pixels.
+"""FuzzyCLIP, table 4: training prompts of the linear layers, on MVTec AD (pixel level).
 
   python launch.py --config=configs/tables/fuzzyclip_4_prompts.py:demo --workdir=runs/fuzzy4-demo
   python launch.py --config=configs/tables/fuzzyclip_4_prompts.py --workdir=runs/fuzzy4
 
 The text around the table speaks of VisA, but its rows are those of MVTec AD elsewhere: the precise one is APRIL-GAN's
-of 15 epochs, the stacked one table 6's with one group. The others are learned in two epochs.
+with 15 epochs, the stacked one that of table 6 with one group. The others are trained for two epochs.
 """
 
 from zsad_jax.configs import april_gan, fuzzyclip, tables

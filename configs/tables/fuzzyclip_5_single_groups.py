@@ -1,10 +1,10 @@
-"""FuzzyCLIP, table 5: layers of a single group of VisA's categories, each for itself and together, on MVTec AD.
+"""FuzzyCLIP, table 5: layers of single groups of VisA's categories and of both groups, on MVTec AD.
 
   python launch.py --config=configs/tables/fuzzyclip_5_single_groups.py:demo --workdir=runs/fuzzy5-demo
   python launch.py --config=configs/tables/fuzzyclip_5_single_groups.py --workdir=runs/fuzzy5
 
-None of the table's numbers is known here, and that these are its rows is a reading of what the paper says about it.
-The groups are those that the paper found: the four circuit boards, and the rest.
+None of the table's numbers is known here, and its rows are a reading of what the paper says about it. The groups are
+the paper's: the four circuit boards, and the rest.
 """
 
 from zsad_jax.configs import fuzzyclip, tables

@@ -1,17 +1,17 @@
-"""FuzzyCLIP, table 6: how many groups the auxiliary categories are learned in.
+"""FuzzyCLIP, table 6: number of groups of auxiliary categories.
 
   python launch.py --config=configs/tables/fuzzyclip_6_groups.py:demo --workdir=runs/fuzzy6-demo
   python launch.py --config=configs/tables/fuzzyclip_6_groups.py --workdir=runs/fuzzy6
 
-Rows learned on two data sets at once are quoted: here one is learned on at a time. Whether their groups came from the
-score or were forced is not told; here csp.k forces them. The paper's table 3 disagrees about the cells of VisA in two
+Rows trained on two data sets at once are quoted: training here uses one. Whether the groups came from the score or were
+fixed is not stated; here csp.k fixes them. The paper's table 3 disagrees about the cells of VisA in two
 groups.
 """
 
 from zsad_jax.configs import fuzzyclip, tables
 
 TARGETS = ('mvtec_ad', 'visa', 'dtd_synthetic', 'mpdd', 'dagm2007', 'btad', 'kolektor_sdd')
-ROWS = {  # (learned on, groups): AUPRO, AP, F1-max of pixels on each target
+ROWS = {  # (trained on, groups): AUPRO, AP, F1-max of pixels on each target
   ('VisA', 1): ((86.6, 44.2, 46.6), (), (90.7, 66.0, 65.2), (88.5, 28.6, 33.5), (80.2, 44.3, 48.6), (79.3, 47.7, 51.8),
                 (88.1, 14.4, 27.6)),
   ('VisA', 2): ((86.4, 46.0, 47.6), (), (91.3, 66.4, 65.1), (89.1, 31.2, 35.1), (79.3, 45.9, 50.0), (76.0, 48.6, 53.5),
@@ -36,7 +36,7 @@ ROWS = {  # (learned on, groups): AUPRO, AP, F1-max of pixels on each target
 
 
 def get_config(arg=None):
-  """FuzzyCLIP's config and a row for every number of groups; `:demo` on the embedded tiny CLIP, learned on one set."""
+  """FuzzyCLIP's config and a row for every number of groups; `:demo` on the tiny CLIP, trained on one data set."""
   whole, demo = tables.system(fuzzyclip), arg == 'demo'
   top, rows = whole(arg, 'mvtec_ad', 'visa'), []
   for at, target in enumerate(('',) if demo else TARGETS):

@@ -3,7 +3,7 @@
   python launch.py --config=configs/tables/fuzzyclip_7_rpl.py:demo --workdir=runs/fuzzy7-demo
   python launch.py --config=configs/tables/fuzzyclip_7_rpl.py --workdir=runs/fuzzy7
 
-What scores images without it is not told; here the untrained stacked prompt of the target's names.
+How images are scored without it is not stated; here by the untrained stacked prompt of the target's names.
 """
 
 from zsad_jax.configs import fuzzyclip, tables

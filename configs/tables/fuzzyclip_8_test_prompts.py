@@ -1,4 +1,4 @@
-"""FuzzyCLIP, table 8: what a group's prompt says at test time, on VisA; its column named AUROC holds AUPRO.
+"""FuzzyCLIP, table 8: prompts of a group at test time, on VisA; the table's column AUROC holds AUPRO.
 
   python launch.py --config=configs/tables/fuzzyclip_8_test_prompts.py:demo --workdir=runs/fuzzy8-demo
   python launch.py --config=configs/tables/fuzzyclip_8_test_prompts.py --workdir=runs/fuzzy8

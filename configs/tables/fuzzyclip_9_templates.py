@@ -1,9 +1,9 @@
-"""FuzzyCLIP, table 9: what RPL's prompts start as, with the auxiliary names or "object" in them, on VisA.
+"""FuzzyCLIP, table 9: templates that initialise RPL's prompts, with the auxiliary names or "object", on VisA.
 
   python launch.py --config=configs/tables/fuzzyclip_9_templates.py:demo --workdir=runs/fuzzy9-demo
   python launch.py --config=configs/tables/fuzzyclip_9_templates.py --workdir=runs/fuzzy9
 
-None of its rows reaches the paper's headline of 84.7, 82.7, 86.9, which so has a start of its own.
+None of its rows reaches the paper's main result of 84.7, 82.7, 86.9, so that must use another initialisation.
 """
 
 from zsad_jax.configs import fuzzyclip, tables

@@ -1,9 +1,9 @@
-"""FuzzyCLIP: what its paper leaves open, one reading a row beside the default, all with two groups.
+"""FuzzyCLIP: readings of what its paper leaves open, one per row, all with two groups.
 
   python launch.py --config=configs/tables/fuzzyclip_readings.py:demo --workdir=runs/fuzzy-readings-demo
   python launch.py --config=configs/tables/fuzzyclip_readings.py --workdir=runs/fuzzy-readings
 
-No numbers are published for these.
+Nothing is published for these.
 """
 
 from zsad_jax.configs import fuzzyclip, tables

@@ -1,11 +1,11 @@
-"""RWDA (arXiv 2308.11119), table 1: zero-shot of an unknown and of a known object, and with 1, 2 and 4 references.
+"""RWDA (arXiv 2308.11119), table 1: zero-shot for an unknown and a known object, and with 1, 2 and 4 references.
 
   python launch.py --config=configs/tables/rwda_1_main.py:demo --workdir=runs/rwda1-demo
   python launch.py --config=configs/tables/rwda_1_main.py --workdir=runs/rwda1
 
-On MVTec AD and on VisA; configs/rwda.py has the published standard deviations over ten seeds. The systems on other
-features than CLIP's are quoted. WinCLIP has CLIP-AD's multi-crop prediction, as its own is not described, and one draw
-of references a seed: `--config.table.seeds='(0, 1, 2)'` draws more.
+On MVTec AD and on VisA; configs/rwda.py has the published standard deviations over ten seeds. Systems on other features
+than CLIP's are quoted. WinCLIP uses CLIP-AD's multi-crop prediction, because its own is not described, and one draw of
+references per seed: `--config.seeds=3` draws more.
 """
 
 from zsad_jax.configs import rwda, tables, winclip

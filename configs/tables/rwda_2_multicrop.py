@@ -1,9 +1,9 @@
-"""RWDA (arXiv 2308.11119), table 2: without multi-crop prediction, on MVTec AD, of an unknown object.
+"""RWDA (arXiv 2308.11119), table 2: with and without multi-crop prediction, on MVTec AD, for an unknown object.
 
   python launch.py --config=configs/tables/rwda_2_multicrop.py:demo --workdir=runs/rwda2-demo
   python launch.py --config=configs/tables/rwda_2_multicrop.py --workdir=runs/rwda2
 
-Of "ours" and "CLIP + ours" the paper's AP alone is known here: 95.5 +- 0.2 and 96.2 +- 0.2. WinCLIP is told the object.
+For "ours" and "CLIP + ours" only the paper's AP is known here: 95.5 +- 0.2 and 96.2 +- 0.2. WinCLIP knows the object.
 """
 
 from zsad_jax.configs import rwda, tables, winclip
@@ -18,9 +18,9 @@ def get_config(arg=None):
   """RWDA's config and rows without crops and with those of CLIP-AD; `:demo` on the embedded tiny CLIP."""
   c, rows = rwda.get_config(arg), []
   target = 'mvtec_ad' if arg != 'demo' else c.data.target
-  for recipe, said in (('none', 'without crops'), ('clip_ad', 'with crops')):
+  for recipe, suffix in (('none', 'without crops'), ('clip_ad', 'with crops')):
     for label, score in ROWS:
-      row = rwda_1_main.row(f'{label}, {said}', score, target=target, changes={'multicrop.recipe': recipe})
+      row = rwda_1_main.row(f'{label}, {suffix}', score, target=target, changes={'multicrop.recipe': recipe})
       if recipe == 'none':
         row.published[target] = WITHOUT[score]
       rows.append(row)

@@ -1,9 +1,9 @@
-"""RWDA (arXiv 2308.11119), table 3: which words stand for normal and for anomalous, on MVTec AD, image AUROC.
+"""RWDA (arXiv 2308.11119), table 3: words for normal and anomalous, on MVTec AD, image AUROC.
 
   python launch.py --config=configs/tables/rwda_3_words.py:demo --workdir=runs/rwda3-demo
   python launch.py --config=configs/tables/rwda_3_words.py --workdir=runs/rwda3
 
-The object is unknown. The rows of CLIP alone train nothing, and show soon whether the weights are the paper's.
+The object is unknown. The rows with CLIP only train nothing and show quickly whether the weights are the paper's.
 """
 
 from zsad_jax.configs import rwda

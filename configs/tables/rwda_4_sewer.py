@@ -1,9 +1,9 @@
-"""RWDA (arXiv 2308.11119), table 4: Sewer-ML's validation split, of an unknown object.
+"""RWDA (arXiv 2308.11119), table 4: Sewer-ML's validation split, for an unknown object.
 
   python launch.py --config=configs/tables/rwda_4_sewer.py --workdir=runs/rwda4
 
-That the prompts are those of an unknown object and that crops are as elsewhere is a reading. Standard deviations over
-ten seeds: ours 1.3, 0.9 (F1-max), 1.3 (AP); CLIP + ours 0.9, 0.8, 0.7. No demo: it would be table 1's first rows.
+The prompts for an unknown object and the crops as elsewhere are a reading. Standard deviations over
+ten seeds: ours 1.3, 0.9 (F1-max), 1.3 (AP); CLIP + ours 0.9, 0.8, 0.7. No demo: it would equal table 1's first rows.
 """
 
 from zsad_jax.configs import common, rwda

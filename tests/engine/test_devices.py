@@ -24,7 +24,7 @@ from zsad_jax.engine import features as features_lib
 from zsad_jax.experiment import experiment, results
 
 pytestmark = [pytest.mark.devices8, pytest.mark.skipif(
-  jax.device_count() < 8, reason='needs eight CPU devices: JAX_NUM_CPU_DEVICES=8')]
+  jax.device_count() < 8, reason='needs eight devices: --devices=8')]
 ONE, EIGHT, SHARDED = runtime.place(jax.devices()[:1]), runtime.place(), runtime.place(sharded=True)
 SPEC = FeatureSpec(64, taps=(Tap('vv', 6), Tap('clip', 3)), sides=(SideStream('vv', 'vv', 3),))
 

@@ -1,5 +1,7 @@
 """The evaluation loop against metrics computed at once: padding, order, maps that are kept, undefined values."""
 
+import os
+import signal
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -147,18 +149,21 @@ def test_postprocess_gets_a_whole_category():
   assert result.rows['c0']['image_auroc'].value == 0.5
 
 
-def test_finished_categories_are_read_from_the_cache(tmp_path):
+@pytest.mark.parametrize('interruption', ['kill', 'SIGTERM'])
+def test_an_interrupted_evaluation_resumes_with_its_unfinished_category(tmp_path, interruption):
   """Interrupted in the second category: the next run predicts that one alone, and returns the same Result."""
   dataset, load, *_ = toy()
   cache = lambda: eval_cache.EvalCache(tmp_path, {}, evaluate.RECORDS)
 
   def interrupted(features, batch):
-    if batch['category'][0]:
+    if batch['category'][0] and interruption == 'kill':
       raise KeyboardInterrupt
+    if batch['category'][0]:
+      os.kill(os.getpid(), signal.SIGTERM)
     return predict(features, batch)
 
   options = {'keep': {0, 13}, 'worst': 2, 'curves': True}
-  with pytest.raises(KeyboardInterrupt):
+  with runtime.preemption(), pytest.raises(KeyboardInterrupt if interruption == 'kill' else runtime.Preempted):
     run(dataset, load, interrupted, cache=cache(), **options)
   calls = []
   resumed = run(dataset, load, lambda *args: (calls.append(args), predict(*args))[1], cache=cache(), **options)

@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed, damaged, started twice or started elsewhere go on, refuse or give the same numbers."""
+"""Runs that are stopped, killed, damaged, started twice or elsewhere resume, refuse, or give the same numbers."""
 
 import hashlib
 import json
@@ -20,35 +20,36 @@ from drawn_folders import draw
 from PIL import Image
 
 from zsad_jax import cli as launch
-from zsad_jax import data, methods
+from zsad_jax import data
 from zsad_jax.clip import model as clip_lib
 from zsad_jax.clip import preprocess
 from zsad_jax.configs import anomalyclip, winclip
 from zsad_jax.data import images
-from zsad_jax.engine import checkpoint, evaluate, logs, runtime, train
-from zsad_jax.engine.features import Store
+from zsad_jax.engine import checkpoint, evaluate, logs, optimizers, runtime, train
+from zsad_jax.engine.feature_store import Store
 from zsad_jax.experiment import disk_budget, experiment, results, sweep
+from zsad_jax.experiment.run import Run
 
 ROOT = Path(__file__).parents[2]
 CLS = np.random.default_rng(0).normal(size=(21, 6)).astype(np.float32)
 
 
 class Killed(BaseException):
-  """The end of a process in which nothing else gets to run."""
+  """Ends a run like a kill: no handler catches it."""
 
 
-def config(tmp, module=anomalyclip, **changes):
+def config(tmp, module=anomalyclip, **overrides):
   c = module.get_config('demo')
   c.update_from_flattened_dict({
-    'image_size': 56, 'seed': 3, 'train.epochs': 1, 'train.batch': 4, 'machine.encode_batch': 4, 'machine.eval_batch': 4,
-    'report.pictures': 2, 'machine.data_dir': str(tmp / 'data'), 'data.aux': f'folder:{tmp / "aux"}',
-    'data.target': f'folder:{tmp / "target"}'} | changes)
+    'image_size': 56, 'seed': 3, 'train.epochs': 1, 'train.batch': 4, 'machine.encode_batch': 4,
+    'machine.eval_batch': 4, 'report.pictures': 2, 'machine.data_dir': str(tmp / 'data'),
+    'data.aux': f'folder:{tmp / "aux"}', 'data.target': f'folder:{tmp / "target"}'} | overrides)
   return mlc.FrozenConfigDict(c)
 
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
-  """(config, workdir, what it printed is in stdout.txt) of a run that nothing interrupted, one image of it damaged."""
+  """(config, workdir) of a run that nothing interrupted, with one damaged image."""
   tmp = tmp_path_factory.mktemp('whole')
   draw(tmp / 'aux', {'tile': (100, 40, 40)}, images=3)
   draw(tmp / 'target', {'wood': (90, 60, 30), 'nut': (60, 60, 90)}, images=3, seed=1)
@@ -59,7 +60,7 @@ def whole(tmp_path_factory):
   return cfg, tmp / 'work'
 
 
-def numbers(workdir):
+def metrics_of(workdir):
   return (workdir / 'results/anomalyclip/aux-to-target/seed3/metrics.json').read_bytes()
 
 
@@ -67,35 +68,40 @@ def ask_to_stop():
   os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_case_01_what_was_left_out_is_counted_in_the_results(whole):
+@pytest.mark.slow
+def test_damaged_images_that_are_left_out_are_counted_in_the_results(whole):
   _, workdir = whole
-  target = json.loads(numbers(workdir))['protocol']['target']
+  target = json.loads(metrics_of(workdir))['protocol']['target']
   assert target['skipped'] == ['wood/test/good/000'] and target['normal'] == 5
   page = (workdir / 'results/anomalyclip/aux-to-target/seed3/index.html').read_text()
-  assert '1 damaged images of target were left out, among them wood/test/good/000.' in page
-  with pytest.raises(ValueError, match=r'data.on_bad is skip, but data.aux \(visa\) .* published data sets'):
-    published = {'data.on_bad': 'skip', 'data.aux': 'visa', 'data.target': 'mpdd'}
-    experiment.run(config(workdir, **published), workdir, 'run')
+  assert 'left out, such as wood/test/good/000' in page
 
 
-def test_case_14_and_15_an_evaluation_cut_short_goes_on_with_its_next_category(whole, tmp_path, monkeypatch):
-  """Stopped in the second category, then killed while it reports: nothing is evaluated twice, the numbers stay."""
+def test_published_data_sets_are_never_evaluated_in_part(tmp_path):
+  published = {'data.on_bad': 'skip', 'data.aux': 'visa', 'data.target': 'mpdd'}
+  with pytest.raises(ValueError, match=r'data.on_bad=skip .*data.aux=visa .*published'):
+    experiment.run(config(tmp_path, **published), tmp_path, 'run')
+
+
+@pytest.mark.slow
+def test_an_interrupted_evaluation_resumes_with_its_next_category(whole, tmp_path, monkeypatch):
+  """Stopped in the second category, then killed while it reports: nothing is evaluated twice, the metrics are equal."""
   cfg, workdir = whole
   shutil.copytree(workdir / 'checkpoints', tmp_path / 'checkpoints')
-  done, found = [], evaluate._found
+  done, category_result = [], evaluate._category_result
 
-  def stopping(parts, dataset, members, *args, **options):
-    result = found(parts, dataset, members, *args, **options)
+  def stopping(parts, dataset, members, options):
+    result = category_result(parts, dataset, members, options)
     done.append(dataset.categories[dataset.category_index[members[0]]])
     if stop and len(done) == 1:
       ask_to_stop()
     return result
 
-  monkeypatch.setattr(evaluate, '_found', stopping)
+  monkeypatch.setattr(evaluate, '_category_result', stopping)
   stop = True
   with runtime.preemption(), pytest.raises(runtime.Preempted, match='asked to stop during the evaluation'):
     experiment.run(cfg, tmp_path, 'evaluate')
-  assert done == ['nut'] and len(list(tmp_path.rglob('*.found'))) == 1
+  assert done == ['nut'] and len(list(tmp_path.rglob('*.result'))) == 1
   stop = False
   with monkeypatch.context() as patch:
     patch.setattr(results, 'write', lambda *args, **options: (_ for _ in ()).throw(Killed))
@@ -103,7 +109,7 @@ def test_case_14_and_15_an_evaluation_cut_short_goes_on_with_its_next_category(w
       experiment.run(cfg, tmp_path, 'evaluate')
   assert done == ['nut', 'wood'] and not (tmp_path / 'results').exists()
   experiment.run(cfg, tmp_path, 'evaluate')
-  assert done == ['nut', 'wood'] and numbers(tmp_path) == numbers(workdir)
+  assert done == ['nut', 'wood'] and metrics_of(tmp_path) == metrics_of(workdir)
   assert not (tmp_path / 'evaluating').exists() and not list(tmp_path.rglob('*.tmp'))
 
 
@@ -115,23 +121,23 @@ def store(root):
   return Store.open(root, key={'of': 'tests'}, count=21, fields={'cls': ((6,), 'float32')}, max_gb=1, shard_rows=4)
 
 
-def test_case_15_writing_features_stops_after_a_batch_and_goes_on_there(tmp_path):
-  def some(missing):
+def test_writing_features_stops_after_a_batch_and_resumes_there(tmp_path):
+  def batches(missing):
     for start in range(0, len(missing), 4):
-      asked.append(indices := missing[start:start + 4])
-      if len(asked) == 2:
+      written.append(indices := missing[start:start + 4])
+      if len(written) == 2:
         ask_to_stop()
       yield indices, rows(indices), [str(i) for i in indices]
 
-  asked = []
-  with runtime.preemption(), pytest.raises(runtime.Preempted, match=r'asked to stop; finished shards of .* are kept'):
-    store(tmp_path).fill(some)
-  made = store(tmp_path).fill(some)
-  assert np.concatenate(asked).tolist() == list(range(21))
-  np.testing.assert_array_equal(made.read(np.arange(21))['cls'], CLS)
+  written = []
+  with runtime.preemption(), pytest.raises(runtime.Preempted, match=r'finished shards .* kept'):
+    store(tmp_path).fill(batches)
+  complete = store(tmp_path).fill(batches)
+  assert np.concatenate(written).tolist() == list(range(21))
+  np.testing.assert_array_equal(complete.read(np.arange(21))['cls'], CLS)
 
 
-def test_case_15_preparing_a_data_set_stops_at_once_and_goes_on(tmp_path, monkeypatch):
+def test_preparing_a_data_set_stops_at_once_and_resumes(tmp_path, monkeypatch):
   name, encode = f'folder:{draw(tmp_path / "set", {"nut": (60, 60, 90)}, images=2)}', images.encode
   with monkeypatch.context() as patch, runtime.preemption():
     patch.setattr(images, 'encode', lambda *args: (ask_to_stop(), encode(*args))[1])
@@ -140,90 +146,93 @@ def test_case_15_preparing_a_data_set_stops_at_once_and_goes_on(tmp_path, monkey
   assert len(data.load(name, root=tmp_path / 'data')) == 4
 
 
-def test_case_15_encoding_references_stops_between_batches(monkeypatch):
-  cfg = SimpleNamespace(features=SimpleNamespace(batch=2))
-  asked = []
+def test_encoding_references_stops_between_batches(monkeypatch):
+  reads = []
 
   def load(indices):
-    asked.append(indices)
+    reads.append(indices)
     ask_to_stop()
     return {'cls': CLS[indices]}, {}
 
-  monkeypatch.setattr(experiment, 'reference_images', lambda *_: (SimpleNamespace(), np.arange(4)[None]))
-  monkeypatch.setattr(experiment.inputs, 'reader', lambda *args, **options: load)
-  with runtime.preemption(), pytest.raises(runtime.Preempted, match='while the references were encoded'):
-    experiment.few_shot(cfg, None, None)
-  assert len(asked) == 1
+  monkeypatch.setattr(Run, 'references', lambda self: (SimpleNamespace(), np.arange(4)[None]))
+  monkeypatch.setattr(Run, 'reader', lambda *args, **options: load)
+  run = Run(SimpleNamespace(machine=SimpleNamespace(encode_batch=2)), None, None, None, None)
+  with runtime.preemption(), pytest.raises(runtime.Preempted, match='references'):
+    run.reference_bank()
+  assert len(reads) == 1
 
 
-def loss(learnable, frozen, features, batch, rng):
+def loss(params, context, features, batch, rng):
   noisy = features['cls'] + .1 * jax.random.normal(rng, (6,))[None]
-  wrong = (jnp.tanh(noisy @ learnable['w']) * frozen['scale'] - batch['label']) ** 2
+  wrong = (jnp.tanh(noisy @ params['w']) * context['scale'] - batch['label']) ** 2
   return jnp.sum(wrong * batch['valid']) / jnp.sum(batch['valid']), {}
 
 
-def fit(workdir, read=None, seed=5):
-  def plain(indices):
+TX = optimizers.make_tx({'lr': 1e-2, 'b1': .5, 'b2': .999})
+
+
+def fit(workdir, on_read=None, seed=5):
+  def read(indices):
+    if on_read:
+      on_read(indices)
     return {'cls': CLS[indices]}, {'label': (CLS[indices].sum(1) > 0).astype(np.int32)}
 
   with runtime.preemption() as stop:
-    return train.fit(
-      loss, train.make_tx({'lr': 1e-2, 'b1': .5, 'b2': .999}), {'w': np.full(6, .1, np.float32)},
-      {'scale': np.float32(1.5)}, lambda indices: (read and read(indices), plain(indices))[1], 21, epochs=3, batch=8,
-      seed=seed, place=runtime.place(jax.devices()[:1]), workdir=workdir, stop=stop)['w']
+    return train.fit(loss, TX, {'w': np.full(6, .1, np.float32)}, {'scale': np.float32(1.5)}, train.Source(read, 21),
+                     train.Recipe(epochs=3, batch=8, seed=seed), train.Session(workdir, stop=stop),
+                     runtime.place(jax.devices()[:1]))['w']
 
 
 def states(workdir):
   """{step: every leaf of its checkpoint as bytes}: parameters, optimizer, key and step."""
-  template = train.initial({'w': np.zeros(6, np.float32)}, train.make_tx({'lr': 1e-2, 'b1': .5, 'b2': .999}), 0)
+  template = train.initial({'w': np.zeros(6, np.float32)}, TX, 0)
   data = lambda x: np.asarray(jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
-  place, saved = workdir / 'checkpoints', {}
-  for step in checkpoint.steps(place):
-    state, _, _ = checkpoint.restore(place, template, step)
+  folder, saved = workdir / 'checkpoints', {}
+  for step in checkpoint.steps(folder):
+    state, _, _ = checkpoint.restore(folder, template, step)
     saved[step] = [data(x).tobytes() for x in jax.tree.leaves(state)]
   return saved
 
 
-def test_case_15_a_preempted_training_saves_and_its_resumed_run_is_the_uninterrupted_one(tmp_path):
+def test_a_training_that_is_asked_to_stop_resumes_bit_for_bit(tmp_path):
   fit(tmp_path / 'whole')
-  seen, cut = [], tmp_path / 'cut'
+  reads, cut = [], tmp_path / 'cut'
 
-  def read(indices):
-    seen.append(indices.tolist())
-    if len(seen) in (2, 5):  # batches are read ahead, so that is a step or two before
+  def stopping(indices):
+    reads.append(indices.tolist())
+    if len(reads) in (2, 5):  # a step or two ahead of training
       ask_to_stop()
 
   stops = 0
   while True:
     try:
-      fit(cut, read)
+      fit(cut, stopping)
       break
     except runtime.Preempted as stopped:
       stops += 1
-      assert f'asked to stop after step {checkpoint.latest(cut / "checkpoints")} of 9' in str(stopped)
+      assert f'after step {checkpoint.latest(cut / "checkpoints")} of 9' in str(stopped)
   assert stops == 2
   whole, resumed = states(tmp_path / 'whole'), states(cut)
   assert {step: resumed[step] for step in whole} == whole and len(whole[9]) > 4
 
 
-def test_case_15_a_stopped_row_ends_the_table_and_is_no_failed_row(tmp_path, monkeypatch):
-  ran = []
+def test_a_row_that_is_asked_to_stop_ends_the_table_and_does_not_count_as_failed(tmp_path, monkeypatch):
+  runs = []
 
   def run(*args, **options):
-    ran.append(1)
+    runs.append(1)
     raise runtime.Preempted('asked to stop')
 
-  row = sweep.Row('one', '', 'one', mlc.FrozenConfigDict({'method': 'clip'}), {})
-  monkeypatch.setattr(sweep, 'planned', lambda cfg: [row, row._replace(label='two', folder='two')])
+  row = sweep.Row('one', '', 'one', config(tmp_path), {})
+  monkeypatch.setattr(sweep, 'planned', lambda cfg, overrides: [row, row._replace(label='two', folder='two')])
   monkeypatch.setattr(sweep, 'check', lambda rows: {})
   monkeypatch.setattr(experiment, 'run', run)
-  monkeypatch.setattr(sweep.results, 'digest', lambda cfg: '')
   with pytest.raises(runtime.Preempted):
-    sweep.run(mlc.FrozenConfigDict({'table': {'seeds': ()}}), tmp_path, 'run')
-  assert len(ran) == 1
+    sweep.run(mlc.FrozenConfigDict({'table': {}}), tmp_path, 'run')
+  assert len(runs) == 1
 
 
-def test_case_15_the_exit_code_says_to_run_the_same_command_again(tmp_path, monkeypatch, capsys):
+def test_the_exit_code_of_a_stopped_run_means_run_the_same_command_again(tmp_path, monkeypatch, capsys):
   def run(cfg, workdir, mode):
     ask_to_stop()
     assert runtime.preempted()
@@ -235,10 +244,10 @@ def test_case_15_the_exit_code_says_to_run_the_same_command_again(tmp_path, monk
   with flagsaver.flagsaver(workdir=str(tmp_path)), pytest.raises(SystemExit) as ended:
     launch.main(['launch.py'])
   assert ended.value.code == launch.EXIT_PREEMPTED == 75
-  assert 'asked to stop after step 3 of 9; run the same command again to resume' in capsys.readouterr().err
+  assert 'after step 3 of 9; run the same command again' in capsys.readouterr().err
 
 
-def test_case_16_a_damaged_checkpoint_costs_a_step_and_nothing_is_cast(tmp_path, caplog):
+def test_a_damaged_checkpoint_costs_a_step_and_nothing_is_cast(tmp_path, caplog):
   for step in (1, 2):
     checkpoint.save(tmp_path, step, {'w': np.full(3, step, np.float32)}, {})
   file = max((path for path in (tmp_path / '2').rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
@@ -253,7 +262,7 @@ def test_case_16_a_damaged_checkpoint_costs_a_step_and_nothing_is_cast(tmp_path,
     checkpoint.restore(tmp_path, {'w': np.zeros(3, np.float16)})
 
 
-def test_case_16_a_damaged_shard_of_features_is_encoded_anew(tmp_path, caplog):
+def test_a_damaged_shard_of_features_is_encoded_again(tmp_path, caplog):
   fill = lambda missing: [(missing, rows(missing), [str(i) for i in missing])]
   path = store(tmp_path).fill(fill).path / '00002.shard'
   data = bytearray(path.read_bytes())
@@ -262,64 +271,62 @@ def test_case_16_a_damaged_shard_of_features_is_encoded_anew(tmp_path, caplog):
   again = []
   store(tmp_path).fill(lambda missing: again.append(missing.tolist()) or fill(missing))
   assert again == [[8, 9, 10, 11]]
-  assert f'{path} is damaged (sha256 of its content); its 4 images will be encoded anew' in caplog.text
+  assert f'{path} is damaged' in caplog.text and 'its 4 images will be encoded again' in caplog.text
 
 
-def test_case_17_a_workdir_that_cannot_be_written_is_refused_at_the_start(tmp_path, monkeypatch):
+def test_a_workdir_that_cannot_be_written_or_is_too_small_is_refused_at_the_start(tmp_path, monkeypatch):
   (tmp_path / 'file').write_text('')
   with pytest.raises(OSError, match=r'cannot write to the workdir .*choose another --workdir'):
     logs.probe(tmp_path / 'file' / 'work')
   real = disk_budget.shutil.disk_usage
   monkeypatch.setattr(disk_budget.shutil, 'disk_usage', lambda path: real(path)._replace(free=3 << 30))
   disk_budget.check({tmp_path / 'a': 2 << 30})
-  with pytest.raises(OSError, match=r'will write 4.29 GB \(2.15 GB in .*/a, 2.15 GB in .*/b\), but 3.22 GB are free'):
+  with pytest.raises(OSError, match=r'4.29 GB \(2.15 GB in .*/a, 2.15 GB in .*/b\), but .*3.22 GB'):
     disk_budget.check({tmp_path / 'a': 2 << 30, tmp_path / 'b': 2 << 30})
 
 
-def test_case_17_a_full_disk_leaves_earlier_results(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_earlier_results(tmp_path, monkeypatch):
   logs.write_json(tmp_path / 'metrics.json', {'aupro': 0.5})
 
   def full(*_):
     raise OSError(28, 'No space left on device')
 
   monkeypatch.setattr(os, 'fsync', full)
-  with pytest.raises(OSError, match='No space left on device; what was there is intact'):
+  with pytest.raises(OSError, match='No space left on device; the earlier content is intact'):
     logs.write_json(tmp_path / 'metrics.json', {'aupro': 0.7})
   assert json.loads((tmp_path / 'metrics.json').read_text()) == {'aupro': 0.5}
   assert [path.name for path in tmp_path.iterdir()] == ['metrics.json']
 
 
 @pytest.mark.parametrize(('key', 'value', 'message'), [
-  ('image_size', 57, 'image_size 57 .*multiple of the patch size 8'),
-  ('local_layers', (7,), r'local_layers 7 is not in 1\.\.6'),
-  ('train.batch', 0, 'train.batch is 0; it must be at least 1'),
-  ('data.on_bad', 'ignore', "data.on_bad is 'ignore'; it must be one of error, skip"),
+  ('image_size', 57, 'image_size=57 .*patch size 8'), ('local_layers', (7,), r'layers.*7.*6'),
+  ('train.batch', 0, 'train.batch=0 .*at least 1'), ('data.on_bad', 'ignore', "data.on_bad='ignore' .*error, skip"),
   ('method', 'anomalyclp', "did you mean 'anomalyclip'"), ('clip', 'vit_l14_363', 'did you mean vit_l14_336'),
 ])
-def test_case_18_values_out_of_range_are_refused_before_weights_load(tmp_path, monkeypatch, key, value, message):
+def test_values_out_of_range_are_refused_before_weights_load(tmp_path, monkeypatch, key, value, message):
   monkeypatch.setattr(clip_lib, 'load', lambda *args, **options: pytest.fail('weights were loaded'))
   with pytest.raises(ValueError, match=message):
     experiment.run(config(tmp_path, **{key: value}), tmp_path, 'run')
 
 
 @pytest.mark.parametrize(('flag', 'message'), [
-  ('--config.prompt.dept=3', 'error: unknown key --config.prompt.dept; did you mean --config.prompt.depth?'),
-  ('--config.data.on_bda=skip', 'error: unknown key --config.data.on_bda; did you mean --config.data.on_bad?')])
-def test_case_18_mistyped_keys_get_the_nearest(monkeypatch, flag, message):
+  ('--config.prompt.dept=3', '--config.prompt.dept; did you mean --config.prompt.depth?'),
+  ('--config.data.on_bda=skip', '--config.data.on_bda; did you mean --config.data.on_bad?')])
+def test_the_nearest_key_to_a_mistyped_one_is_named(monkeypatch, flag, message):
   words = ['launch.py', f'--config={ROOT}/configs/anomalyclip.py:demo', flag]
   monkeypatch.setattr(sys, 'argv', words)  # where config flags look for the keys
   with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
     launch.parse(words)
-  assert str(ended.value) == message
+  assert str(ended.value).endswith(message)
 
 
-def test_case_18_more_references_than_images_are_refused_before_training(whole, tmp_path):
-  cfg = config(whole[1].parent, winclip, **{'fewshot.shots': 9, 'data.on_bad': 'skip'})
-  with pytest.raises(ValueError, match=r"fewshot.shots is 9, but nut has 1 normal images in split 'train'"):
-    experiment.reference_images(cfg, methods.get('winclip'))
+def test_more_references_than_images_are_refused_before_training(tmp_path):
+  draw(tmp_path / 'target', {'nut': (60, 60, 90)}, images=1)
+  with pytest.raises(ValueError, match=r'fewshot.shots.*9.*nut'):
+    experiment.run(config(tmp_path, winclip, **{'fewshot.shots': 9}), tmp_path, 'run')
 
 
-def test_case_20_a_second_run_in_a_workdir_is_refused(tmp_path):
+def test_a_second_run_in_a_workdir_is_refused(tmp_path):
   message = rf'in use by another run \(process {os.getpid()} on .*another --workdir'
   with logs.lock(tmp_path), pytest.raises(RuntimeError, match=message), logs.lock(tmp_path):
     pytest.fail('two runs in one workdir')
@@ -327,7 +334,7 @@ def test_case_20_a_second_run_in_a_workdir_is_refused(tmp_path):
     pass
 
 
-def test_case_20_the_same_seed_gives_the_same_bits(tmp_path):
+def test_the_same_seed_gives_the_same_bits(tmp_path):
   fit(tmp_path / 'a'), fit(tmp_path / 'b'), fit(tmp_path / 'c', seed=6)
   assert states(tmp_path / 'a') == states(tmp_path / 'b') != states(tmp_path / 'c')
 
@@ -341,7 +348,7 @@ import jax
 jax.config.update('jax_platforms', 'cpu')
 from zsad_jax.clip import model as clip_lib, preprocess
 from zsad_jax.data import images
-from zsad_jax import logs
+from zsad_jax.engine import logs
 clip = clip_lib.load('tiny', image_size=64)
 pixels = preprocess.image_transform(clip.arch, 64)(images.read_rgb(sys.argv[1]))
 logs.write_json(sys.argv[2], {'größe': 1.5, 'ids': clip.tokenize(['a photo of a Größe 1,5']).tolist(),
@@ -349,7 +356,8 @@ logs.write_json(sys.argv[2], {'größe': 1.5, 'ids': clip.tokenize(['a photo of 
 """
 
 
-def test_case_20_other_locale_no_network_no_home_and_no_gpu_give_the_same(tmp_path):
+@pytest.mark.slow
+def test_another_locale_no_network_no_home_and_no_gpu_give_the_same(tmp_path):
   picture = tmp_path / 'Größe.png'
   Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)).save(picture)
   env = {k: v for k, v in os.environ.items() if k not in ('HOME', 'LANG', 'XLA_FLAGS') and not k.startswith('LC_')}

@@ -1,4 +1,4 @@
-"""The page in a real browser: sorted, filtered, enlarged by keyboard, on a desk and on a phone, without a network."""
+"""The page in a browser: sorting, filters and zoom by keyboard, on a desktop and a phone, without a network."""
 
 import shutil
 
@@ -14,7 +14,7 @@ CHROME = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'g
 sync_api = pytest.importorskip('playwright.sync_api', reason='playwright drives the browser')
 pytestmark = pytest.mark.skipif(CHROME is None, reason='no Chromium or Chrome is installed')
 
-SIZES = {'desk': (1300, 900), 'phone': (390, 844)}
+SIZES = {'desktop': (1300, 900), 'phone': (390, 844)}
 ODD = '<script>document.title="caught"</script>"\'&'
 ROWS = {name: {'image_auroc': Value(value), 'aupro': Value(other, '' if other else 'no anomalous pixels')}
         for name, value, other in (('bolt', .5, .25), (ODD, .9, None), ('wood', .7, .95))}
@@ -55,16 +55,16 @@ def browser():
 
 @pytest.fixture(params=SIZES)
 def opened(request, browser, file):
-  """The page at both sizes; whatever the test does, nothing is complained of and nothing is fetched."""
+  """The page at both sizes; fails if the test leaves a console message or fetches anything."""
   width, height = SIZES[request.param]
   tab = browser.new_page(viewport={'width': width, 'height': height})
-  said, fetched = [], []
-  tab.on('console', lambda message: said.append(message.text))
-  tab.on('pageerror', lambda error: said.append(str(error)))
-  tab.on('request', lambda asked: fetched.append(asked.url))
+  messages, fetched = [], []
+  tab.on('console', lambda message: messages.append(message.text))
+  tab.on('pageerror', lambda error: messages.append(str(error)))
+  tab.on('request', lambda request: fetched.append(request.url))
   tab.goto(file.as_uri())
   yield tab
-  assert said == []
+  assert messages == []
   assert [url for url in fetched if not url.startswith('data:')] == [file.as_uri()]
   tab.close()
 
@@ -89,7 +89,7 @@ def test_a_column_sorts_both_ways_with_undefined_cells_last(opened):
   assert opened.locator('[aria-sort]').count() == 1
 
 
-def test_pictures_are_filtered_and_put_in_order(opened):
+def test_images_are_filtered_and_ordered(opened):
   assert cards(opened) == ['0', '1', '2', '3', '4', '5']
   choose = lambda name, value: opened.locator(f'select[name={name}]').select_option(value)
   choose('category', ODD)
@@ -104,7 +104,7 @@ def test_pictures_are_filtered_and_put_in_order(opened):
     assert ''.join(cards(opened)) == want, (kind, order)
 
 
-def test_a_picture_is_enlarged_and_left_by_keyboard(opened):
+def test_an_image_is_enlarged_and_closed_by_keyboard(opened):
   opened.locator('select[name=kind]').select_option('anomalous')
   first = opened.locator('.card:visible').first
   small = first.locator('img').first.bounding_box()['width']
@@ -120,7 +120,7 @@ def test_a_picture_is_enlarged_and_left_by_keyboard(opened):
   assert f'{ODD}4' in dialog.inner_text()
   opened.keyboard.press('Escape')
   assert not dialog.is_visible()
-  # What closes it hears of it a moment later.
+  # The close event comes a moment later.
   sync_api.expect(opened.locator('li[data-number="4"] .card')).to_be_focused()
 
 

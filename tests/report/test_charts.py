@@ -1,4 +1,4 @@
-"""Charts: points land where their axes say, every one is well-formed, and odd input still draws."""
+"""Charts: points match the axes, the SVG is well-formed, and extreme input can be plotted."""
 
 import re
 from xml.etree import ElementTree
@@ -11,8 +11,8 @@ from zsad_jax.report import charts
 
 
 def path(svg, name):
-  found = re.search(f'class="{name}" d="M([^"]*?)Z?"', str(svg))[1]
-  return np.array([[float(v) for v in point.split()] for point in found.split('L')])
+  points = re.search(f'class="{name}" d="M([^"]*?)Z?"', str(svg))[1]
+  return np.array([[float(v) for v in point.split()] for point in points.split('L')])
 
 
 def test_a_curve_spans_its_axes():
@@ -25,8 +25,8 @@ def test_a_curve_spans_its_axes():
 
 
 def test_histograms_are_shares_of_their_own_class():
-  steps = charts.Bins(np.array([0., 1, 2]), np.array([1, 3]), np.array([0, 50]))
-  svg = charts.histogram('scores', steps, x_label='score', threshold=1.5)
+  bins = charts.Bins(np.array([0., 1, 2]), np.array([1, 3]), np.array([0, 50]))
+  svg = charts.histogram('scores', bins, x_label='score', threshold=1.5)
   ElementTree.fromstring(svg)
   floor = charts.HEIGHT - charts.BOTTOM
   heights = floor - path(svg, 'normal')[[1, 3], 1]
@@ -35,25 +35,25 @@ def test_histograms_are_shares_of_their_own_class():
   assert np.ptp(path(svg, 'threshold')[:, 0]) == 0
 
 
-@pytest.mark.parametrize('steps', [
+@pytest.mark.parametrize('bins', [
   charts.score_bins([.5, .5], [0, 1]), charts.score_bins([1e-9, 1e9], [1, 1]), charts.score_bins([-3.], [0]),
   charts.score_bins(np.nextafter(np.float32(.5), np.float32([0, 1])), [0, 1]), charts.score_bins([0, 0], [0, 1]),
   charts.score_bins([1e30, np.nextafter(1e30, 2e30)], [0, 1])])
-def test_odd_scores_still_draw(steps):
-  svg = charts.histogram('scores', steps, x_label='score', threshold=1e12)
+def test_extreme_scores_can_be_plotted(bins):
+  svg = charts.histogram('scores', bins, x_label='score', threshold=1e12)
   ElementTree.fromstring(svg)
   assert 'nan' not in svg and 'class="threshold"' not in svg
-  assert np.all(np.diff(steps.edges) > 0) and steps.normal.sum() + steps.anomalous.sum() in (1, 2)
+  assert np.all(np.diff(bins.edges) > 0) and bins.normal.sum() + bins.anomalous.sum() in (1, 2)
 
 
-def test_a_category_has_what_is_defined_for_it():
+def test_a_category_has_the_charts_that_are_defined_for_it():
   row = {'pixel_auroc': metrics.Value(.5), 'pixel_ap': metrics.Value(.25), 'aupro': metrics.Value(None, 'no')}
   scores, labels = np.array([.1, .9]), np.array([0, 1])
   assert len(charts.category_charts(row, scores, labels)) == 1
   pixel = metrics.PixelMetrics()
   pixel.update(np.random.default_rng(0).random((2, 8, 8)), np.repeat([0, 1], 64).reshape(2, 8, 8))
-  found = charts.category_charts(row, scores, labels, pixel.curves(), pixel.histogram(), score=.5, pixel=.5, limit=.3)
-  assert len(found) == 5
-  assert 'AP 25.0' in found[3] and 'AUPRO -' in found[4] and '>0.3<' in found[4]
-  for svg in found:
+  plots = charts.category_charts(row, scores, labels, pixel.curves(), pixel.histogram(), score=.5, pixel=.5, limit=.3)
+  assert len(plots) == 5
+  assert 'AP 25.0' in plots[3] and 'AUPRO -' in plots[4] and '>0.3<' in plots[4]
+  for svg in plots:
     ElementTree.fromstring(svg)

@@ -1,5 +1,7 @@
 """Heat maps: one colour scale around the threshold, overlays at the image's size, the colour bar."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,7 +9,7 @@ from PIL import Image
 from zsad_jax.report import heatmap
 
 
-def test_overlay_has_the_images_own_size_and_marks_high_values():
+def test_an_overlay_has_the_size_of_its_image_and_warm_colours_for_high_values():
   image = Image.new('RGB', (40, 30), (128, 128, 128))
   hot = np.zeros((16, 16), np.float32)
   hot[:, 8:] = 1
@@ -20,7 +22,7 @@ def test_overlay_has_the_images_own_size_and_marks_high_values():
 
 
 @pytest.mark.parametrize('threshold', [0.01, 1, 40, 1e9])
-def test_one_scale_for_all_maps_gives_both_sides_of_the_threshold_their_colours(threshold):
+def test_a_run_scale_has_cold_colours_below_the_threshold_and_warm_ones_above(threshold):
   maps = np.exp(4 * np.random.default_rng(0).standard_normal((4, 64, 64)))  # over many orders of magnitude
   scale = heatmap.run_scale(list(maps), threshold, 'this one')
   levels = scale(maps)
@@ -34,7 +36,7 @@ def test_one_scale_for_all_maps_gives_both_sides_of_the_threshold_their_colours(
   assert np.all(np.diff(levels.ravel()[order]) >= 0)
 
 
-def test_a_run_without_a_threshold_has_a_stated_percentile_in_the_middle():
+def test_a_run_scale_without_a_threshold_has_a_percentile_in_the_middle():
   maps = [np.random.default_rng(0).random((64, 64))]
   scale = heatmap.run_scale(maps)
   assert '98th percentile' in scale.middle
@@ -53,7 +55,7 @@ def test_the_threshold_is_the_middle_of_the_colour_bar():
 
 
 @pytest.mark.parametrize('low, threshold, high', [(0, 2, 1), (1, 0, 2), (0, np.nan, 1), (0, 1, np.inf)])
-def test_a_scale_out_of_order_is_refused(low, threshold, high):
+def test_a_scale_out_of_order_is_rejected(low, threshold, high):
   with pytest.raises(ValueError, match='low <= threshold <= high'):
     heatmap.threshold_scale(low, threshold, high)
 
@@ -62,3 +64,11 @@ def test_colours_go_from_cold_to_warm():
   first, *_, last = heatmap.palette(9)
   assert len(heatmap.palette(9)) == 9 and all(c.startswith('#') and len(c) == 7 for c in (first, last))
   assert int(last[1:3], 16) > int(last[5:], 16)
+
+
+def test_the_colour_bar_has_a_line_for_each_part_of_a_long_source():
+  scale = heatmap.threshold_scale(0, 0.5, 1)
+  short, long = (Image.open(io.BytesIO(heatmap.colour_bar(scale, source)))
+                 for source in ('mine', 'of many images, ' * 12))
+  assert (short.format, short.width, short.height) == ('PNG', 800, 130)
+  assert long.width == 800 and long.height > short.height

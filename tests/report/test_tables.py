@@ -1,4 +1,4 @@
-"""The tables: percent, undefined cells with reasons, published values labelled."""
+"""Tables: percent, undefined cells with their reasons, and a row of published values."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ SUMMARY = {
 }
 
 
-def test_text_shows_percent_and_names_what_is_undefined():
+def test_text_shows_percent_and_the_reasons_of_undefined_values():
   out = tables.text(ROWS, SUMMARY, {'image_auroc': 91.5})
   lines = out.splitlines()
   assert lines[0].split() == ['Category', 'Image', 'AUROC', 'AUPRO']
@@ -36,19 +36,19 @@ def test_text_shows_percent_and_names_what_is_undefined():
   assert 'AUPRO: mean over 1 of 2 categories' in out
 
 
-def test_text_without_published_has_no_published_line():
+def test_text_without_published_values_has_no_such_row():
   assert 'published' not in tables.text(ROWS, SUMMARY)
 
 
 def test_csv_keeps_full_precision_and_leaves_undefined_cells_empty():
   counts = {'bolt': {'normal': 3, 'anomalous': 4}, 'wood': {'normal': 1, 'anomalous': 2}}
-  read = list(csv.DictReader(io.StringIO(tables.to_csv(ROWS, counts))))
-  assert float(read[0]['image_auroc']) == 0.9151
-  assert read[0]['aupro'] == ''
-  assert read[1]['anomalous'] == '2'
+  lines = list(csv.DictReader(io.StringIO(tables.to_csv(ROWS, counts))))
+  assert float(lines[0]['image_auroc']) == 0.9151
+  assert lines[0]['aupro'] == ''
+  assert lines[1]['anomalous'] == '2'
 
 
-def test_scores_are_kept_in_full_precision():
+def test_scores_are_written_in_full_precision():
   text = tables.scores_csv(['a,b/1.png', 'c'], ['bolt', 'wood'], [0, 1], [np.float32(0.1), 2.0])
   first, second = csv.DictReader(io.StringIO(text))
   assert first == {'id': 'a,b/1.png', 'category': 'bolt', 'label': '0', 'score': '0.10000000149011612'}

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -120,13 +121,14 @@ def colour_bar(scale: Scale, source: str) -> bytes:
     scale: low, threshold and high at the levels 0, 0.5 and 1.
     source: origin of the threshold.
   """
-  figure = matplotlib.figure.Figure(figsize=(8, 1.3), dpi=100, layout='constrained')
+  title = textwrap.wrap(f'anomaly map; threshold: {source}', 100)  # wider lines would be cut off
+  figure = matplotlib.figure.Figure(figsize=(8, 1.15 + .15 * len(title)), dpi=100, layout='constrained')
   axis = figure.subplots()
   axis.imshow(np.linspace(0, 1, 512)[None], aspect='auto', cmap=COLOURS, extent=(0, 1, 0, 1))
   axis.set_yticks([])
   meanings = ('and below', 'threshold', 'and above')
   axis.set_xticks(scale.levels, [f'{value:.4g}\n{meaning}' for value, meaning in zip(scale.values, meanings)])
-  axis.set_title(f'anomaly map; threshold: {source}', fontsize=9)
+  axis.set_title('\n'.join(title), fontsize=9)
   out = io.BytesIO()
   figure.savefig(out, format='png')
   return out.getvalue()

@@ -94,7 +94,7 @@ class Run:
     can = self.method.loss is not None or self.trains_on_texts
     return can and not self.cfg.checkpoint and bool(jax.tree.leaves(self.params_shape))
 
-  @property
+  @functools.cached_property
   def params_shape(self) -> Params:
     """Shapes of the trainable parameters; {} for none."""
     return jax.eval_shape(self.init)

@@ -200,7 +200,6 @@ def one(folders):
     return run(folders, patch, 'one', ONE)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('name, place, overrides', [
   ('eight', EIGHT, {}), ('sharded, without a store', SHARDED, {'machine.store_features': False})])
 def test_an_experiment_on_one_device_and_on_eight_agree(folders, one, monkeypatch, name, place, overrides):

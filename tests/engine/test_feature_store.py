@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 from absl import logging
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from zsad_jax.engine.feature_store import Store
@@ -57,7 +57,6 @@ def assert_holds(store, indices):
   assert [store.ids[i] for i in indices] == [f'image {i}' for i in indices]
 
 
-@settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(0, COUNT - 1), max_size=40), st.permutations(range(COUNT)), st.integers(1, 9))
 def test_rows_are_written_and_read_in_any_order(tmp_path_factory, wanted, order, size):
   root = tmp_path_factory.mktemp('store')

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tensorboardX.proto import event_pb2
 
@@ -66,7 +66,6 @@ def test_same_name_at_the_same_step_is_replaced(tmp_path):
   assert lines(tmp_path) == [{'step': 6, 'a': 3}, {'step': 5, 'b': 4}, {'step': 5, 'a': 5}]
 
 
-@settings(deadline=None, max_examples=25)
 @given(st.lists(st.tuples(st.sampled_from('wcr'), st.integers(0, 5), st.sampled_from('ab')), max_size=12))
 def test_every_number_is_written_once_whatever_happens(tmp_path_factory, events):
   """Writes, reopenings and rewinds against a dict that does the same."""

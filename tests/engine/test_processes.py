@@ -143,7 +143,6 @@ def losses(workdir):
 
 
 @pytest.mark.multiprocess
-@pytest.mark.slow
 def test_two_processes_give_the_results_of_one(place):
   assert [COMMANDS[0], COMMANDS[0].replace('--process_id=0', '--process_id=1')] == COMMANDS
   with Group(place, 'two', 2) as group:
@@ -157,7 +156,6 @@ def test_two_processes_give_the_results_of_one(place):
 
 
 @pytest.mark.multiprocess
-@pytest.mark.slow
 def test_a_run_killed_among_three_and_stopped_among_two_is_finished_by_one(place):
   steps = lambda group: checkpoint.steps(group.checkpoints)
   with Group(place, 'chain', 3) as three:
@@ -183,7 +181,6 @@ def test_a_run_killed_among_three_and_stopped_among_two_is_finished_by_one(place
 
 
 @pytest.mark.multiprocess
-@pytest.mark.slow
 def test_two_processes_predict_as_one_and_one_resumes(place):
   pictures, out = place / 'target' / 'wood' / 'test', place / 'predicted'
   with Group(place, 'alone', 2, '--mode=predict', f'--path={pictures}', f'--out={out}') as group:

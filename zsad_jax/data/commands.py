@@ -79,13 +79,13 @@ def table(place: Place) -> str:
   widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
   lines = ['  '.join(cell.rjust(width) if column in _NUMBERS else cell.ljust(width)
                      for column, cell, width in zip(_COLUMNS, row, widths)).rstrip() for row in rows]
-  drawn = [name for name in dataset_names.names() if name not in catalog.CATALOG and name not in dataset_names.OWN]
+  procedural = [name for name in dataset_names.names() if name not in catalog.CATALOG and name not in dataset_names.OWN]
   return '\n'.join([
       *lines, '', 'normal and anomalous: published test images.',
       f'raw: whether a folder of this name is unpacked in {_described(place.manual)}.',
       f'prepared: in {_described(Path(place.root).expanduser().absolute())}; interrupted = prepare resumes it; '
       'outdated = made from files or rules that have changed since.',
-      f'Drawn by the program: {", ".join(drawn)}. Your own images: {" or ".join(dataset_names.OWN)}.'])
+      f'Drawn by the program: {", ".join(procedural)}. Your own images: {" or ".join(dataset_names.OWN)}.'])
 
 
 def _described(folder: Path) -> str:

@@ -77,12 +77,12 @@ def pair(inventory: Inventory, folder: Path, mask_folder: Path | None, kind: tup
     suffixes: what a mask's stem may add to the stem of its image.
   """
   category, split, defect = kind
-  found, problems, notes = files(folder)
+  by_stem, problems, notes = files(folder)
   masks = {}
   if mask_folder is not None:
     masks, mask_problems, mask_notes = files(mask_folder)
     problems, notes = problems + mask_problems, notes + mask_notes
-  for stem, image in found.items():
+  for stem, image in by_stem.items():
     mask = next((masks.pop(stem + suffix) for suffix in suffixes if stem + suffix in masks), None)
     if mask is None and mask_folder is not None and defect != GOOD:
       hint = f' (normal images belong in {GOOD!r}, not {defect!r})' if normal_names([defect]) else ''
@@ -111,7 +111,7 @@ def files(path: Path, expected: Container[str] = ()) -> tuple[dict[str, Path], l
   Stems are compared in Unicode normal form C, so that files copied from a Mac pair with others. Hidden files and the
   names in `expected` are skipped; two images of one stem are a problem, files that are not images a note.
   """
-  found, problems, notes = {}, [], []
+  by_stem, problems, notes = {}, [], []
   for p in visible(path):
     if p.name in expected:
       continue
@@ -123,11 +123,11 @@ def files(path: Path, expected: Container[str] = ()) -> tuple[dict[str, Path], l
       stem = unicodedata.normalize('NFC', p.stem)
       if any('\udc80' <= c <= '\udcff' for c in p.name):  # Python's spelling of undecodable bytes
         problems.append(f'{os.fsencode(p)!r}: the file name is not valid UTF-8; rename it')
-      elif stem in found:
-        problems.append(f'{p}: same name as {found[stem].name} except for the extension; keep one of the two')
+      elif stem in by_stem:
+        problems.append(f'{p}: same name as {by_stem[stem].name} except for the extension; keep one of the two')
       else:
-        found[stem] = p
-  return dict(sorted(found.items())), problems, notes
+        by_stem[stem] = p
+  return dict(sorted(by_stem.items())), problems, notes
 
 
 def visible(path: Path) -> list[Path]:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from typing import TypeVar
 
-Item, Result = TypeVar('Item'), TypeVar('Result')
+Item = TypeVar('Item')
+Result = TypeVar('Result')
 
 
 def read_ahead(function: Callable[[Item], Result], items: Iterable[Item], *, threads: int, depth: int
@@ -25,7 +26,7 @@ def read_ahead(function: Callable[[Item], Result], items: Iterable[Item], *, thr
   if not threads:
     yield from map(function, items)
     return
-  waiting = collections.deque()
+  waiting: collections.deque[futures.Future] = collections.deque()
   with futures.ThreadPoolExecutor(threads) as pool:
     try:
       for item in items:

@@ -29,9 +29,9 @@ def categories(root: Path | str) -> dict[str, Path]:
   if _is_category(root):
     return {root.name: root}
   inside = inventory.folders(root)
-  found = {name: path for name, path in inside.items() if _is_category(path)}
-  if found:
-    return found
+  by_name = {name: path for name, path in inside.items() if _is_category(path)}
+  if by_name:
+    return by_name
   content = ', '.join(inventory.shorten(list(inside))) or 'no folder'
   raise FileNotFoundError(
       f'{root}: no folder in MVTec layout. Expected {root}/<category>/test/<good or a defect>/*.png or '
@@ -85,13 +85,13 @@ def scan(root: Path | str, known: Sequence[str] = (), masks_required: bool = Fal
     suffixes: what a mask's stem may add to the stem of its image.
   """
   root = Path(root)
-  found, inside = categories(root), inventory.folders(root)
-  used = {name: path for name, path in found.items() if not known or name in known}
+  by_name, inside = categories(root), inventory.folders(root)
+  used = {name: path for name, path in by_name.items() if not known or name in known}
   other_layout = {name: path for name, path in inside.items()
                   if name in known and name not in used and any(path.iterdir())}
   problems = [f'{path}: neither train nor test in it. It holds {inventory.outline(path)}'
               for path in other_layout.values()]
-  is_one_category = root.absolute() in found.values()
+  is_one_category = root.absolute() in by_name.values()
   unknown = () if is_one_category else [path for name, path in inside.items() if name not in used and name not in known]
   notes = inventory.category_notes(root, known, used.keys() | other_layout.keys(), unknown)
   rules = (masks_required, tuple(normal), tuple(suffixes))

@@ -118,16 +118,16 @@ def scan(root: Path | str, normal: Sequence[str] | None = None, abnormal: Sequen
 
 def _scan_images(scanned: Inventory, path: Path) -> dict[str, Path]:
   """{stem: image} of one folder; masks among the images and an empty folder are problems."""
-  found, problems, notes = inventory.files(path)
-  for stem, image in found.items():
+  by_stem, problems, notes = inventory.files(path)
+  for stem, image in by_stem.items():
     base = next((stem.removesuffix(s) for s in _SUFFIXES if s and stem.endswith(s)), None)
-    if base in found:
-      problems.append(f'{image}: looks like the mask of {found[base].name}; put masks into a folder of their own')
-  if not found:
+    if base in by_stem:
+      problems.append(f'{image}: looks like the mask of {by_stem[base].name}; put masks into a folder of their own')
+  if not by_stem:
     problems.append(f'{path}: no image directly in it. It holds {inventory.outline(path)}')
   scanned.problems.extend(problems)
   scanned.notes.extend(notes)
-  return found
+  return by_stem
 
 
 def _mask_folders(scanned: Inventory, root: Path, roles: Roles) -> dict[Path, tuple[str, ...]]:

@@ -17,7 +17,7 @@ TRAIN, NORMAL, EACH_DEFECT = 20, 20, 5  # images of a category: normal training,
 
 
 class Example(NamedTuple):
-  """What is drawn for one record; `number` is used once within a category and split."""
+  """One record to draw; `number` is used once within a category and split."""
   category: synthetic.Category
   split: str
   defect: str

@@ -17,9 +17,9 @@ from zsad_jax.data.synthetic.canvas import Scene, blob, box, circle, colour, ler
 def _spot(rng: Generator, scene: Scene, edge: bool = False) -> np.ndarray:
   """A random point (x, y) on the object, or on its outline if `edge`."""
   cover = np.asarray(Image.fromarray(scene.cover).resize((28, 28), Image.Resampling.BOX))
-  where = (cover > .25) & (cover < .75) if edge else cover > .8
-  where = where if where.any() else cover >= min(.3, cover.max())
-  rows, columns = np.nonzero(where)
+  allowed = (cover > .25) & (cover < .75) if edge else cover > .8
+  allowed = allowed if allowed.any() else cover >= min(.3, cover.max())
+  rows, columns = np.nonzero(allowed)
   k = rng.integers(len(rows))
   at = (np.array([columns[k], rows[k]]) + .5) / 14 - 1
   return at if edge else np.clip(at, -.82, .82)
@@ -129,9 +129,9 @@ def bend(rng: Generator, scene: Scene, strength: float) -> Scene:
   bell = np.clip(1 - square / np.float32(radius ** 2), 0, 1) ** 2
   push = np.float32(size * radius * (.25 + .25 * strength)) * bell
   rows, columns = np.mgrid[0:size, 0:size].astype(np.float32)
-  where = [rows + push * np.float32(np.sin(turn)), columns + push * np.float32(np.cos(turn))]
+  sources = [rows + push * np.float32(np.sin(turn)), columns + push * np.float32(np.cos(turn))]
   layers = np.concatenate([scene.albedo, scene.height[..., None], scene.cover[..., None]], -1)
-  moved = np.stack([ndimage.map_coordinates(layers[..., k], where, order=1, mode='nearest') for k in range(5)], -1)
+  moved = np.stack([ndimage.map_coordinates(layers[..., k], sources, order=1, mode='nearest') for k in range(5)], -1)
   keep = (bell > 0)[..., None]
   layers = np.where(keep, moved, layers).astype(np.float32)
   return scene._replace(albedo=layers[..., :3], height=layers[..., 3], cover=layers[..., 4])

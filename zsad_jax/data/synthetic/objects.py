@@ -31,9 +31,9 @@ def apart(rng: Generator, paint: np.ndarray, choices: Sequence[str] | None = Non
   """Returns a second colour that stands out from `paint`."""
   names = list(choices or ('red', 'orange', 'yellow', 'green', 'blue', 'purple', 'white', 'black', 'silver', 'brown'))
   for name in rng.permutation(names):
-    found = colour(rng, name)
-    if np.abs(found - paint).sum() > .5:
-      return found
+    second = colour(rng, name)
+    if np.abs(second - paint).sum() > .5:
+      return second
   return np.float32(1) - paint
 
 

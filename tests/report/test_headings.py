@@ -1,14 +1,13 @@
-"""Headings: metrics, methods and runs under the names that people read."""
+"""Headings: metrics and runs under the names that people read."""
 
 import pytest
 
-from zsad_jax import methods, metrics
+from zsad_jax import metrics
 from zsad_jax.report import headings
 
 
-def test_every_metric_and_every_method_has_a_heading():
+def test_every_metric_has_a_heading():
   assert set(headings.METRICS) == set(metrics.METRICS)
-  assert set(headings.METHODS) == set(methods.names())
 
 
 @pytest.mark.parametrize(('source', 'options', 'heading'), [

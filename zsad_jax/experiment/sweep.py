@@ -15,7 +15,7 @@ from zsad_jax import methods
 from zsad_jax.engine import eval_cache, logs
 from zsad_jax.experiment import experiment, results, setup
 from zsad_jax.experiment.experiment import Means
-from zsad_jax.report import tables
+from zsad_jax.report import headings, tables
 
 # Failures of a row that do not end the table; any other exception is a bug.
 FAILURES = (ValueError, OSError, FloatingPointError, RuntimeError)
@@ -230,4 +230,4 @@ def undefined(lines: Sequence[Line]) -> list[str]:
     for metric, value in (line.summary or {}).items():
       if value['value'] is None:
         reasons.setdefault(value['reason'], {})[metric] = None
-  return [f'Undefined: {", ".join(metrics)} ({reason})' for reason, metrics in reasons.items()]
+  return [f'Undefined: {", ".join(map(headings.metric, metrics))} ({reason})' for reason, metrics in reasons.items()]

@@ -1,28 +1,16 @@
-"""Names of metrics, methods, figures and runs as people read them, on pages and in tables."""
+"""Names of metrics, figures and runs as people read them, on pages and in tables."""
 
 METRICS = {
   'image_auroc': 'Image AUROC', 'image_ap': 'Image AP', 'image_f1max': 'Image F1-max',
   'pixel_auroc': 'Pixel AUROC', 'pixel_ap': 'Pixel AP', 'pixel_f1max': 'Pixel F1-max',
   'aupro': 'AUPRO', 'aupro_200': 'AUPRO-200',
 }
-METHODS = {
-  'anomalyclip': 'AnomalyCLIP', 'april_gan': 'APRIL-GAN', 'clip': 'CLIP', 'clip_surgery': 'CLIP Surgery',
-  'cocoop': 'CoCoOp', 'coop': 'CoOp', 'fuzzyclip': 'FuzzyCLIP', 'padim_clip': 'PaDiM on CLIP features',
-  'patchcore_clip': 'PatchCore on CLIP features', 'rwda': 'RWDA', 'sdp': 'SDP', 'sdp_plus': 'SDP+',
-  'spade_clip': 'SPADE on CLIP features', 'winclip': 'WinCLIP',
-}
-
 FIGURES = {'t-sne': 't-SNE of embeddings', 'attention': 'Attention maps'}
 
 
 def metric(key: str) -> str:
   """Returns the heading of a metric: 'Image AUROC' for 'image_auroc'."""
   return METRICS.get(key, key)
-
-
-def method(name: str) -> str:
-  """Returns the name of a method as its paper writes it: 'AnomalyCLIP' for 'anomalyclip'."""
-  return METHODS.get(name, name)
 
 
 def figure(key: str) -> str:

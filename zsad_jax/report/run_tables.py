@@ -63,12 +63,8 @@ class RunResult(NamedTuple):
 
   @property
   def name(self) -> str:
-    """The label, with the method's name in front unless the label contains it."""
-    letters = lambda text: ''.join(c for c in text.lower().replace('+', 'plus') if c.isalnum())
-    method = headings.method(self.method)
-    label = self.label or method
-    named = any(letters(name) in letters(label) for name in (self.method, method))
-    name = label if named else f'{method}, {label}'
+    """The config's label, with the number of references, and whether the epoch was selected on the target."""
+    name = self.label or self.method
     if self.shots and 'shot' not in name:
       name += f', {self.shots} shot{"s" * (self.shots > 1)}'
     return name + ' (oracle)' * self.oracle

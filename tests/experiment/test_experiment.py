@@ -4,6 +4,7 @@ import csv
 import functools
 import json
 import shutil
+import types
 
 import ml_collections as mlc
 import pytest
@@ -80,14 +81,61 @@ def test_checkpoints_of_another_training_are_refused(small_run, mode, key, value
     experiment.run(setup.with_overrides(small_run.cfg, {key: value}), small_run.workdir, mode)
 
 
-def test_one_training_serves_every_value_of_the_evaluation_keys(small_run, tmp_path):
+def test_one_training_serves_every_value_of_the_evaluation_keys(small_run, tmp_path, capfd):
+  shutil.copytree(small_run.workdir, tmp_path / 'work')
+  cfg = setup.with_overrides(small_run.cfg, {'map.sigma': 2.0, 'prompt.object_re': True, 'report.pictures': 0})
+  assert list(experiment.run(cfg, tmp_path / 'work', 'evaluate')) == ['last (2)']
+  assert 'encode' not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_crops_are_encoded_of_the_target_alone(small_run, tmp_path):
   shutil.copytree(small_run.workdir, tmp_path / 'work')
   cfg = setup.with_overrides(small_run.cfg, {
-    'map.sigma': 2.0, 'prompt.object_re': True, 'multicrop.recipe': 'clip_ad', 'report.pictures': 0,
-    'machine.feature_dir': str(tmp_path / 'features')})
+    'multicrop.recipe': 'clip_ad', 'report.pictures': 0, 'machine.feature_dir': str(tmp_path / 'features')})
   assert list(experiment.run(cfg, tmp_path / 'work', 'evaluate')) == ['last (2)']
   keys = [json.loads(path.read_text())['key'] for path in tmp_path.glob('features/*/meta.json')]
   assert sorted('crops=64' in key['spec'] for key in keys) == [False, True]  # both of the target
+
+
+def test_the_oracle_epoch_is_a_result_of_its_own_and_is_called_so(small_run, tmp_path):
+  shutil.copytree(small_run.workdir, tmp_path / 'work')
+  cfg = setup.with_overrides(small_run.cfg, {'eval.oracle_epoch': True, 'report.pictures': 0})
+  means = experiment.run(cfg, tmp_path / 'work', 'evaluate')
+  folder = tmp_path / 'work' / 'results' / 'anomalyclip'
+  last, oracle = (json.loads((folder / name / 'seed3' / 'metrics.json').read_text())
+                  for name in ('aux-to-target', 'aux-to-target-oracle'))
+  assert last['protocol']['selection'] == 'last (2)'
+  selection = oracle['protocol']['selection']
+  assert selection.startswith('oracle: ') and ' of 2' in selection and 'on the target' in selection
+  assert oracle['mean']['image_auroc']['value'] >= last['mean']['image_auroc']['value']
+  assert {key: mean['image_auroc'] for key, mean in means.items()} == {
+    'last (2)': last['mean']['image_auroc'], selection: oracle['mean']['image_auroc']}
+
+
+def test_the_oracle_takes_the_best_of_all_epochs_and_the_first_of_equal_ones(small_run):
+  run = Run.load(setup.with_overrides(small_run.cfg, {'train.epochs': 3}))
+
+  def oracle(values, last):
+    left, restored = list(values), []
+    patch.setattr(Run, 'restore', lambda self, folder, aux, epoch: restored.append(epoch) or epoch)
+    result = lambda value, params=None: types.SimpleNamespace(
+      summary={'image_auroc': {'value': value, 'reason': 'no normal images'}}, params=params)
+    epoch, best = experiment._oracle(run, small_run.workdir, None, lambda params: result(left.pop(0), params),
+                                     result(last))
+    assert restored == [1, 2] and best.params in (epoch, None)
+    return epoch
+
+  with pytest.MonkeyPatch.context() as patch:
+    assert oracle([0.6, 0.9], 0.8) == 2
+    assert oracle([0.8, 0.8], 0.8) == 1 and oracle([0.6, 0.7], 0.8) == 3
+    with pytest.raises(ValueError, match=r'eval\.oracle_epoch=True.*undefined on folder:.*no normal images'):
+      oracle([0.6, 0.7], None)
+
+
+def test_without_a_training_there_is_no_oracle_epoch(folders, tmp_path):
+  with pytest.raises(ValueError, match=r'eval\.oracle_epoch=True.*nothing was trained'):
+    experiment.run(small(clip, folders, **{'eval.oracle_epoch': True}), tmp_path, 'run')
 
 
 def test_evaluating_without_a_checkpoint_names_the_modes_that_train(small_run, tmp_path):
@@ -184,7 +232,7 @@ def test_shared_images_are_refused_before_training_unless_allowed(tmp_path, monk
   assert fitted == [tmp_path]
 
 
-@pytest.mark.parametrize('module', [winclip, patchcore_clip], ids=lambda m: m.__name__)
+@pytest.mark.parametrize('module', [pytest.param(winclip, marks=pytest.mark.slow), patchcore_clip])
 def test_references_are_normal_training_images_and_are_named_in_the_result(folders, tmp_path, module):
   experiment.run(small(module, folders, **{'fewshot.shots': 2, 'seed': 4}), tmp_path, 'run')
   path, = tmp_path.glob('results/*/nothing-to-target-2shot/seed4/metrics.json')
@@ -204,6 +252,7 @@ def test_a_negative_number_of_references_is_refused_first(tmp_path):
     experiment.run(small(winclip, tmp_path, **{'fewshot.shots': -1}), tmp_path, 'run')
 
 
+@pytest.mark.slow
 def test_april_gan_trains_on_mosaics_and_postprocesses_each_category(folders, tmp_path, capfd):
   cfg = small(april_gan, folders, **{'fewshot.shots': 1, 'mosaic': .5, 'seed': 1, 'data.aux_categories': 'bolt'})
   experiment.run(cfg, tmp_path, 'run')

@@ -1,8 +1,8 @@
 """Small stand-ins for what the pages name and no test can have: published CLIPs and data sets, photographs, hours.
 
-A published CLIP is one of random weights with as many blocks, patches of the same size and narrow tokens, under its own
-name where downloads are kept. A published data set is two of its categories, drawn, in its archive's layout. The sets
-that the program draws have three categories of a few images. So all of the program runs, and soon.
+A published CLIP is one with random weights: as many blocks and patches of the same size, narrow tokens, under its own
+name in the folder of downloads. A published data set is two of its categories, drawn, in its archive's layout. The data
+sets that the program draws have three categories of a few images. So the whole program runs, in little time.
 """
 
 import dataclasses
@@ -43,17 +43,14 @@ def checkout(patch, folder, whole=False):
     folder: an empty one.
     whole: with all categories of the data sets, not with two or three.
   """
-  for name in ('configs', 'benchmarks', 'checkpoints', 'tests', 'zsad_jax', 'launch.py'):
-    (folder / name).symlink_to(ROOT / name)
+  links(folder)
   (folder / 'data').symlink_to('DATA')  # machine.data_dir's default
   one_device(patch)
   clips(patch, folder / 'downloads')
   data_sets(patch, folder / 'DATA' / 'downloads' / 'manual', whole)
   drawings(patch, 100 if whole else 3)
   mvtec(folder / 'PATH', ('screw', 'bolt', 'nut'))
-  for number in range(3):
-    picture(folder / 'PHOTOS' / f'{number}.png', number == 1)
-  picture(folder / 'part.png')
+  pictures(folder)
   for name, shapes in RELEASED.items():
     rng = np.random.default_rng(0)
     safetensors_files.write(folder / f'{name}.safetensors', {
@@ -61,8 +58,21 @@ def checkout(patch, folder, whole=False):
   patch.chdir(folder)
 
 
+def links(folder):
+  """Fills `folder` with links to the project's files."""
+  for name in ('configs', 'benchmarks', 'checkpoints', 'examples', 'tests', 'zsad_jax', 'launch.py'):
+    (folder / name).symlink_to(ROOT / name)
+
+
+def pictures(folder):
+  """Writes the images that pages predict: the folder PHOTOS, and part.png."""
+  for number in range(3):
+    picture(folder / 'PHOTOS' / f'{number}.png', number == 1)
+  picture(folder / 'part.png')
+
+
 def one_device(patch):
-  """Leaves one of the tests' devices, as most machines have: several are compiled for anew, and gain nothing here."""
+  """Leaves one of the tests' devices, as most machines have: each number of devices is compiled for again."""
   place = runtime.place
   patch.setattr(runtime, 'place', lambda devices=None, **how: place((devices or jax.devices())[:1], **how))
 
@@ -95,7 +105,7 @@ def _random(rng, path, leaf):
 
 
 def drawings(patch, categories=3):
-  """Leaves so many categories in the sets that the program draws, and images enough to fit thresholds to."""
+  """Leaves so many categories in the data sets that the program draws, and enough images to fit thresholds to."""
   every = builder.DrawnBuilder.categories.__func__
   few = lambda cls: dict(list(every(cls).items())[:categories])
   patch.setattr(builder.DrawnBuilder, 'categories', classmethod(few))
@@ -104,7 +114,7 @@ def drawings(patch, categories=3):
 
 
 def data_sets(patch, folder, whole=False):
-  """Fills `folder`, where archives are unpacked, and leaves of the catalogue what is there."""
+  """Fills `folder`, where archives are unpacked, and leaves in the catalogue only what is there."""
   for name, kept in SETS.items():
     categories = catalog.CATALOG[name].categories
     kept = list(categories) if whole else kept
@@ -177,7 +187,7 @@ def table(path, header, rows):
 
 
 def picture(path, anomalous=False):
-  """Noise that no other path has, with a white spot where it is anomalous."""
+  """Noise that no other path has, with a white spot if it is anomalous."""
   pixels = np.random.default_rng(list(str(path).encode())).integers(0, 160, (*SPOT.shape, 3), np.uint8)
   if anomalous:
     pixels[SPOT] = 255
@@ -186,7 +196,7 @@ def picture(path, anomalous=False):
 
 
 def mask(path):
-  """Where the white spot is."""
+  """The mask of the white spot."""
   path.parent.mkdir(parents=True, exist_ok=True)
   Image.fromarray(SPOT * np.uint8(255)).save(path)
 

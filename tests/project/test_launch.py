@@ -5,8 +5,8 @@ import sys
 import types
 from pathlib import Path
 
+import command_lines
 import pytest
-import typed
 from drawn_folders import draw
 
 import zsad_jax
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 def run(*words):
   """Runs the command with these words in this process; returns its exit code or last message."""
   try:
-    with typed.parsed(['launch.py', *map(str, words)]) as rest:
+    with command_lines.flags_of(['launch.py', *map(str, words)]) as rest:
       cli.main(rest)
   except SystemExit as end:
     return end.code or 0

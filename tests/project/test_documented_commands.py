@@ -79,10 +79,11 @@ def test_the_readmes_list_of_data_sets_is_printed(demo_checkout, capsys):
 
 @pytest.fixture(scope='module')
 def checkout(tmp_path_factory, request):
-  """The current folder is a checkout with stand-ins in it."""
+  """The current folder is a checkout with stand-ins in it, and the demo in runs/demo, which many pages use."""
   with pytest.MonkeyPatch.context() as patch:
     stand_ins.checkout(patch, tmp_path_factory.mktemp('checkout'), whole=request.config.getoption('exhaustive'))
     jax.config.update('jax_disable_most_optimizations', True)  # compiling takes longest
+    command_lines.run('python launch.py --config=configs/anomalyclip.py:demo --workdir=runs/demo')
     yield
     jax.config.update('jax_disable_most_optimizations', False)
 

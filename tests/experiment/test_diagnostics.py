@@ -85,6 +85,7 @@ def test_the_query_patch_holds_most_of_the_defect():
   assert diagnostics.query_patch(np.zeros((8, 8)), 5) == (2, 2)
 
 
+@pytest.mark.slow  # importing scikit-learn
 def test_figures_are_pictures_and_a_seed_fixes_the_plane():
   rng = np.random.default_rng(0)
   kinds = [diagnostic_figures.Points('image', rng.normal(size=(6, 5)), np.arange(6) % 2),

@@ -1,4 +1,4 @@
-"""RWDA's tables: published means stand in their own columns and beside the rows they were measured with."""
+"""RWDA's tables: published means stand in their own columns, next to the rows they were measured with."""
 
 import importlib
 
@@ -12,7 +12,7 @@ from zsad_jax.report import tables
 def published(name):
   cfg = mlc.FrozenConfigDict(importlib.import_module(f'zsad_jax.configs.tables.{name}').get_config())
   assert cfg.table.metrics == ('image_auroc', 'image_f1max', 'image_ap')
-  return {row.name: row.published or results.published(row.cfg) for row in sweep.planned(cfg)}
+  return {row.name: row.published or results.published(row.cfg) for row in sweep.planned(cfg, {})}
 
 
 def test_table_1():
@@ -48,5 +48,6 @@ def test_tables_2_and_3_and_figure_4():
 
 @pytest.mark.parametrize(('std', 'cell'), [(0.004, '91.2 ± 0.4 (92.2)'), (None, '91.2 (92.2)')])
 def test_a_spread_over_seeds_is_shown(std, cell):
-  text = tables.comparison([('a', {'image_auroc': {'value': 0.9125, 'std': std}}, {'image_auroc': 92.2})], ['image_auroc'])
+  summary = {'image_auroc': {'value': 0.9125, 'std': std}}
+  text = tables.comparison([('a', summary, {'image_auroc': 92.2})], ['image_auroc'])
   assert text.splitlines()[-1] == f'| a | {cell} |'

@@ -1,66 +1,68 @@
-"""Tables of papers: their rows are configs that fit their architectures, and measured stands beside published."""
+"""Tables of papers: every row is a whole config that fits its architecture; measured means stand next to published."""
 
 import importlib
 import json
 import re
-from pathlib import Path
 
 import ml_collections as mlc
 import pytest
-from drawn_folders import draw
+from small_experiments import config
 
-from zsad_jax.configs import tables
+from zsad_jax.configs import sdp, tables
 from zsad_jax.configs.tables import clip_ad_4_rvs
 from zsad_jax.engine import eval_cache, runtime
-from zsad_jax.experiment import experiment, results, sweep
+from zsad_jax.experiment import config_files, experiment, results, sweep
 from zsad_jax.report import tables as report
 
-ROOT = Path(__file__).parents[2]
-FILES = sorted(p for p in (ROOT / 'configs' / 'tables').glob('*.py') if p.stem != '__init__')
-
-
+FILES = sorted(path for path in (config_files.FOLDER / 'tables').glob('*.py') if path.stem != '__init__')
 NUMBERED = {'anomalyclip': (1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 13, 14), 'rwda': range(1, 5), 'clip_ad': range(1, 9),
             'fuzzyclip': range(1, 10)}
 
 
-def module(path):
-  return importlib.import_module(f'zsad_jax.configs.tables.{path.stem}')
+def module(name):
+  return importlib.import_module(f'zsad_jax.configs.tables.{name}')
 
 
-@pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)
-def test_every_row_fits_its_architecture_and_names_its_launch_line(path):
-  made = module(path)
-  for arg in (None, 'demo') if ':demo' in made.__doc__ else (None,):
-    cfg = mlc.FrozenConfigDict(made.get_config(arg))
-    rows = sweep.planned(cfg)  # which refuses rows of one name
-    runs = [row for row in rows if row.cfg is not None]
-    assert len(runs) >= 2 and not sweep.check(rows)
-    for row in runs:
-      assert 'table' not in row.cfg and row.cfg.label.endswith(row.label)
-      assert (arg == 'demo') == (row.cfg.clip == 'tiny')
-      assert row.column in ('', row.cfg.data.target)
-      assert arg != 'demo' or not results.published(row.cfg)
-    assert all('(published only)' in row.label and row.published and arg != 'demo' for row in rows if row.cfg is None)
-  assert f'launch.py --config=configs/tables/{path.name}' in made.__doc__
-  if ':demo' not in made.__doc__:
-    with pytest.raises(ValueError, match='unknown variant :demo'):
-      made.get_config('demo')
+def planned(name, arg=None, overrides=None):
+  """The rows of a table by the name of its file."""
+  return sweep.planned(mlc.FrozenConfigDict(module(name).get_config(arg)), overrides or {})
+
+
+def test_every_row_is_a_whole_config_that_fits_its_architecture():
+  for name in (path.stem for path in FILES):
+    doc = module(name).__doc__
+    assert f'--config=configs/tables/{name}.py' in doc or f'--config=tables/{name}' in doc, name
+    for arg in (None, 'demo') if ':demo' in doc else (None,):
+      check_rows(name, arg)
+    if ':demo' not in doc:
+      with pytest.raises(ValueError, match='unknown variant :demo'):
+        module(name).get_config('demo')
+
+
+def check_rows(name, arg):
+  rows = planned(name, arg)  # which refuses rows of one name
+  runs = [row for row in rows if row.cfg is not None]
+  assert len(runs) >= 2 and not sweep.check(rows), name
+  for row in runs:
+    assert 'table' not in row.cfg and row.cfg.label.endswith(row.label), (name, row.name)
+    assert set(row.cfg.keys()) >= set(config_files.load(row.cfg.method).keys()) - {'published'}, (name, row.name)
+    assert (arg == 'demo') == (row.cfg.clip == 'tiny'), (name, row.name)
+    assert row.column in ('', row.cfg.data.target), (name, row.name)
+    assert arg != 'demo' or not results.published(row.cfg), (name, row.name)
+  quoted = [row for row in rows if row.cfg is None]
+  assert all('(published only)' in row.label and row.published and arg != 'demo' for row in quoted), name
 
 
 def test_every_numbered_table_has_a_file():
   for paper, numbers in NUMBERED.items():
     for number in numbers:
-      path, = (p for p in FILES if p.stem.startswith(f'{paper}_{number}_'))
-      assert f'table {number}' in module(path).get_config().table.title
-
-
-def published(path):
-  rows = sweep.planned(mlc.FrozenConfigDict(module(path).get_config()))
-  return {row.name: row.published or results.published(row.cfg) for row in rows}
+      path, = (path for path in FILES if path.stem.startswith(f'{paper}_{number}_'))
+      assert f'table {number}' in module(path.stem).get_config().table.title
 
 
 def of(name):
-  return published(ROOT / 'configs' / 'tables' / f'{name}.py')
+  """{row: published means} of a table."""
+  return {row.name: row.published or results.published(row.cfg) for row in planned(name)}
 
 
 def test_published_numbers_stand_in_their_own_columns():
@@ -71,9 +73,9 @@ def test_published_numbers_stand_in_their_own_columns():
                                        'clip_ad_8_backbones')}
   assert found['clip_ad_4_rvs']['DBSCAN'] == found['clip_ad_5_taps']['SDP, all'] == want
   assert found['clip_ad_8_backbones']['SDP, ViT-B/16+'] == found['clip_ad_7_direct']['mvtec_ad: surgery'] == want
-  sdp = importlib.import_module('zsad_jax.configs.sdp').get_config()
-  sdp.data.target = 'mvtec_ad'
-  assert results.published(mlc.FrozenConfigDict(sdp)) == want
+  alone = sdp.get_config()
+  alone.data.target = 'mvtec_ad'
+  assert results.published(mlc.FrozenConfigDict(alone)) == want
   plus = dict(pixel_auroc=91.2, pixel_f1max=40.0, pixel_ap=36.3, aupro_200=85.1, image_auroc=92.2,
               image_f1max=93.4, image_ap=96.6)
   assert found['clip_ad_5_taps']['SDP+, all'] == found['clip_ad_6_mappings']['1L'] == plus
@@ -87,12 +89,13 @@ def test_rows_of_table_7_are_measured_on_their_own_data_sets():
   assert found['cvc_clinicdb: direct'] == dict(pixel_auroc=35.3, pixel_f1max=16.8, pixel_ap=6.5, aupro_200=3.4)
 
 
-def test_nothing_is_published_for_other_pixels():
-  made = importlib.import_module('zsad_jax.configs.tables.clip_ad_1_industrial').get_config()
-  made.image_size = 480
-  rows = {row.name: row.cfg for row in sweep.planned(mlc.FrozenConfigDict(made))}
-  assert rows['visa: SDP'].image_size == 480 and not results.published(rows['visa: SDP'])
-  assert rows['visa: AnomalyCLIP'].image_size == 238 and results.published(rows['visa: AnomalyCLIP'])
+def test_nothing_is_published_for_another_resolution():
+  rows = {row.name: row.cfg for row in planned('clip_ad_1_industrial')}
+  other = {row.name: row.cfg for row in planned('clip_ad_1_industrial', overrides={'image_size': 480})}
+  assert results.published(rows['visa: SDP']) and rows['visa: AnomalyCLIP'].image_size == 238
+  assert results.published(rows['visa: AnomalyCLIP'])
+  for name in ('visa: SDP', 'visa: AnomalyCLIP'):
+    assert other[name].image_size == 480 and not results.published(other[name])
 
 
 def test_spot_cells():
@@ -122,19 +125,40 @@ def test_spot_cells():
   assert six['mvtec_ad: VisA, k = 1'] == of('fuzzyclip_4_prompts')['mvtec_ad: stacked']
 
 
-def test_a_row_of_another_method_is_that_methods_config_and_heeds_the_tables_keys():
-  made = importlib.import_module('zsad_jax.configs.tables.anomalyclip_1_industrial').get_config()
-  made.machine.data_dir, made.seed = 'elsewhere', 7
-  rows = {row.name: row.cfg for row in sweep.planned(mlc.FrozenConfigDict(made))}
+def test_a_row_of_another_method_is_that_methods_config():
+  rows = {row.name: row.cfg for row in planned('anomalyclip_1_industrial')}
   for system, name, aux in (('WinCLIP', 'winclip', 'visa'), ('CoOp', 'coop', 'visa'), ('CLIP', 'clip', 'visa')):
-    want = importlib.import_module(f'zsad_jax.configs.{name}').get_config()
-    want.machine.data_dir, want.seed, want.data.aux, want.data.target = 'elsewhere', 7, aux, 'mvtec_ad'
-    got = rows[f'mvtec_ad: {system}'].to_dict()
-    assert {k: v for k, v in got.items() if k not in ('label', 'published')} == {
+    want = config_files.read(name)
+    want.data.aux, want.data.target = aux, 'mvtec_ad'
+    row = rows[f'mvtec_ad: {system}'].to_dict()
+    assert {k: v for k, v in row.items() if k not in ('label', 'published')} == {
       k: v for k, v in want.to_dict().items() if k not in ('label', 'published')}
   assert (rows['visa: VAND'].train.epochs, rows['visa: VAND'].mosaic, rows['mvtec_ad: VAND'].mosaic) == (3, 0.2, 0.0)
-  made.train.epochs = 2
-  assert sweep.planned(mlc.FrozenConfigDict(made))[4].cfg.optim.epochs == 2  # CoOp's schedule follows its training
+
+
+def test_overrides_apply_to_every_row_that_has_the_key():
+  overrides = {'machine.data_dir': 'elsewhere', 'seed': 7, 'train.epochs': 2, 'optim.schedule': 'constant',
+               'table.title': 'other'}
+  before, after = (planned('anomalyclip_1_industrial', overrides=keys) for keys in ({}, overrides))
+  assert [row.name for row in before] == [row.name for row in after]
+  with_schedule = 0
+  for old, new in zip(before, after, strict=True):
+    if old.cfg is None:
+      assert new == old
+      continue
+    assert (new.cfg.machine.data_dir, new.cfg.seed, new.cfg.train.epochs) == ('elsewhere', 7, 2)
+    has = 'schedule' in old.cfg.get('optim', {})
+    assert new.cfg.get('optim', {}).get('schedule') == ('constant' if has else None)
+    with_schedule += has
+    assert new.cfg.prompt == old.cfg.prompt and new.cfg.data == old.cfg.data
+  assert 0 < with_schedule < len(after)
+  coop = next(row.cfg for row in after if row.cfg is not None and row.cfg.method == 'coop')
+  assert coop.optim.epochs == 2  # its schedule follows the number of epochs
+
+
+def test_an_override_that_no_row_has_is_refused():
+  with pytest.raises(ValueError, match=r'--config\.local_layers .*no row'):
+    planned('clip_ad_4_rvs', overrides={'local_layers': (1,)})
 
 
 def test_measured_beside_published():
@@ -145,23 +169,23 @@ def test_measured_beside_published():
                                '| b | 91.2 | - |', '| c | (1.0) |  |', '| d | error | error (2.0) |']
 
 
-def small(tmp, rows):
-  c = clip_ad_4_rvs.get_config('demo')
-  c.update_from_flattened_dict({
-    'image_size': 56, 'machine.encode_batch': 4, 'machine.eval_batch': 4, 'report.pictures': 0, 'machine.data_dir': str(tmp / 'data'),
-    'data.target': f'folder:{tmp / "target"}'})
+def small(folders, rows):
+  """The config of a table of these rows, SDP's demo on the drawn folders."""
+  c = mlc.ConfigDict(config(sdp, folders).to_dict())
   return mlc.FrozenConfigDict(tables.table(c, 'Two rows', rows))
 
 
-def test_a_row_is_an_experiment_in_a_folder_of_its_own(tmp_path, capsys):
-  draw(tmp_path / 'target', {'wood': (90, 60, 30)})
-  sweep.run(small(tmp_path, [tables.row('Mean, so', {'rvs.method': 'mean'}, (86.8,))]), tmp_path / 'work', 'run')
-  text = (tmp_path / 'work' / 'table.md').read_text()
+@pytest.mark.slow
+def test_a_row_is_an_experiment_in_a_folder_of_its_own(folders, tmp_path, capsys):
+  cfg = small(folders, [tables.row('Mean, so', {'rvs.method': 'mean'}, (86.8,))])
+  sweep.run(cfg, tmp_path, 'run', {'data.target_categories': 'wood'})
+  text = (tmp_path / 'table.md').read_text()
   assert text in capsys.readouterr().out
   assert re.search(r'^\| Mean, so \| [\d.]+ \|', text, re.M)
   assert '(86.8)' not in text  # published for other weights and data
-  path, = (tmp_path / 'work' / 'Mean-so').glob('results/sdp/nothing-to-target/seed42/manifest.json')
-  assert json.loads(path.read_text())['config']['rvs']['method'] == 'mean'
+  path, = (tmp_path / 'Mean-so').glob('results/sdp/nothing-to-target/seed42/manifest.json')
+  manifest = json.loads(path.read_text())['config']
+  assert (manifest['rvs']['method'], manifest['data']['target_categories']) == ('mean', 'wood')
 
 
 def faked(monkeypatch, answers=None):
@@ -169,13 +193,13 @@ def faked(monkeypatch, answers=None):
   ran = []
 
   def run(cfg, workdir, mode):
-    label = cfg.label.removeprefix(f'{cfg.method}, ')
+    label = cfg.label.rpartition(', ')[2]
     ran.append((label, cfg.data.target, cfg.seed, workdir.name, mode))
     answer = answers.get(label) if answers else None
     if isinstance(answer, BaseException):
       raise answer
     means = {m: {'value': len(ran) / 10, 'reason': ''} for m in tables.PIXEL + tables.IMAGE}
-    return {'last epoch (5)': means} | ({answer: means} if answer else {})
+    return {'last (5)': means} | ({answer: means} if answer else {})
 
   monkeypatch.setattr(experiment, 'run', run)
   return ran
@@ -194,7 +218,7 @@ def lines_of(workdir):
 
 
 def test_rows_come_in_order_with_what_is_published_and_the_oracle_apart(tmp_path, monkeypatch):
-  oracle = 'oracle epoch 2 of 5 (selected on the target)'
+  oracle = 'oracle: 2 of 5, the best on the target'
   ran = faked(monkeypatch, {'a': oracle})
   assert sweep.run(two_rows(), tmp_path, 'evaluate') == []
   assert ran == [('b', 'mvtec_ad', 42, 'b', 'evaluate'), ('a', 'mvtec_ad', 42, 'a', 'evaluate')]
@@ -209,10 +233,12 @@ def test_a_measured_row_is_not_run_again_unless_its_config_or_the_sources_change
   ran = faked(monkeypatch)
   sweep.run(two_rows(), tmp_path, 'run')
   before = (tmp_path / 'table.md').read_text()
-  sweep.run(two_rows(**{'machine.data_dir': 'moved', 'machine.eval_batch': 3}), tmp_path, 'run')  # what no number depends on
+  moved = {'machine.data_dir': 'moved', 'machine.eval_batch': 3, 'report.pictures': 1}  # no number depends on these
+  sweep.run(two_rows(**moved), tmp_path, 'run')
+  sweep.run(two_rows(), tmp_path, 'run', moved)
   assert len(ran) == 2 and (tmp_path / 'table.md').read_text() == before
   assert 'measured before' in capsys.readouterr().out
-  sweep.run(two_rows(**{'map.sigma': 2.0}), tmp_path, 'run')
+  sweep.run(two_rows(), tmp_path, 'run', {'map.sigma': 2.0})
   assert len(ran) == 4 and 'but config changed since' in capsys.readouterr().out
   monkeypatch.setattr(eval_cache, 'sources', lambda: 'others')
   sweep.run(two_rows(**{'map.sigma': 2.0}), tmp_path, 'run')
@@ -266,47 +292,52 @@ def test_columns_share_what_is_trained_and_stand_apart(tmp_path, monkeypatch):
   assert [line for line in text.splitlines() if line in ('mvtec_ad', 'visa', 'btad')] == ['mvtec_ad', 'visa', 'btad']
 
 
-def test_a_part_says_what_it_was_measured_on_and_pages_what_system_a_row_is_of():
-  def rows(name, arg=None):
-    made = importlib.import_module(f'zsad_jax.configs.tables.{name}').get_config(arg)
-    return [row.cfg for row in sweep.planned(mlc.FrozenConfigDict(made)) if row.cfg is not None]
-  one = rows('anomalyclip_1_industrial')
+def test_a_caption_states_data_weights_and_training_and_labels_name_the_system():
+  configs = lambda *args: [row.cfg for row in planned(*args) if row.cfg is not None]
+  one = configs('anomalyclip_1_industrial')
   assert sweep.caption(one[:6]) == (
-    'On mvtec_ad, split test; CLIP vit_l14_336 at 518 px, vit_b16_plus_240:laion400m_e31 at 240 px; what is learned is '
-    'learned on visa.')
-  assert sweep.caption(rows('clip_ad_7_direct', 'demo')) == (
-    'On synthetic_target, split test; CLIP tiny at 112 px; nothing is learned.')
-  assert sweep.caption(rows('rwda_4_sewer')).endswith('learned on texts.')
-  assert [cfg.label for cfg in one[:4]] == ['CLIP', 'CLIP-AC', 'WinCLIP', 'april_gan, VAND']
-  assert rows('clip_ad_7_direct', 'demo')[0].label == 'sdp, direct'
+    'On mvtec_ad, split test; CLIP vit_l14_336 at 518 px, vit_b16_plus_240:laion400m_e31 at 240 px; trained on visa.')
+  assert sweep.caption(configs('clip_ad_7_direct', 'demo')) == (
+    'On synthetic_target, split test; CLIP tiny at 112 px; training-free.')
+  assert sweep.caption(configs('rwda_4_sewer')).endswith('trained on texts.')
+  assert [cfg.label for cfg in one[:4]] == ['CLIP', 'CLIP-AC', 'WinCLIP', 'APRIL-GAN, VAND']
+  assert configs('clip_ad_7_direct', 'demo')[0].label == 'SDP, direct'
 
 
-def test_several_seeds_are_run_apart_and_shown_with_their_spread(tmp_path, monkeypatch):
-  ran = faked(monkeypatch)
-  c = mlc.ConfigDict(two_rows().to_dict())
-  c.table.seeds = (0, 4)
-  sweep.run(mlc.FrozenConfigDict(c), tmp_path, 'run')
-  assert [(label, seed, folder) for label, _, seed, folder, _ in ran] == [
-    ('b', 0, 'seed0'), ('b', 4, 'seed4'), ('a', 0, 'seed0'), ('a', 4, 'seed4')]
-  assert lines_of(tmp_path)[2].startswith('| b | 15.0 ± 7.1 (86.9) |')  # 10 and 20: n - 1 = 1
+def test_several_seeds_of_a_row_are_shown_with_their_spread_and_are_measured_again_if_their_number_changes(
+    tmp_path, monkeypatch):
+  counts = []
+
+  def run(cfg, workdir, mode):
+    counts.append(cfg.seeds)
+    return {'last (5)': {m: {'value': .15, 'std': .0707, 'reason': ''} for m in tables.PIXEL + tables.IMAGE}}
+
+  monkeypatch.setattr(experiment, 'run', run)
+  for seeds in (2, 2, 3):
+    sweep.run(two_rows(), tmp_path, 'run', {'seeds': seeds})
+  assert counts == [2, 2, 3, 3]
+  assert lines_of(tmp_path)[2].startswith('| b | 15.0 ± 7.1 (86.9) |')
 
 
-def test_what_every_row_would_fail_of_is_raised_before_the_first_runs(tmp_path, monkeypatch):
+def test_errors_of_all_rows_are_raised_before_the_first_runs_and_those_of_single_rows_shown(
+    folders, tmp_path, monkeypatch):
   ran = faked(monkeypatch)
   rows = [tables.row('good', {}), tables.row('bad', {'layers': (2, 7)})]
-  with pytest.raises(ValueError, match='two rows of the table have the same name: good'):
-    sweep.run(small(tmp_path, rows[:1] * 2), tmp_path / 'work', 'run')
-  with pytest.raises(ValueError, match=r'layers \(2, 7\) are not different blocks in 1\.\.6'):
-    sweep.run(small(tmp_path, rows[1:]), tmp_path / 'work', 'run')
-  with pytest.raises(ValueError, match=r"row 'odd' changes rvs\.metod, which sdp does not have"):
-    sweep.run(small(tmp_path, [tables.row('odd', {'rvs.metod': 'pca'})]), tmp_path / 'work', 'run')
+  with pytest.raises(ValueError, match=r'two rows.*good'):
+    sweep.run(small(folders, rows[:1] * 2), tmp_path / 'work', 'run')
+  with pytest.raises(ValueError, match=r'layers.*\(2, 7\)'):
+    sweep.run(small(folders, rows[1:]), tmp_path / 'work', 'run')
+  with pytest.raises(ValueError, match=r"row 'odd' changes rvs\.metod.* sdp"):
+    sweep.run(small(folders, [tables.row('odd', {'rvs.metod': 'pca'})]), tmp_path / 'work', 'run')
   assert not (tmp_path / 'work').exists() and not ran
-  assert sweep.run(small(tmp_path, rows), tmp_path / 'work', 'run') == ['bad']
+  assert sweep.run(small(folders, rows), tmp_path / 'work', 'run') == ['bad']
   assert [label for label, *_ in ran] == ['good']
-  assert 'are not different blocks' in (tmp_path / 'work' / 'table.md').read_text()
+  assert re.search(r'bad: error: .*\(2, 7\)', (tmp_path / 'work' / 'table.md').read_text())
 
 
 def test_undefined_metrics_say_why_and_empty_columns_are_left_out():
-  lines = [('a', {'x': {'value': None, 'reason': 'no masks'}, 'y': {'value': 0.5, 'reason': ''}}, {}), ('b', '', {})]
-  assert sweep.shown(lines, ('x', 'y')) == ['y'] and sweep.shown(lines[1:], ('x', 'y')) == ['x', 'y']
+  row = sweep.Row('a', '', 'a', None, {})
+  lines = [sweep.Line(row, 'a', {'x': {'value': None, 'reason': 'no masks'}, 'y': {'value': 0.5, 'reason': ''}}, {}),
+           sweep.Line(row, 'b', None, {})]
+  assert sweep.shown_metrics(lines, ('x', 'y')) == ['y'] and sweep.shown_metrics(lines[1:], ('x', 'y')) == ['x', 'y']
   assert sweep.undefined(lines) == ['Undefined: x (no masks)']

@@ -67,7 +67,7 @@ def run(cfg: setup.Config, workdir: Path, mode: str, overrides: Mapping[str, Any
     overrides: {dotted key: value} for the config of every row that has the key.
 
   Raises:
-    ValueError: two rows of one name; or no row can be run as its config is.
+    ValueError: see `planned`; or no row can be run as its config is.
   """
   rows = planned(cfg, overrides or {})
   refused = check(rows)
@@ -114,6 +114,9 @@ def planned(cfg: setup.Config, overrides: Mapping[str, Any]) -> list[Row]:
     else:
       quoted = {k: v for k, v in row.published.to_dict().items() if k in cfg.table.metrics}
       rows.append(Row(row.label, row.column, folder, None, quoted))
+  for key in overrides:
+    if not key.startswith('table.') and not any(row.cfg is not None and _has(row.cfg, key.split('.')) for row in rows):
+      raise ValueError(f'--config.{key} is a key of no row of this table, whose rows have configs of their own')
   for kind in ('folder', 'label'):
     names = [f'{row.column}/{getattr(row, kind)}'.lstrip('/') for row in rows]
     if twice := sorted({name for name in names if names.count(name) > 1}):

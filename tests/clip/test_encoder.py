@@ -112,6 +112,7 @@ def test_other_rows_of_the_batch_do_not_matter(small, images):
       np.testing.assert_allclose(a, np.asarray(b)[rows], atol=1e-5)
 
 
+@pytest.mark.devices8
 @pytest.mark.parametrize('spec', [SPEC, WINDOWS._replace(windows=(3,))], ids=['taps', 'windows'])
 def test_one_device_or_eight(small, images, spec, monkeypatch):
   monkeypatch.setattr(vit, '_WINDOW_TOKENS_CPU', 300)  # several passes over the windows
@@ -123,6 +124,7 @@ def test_one_device_or_eight(small, images, spec, monkeypatch):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), split, encode(small.params, images))
 
 
+@pytest.mark.devices8
 def test_crops_on_one_device_or_eight(small):
   images = np.random.default_rng(4).standard_normal((8, 54, 54, 3)).astype(np.float32)
   mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))

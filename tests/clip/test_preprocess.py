@@ -4,7 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -51,7 +51,6 @@ def test_clip_resizes_the_shorter_side_and_crops_the_centre():
   assert upright.shape == (50, 50, 3)
 
 
-@settings(deadline=None, max_examples=40)
 @given(width=st.integers(1, 90), height=st.integers(1, 90), size=st.integers(1, 40),
        mode=st.sampled_from(preprocess.MODES))
 def test_any_image_gives_the_requested_size(width, height, size, mode):

@@ -102,6 +102,7 @@ def test_the_statistics_of_a_batch_do_not_matter(small, features):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[1:], atol=1e-5), alone, features)
 
 
+@pytest.mark.devices8
 def test_one_device_or_eight(small):
   clip_, _ = small
   images = record_resnet.images(64, np.random.RandomState(2), rows=8)

@@ -62,6 +62,7 @@ def test_features_of_the_folder_equal_the_transcription(folder, torch):
   np.testing.assert_allclose(encoder.encode(ours, FeatureSpec(64))(ours.params, images).cls, want, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('recipe', ['none', 'clip_ad'])
 def test_method_clip_evaluates_a_resnet(folder, tmp_path, recipe):
   draw(tmp_path / 'target', {'wood': (90, 60, 30), 'metal_nut': (60, 60, 90)}, images=3)

@@ -68,7 +68,7 @@ def test_steps_lower_the_loss_on_a_fixed_batch(cfg, parts):
   assert step._cache_size() == 1
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_updates_of_the_image_towers_matrices_are_orthogonal(cfg, parts):
   params, tx = parts[1], pretrain.optimizer(cfg)
   grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), params)
@@ -145,6 +145,7 @@ def test_defective_patches_are_compared_with_their_normal_twins():
   np.testing.assert_allclose(losses._patch_loss(logits, cover), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_exactly(cfg, world, tmp_path):
   class Killed(Exception):
     pass

@@ -161,8 +161,8 @@ def validate(arch: Arch, spec: FeatureSpec) -> None:
   vit.validate(spec, patch=arch.vision.patch, layers=arch.vision.layers)
 
 
-def vision_tower(arch: Arch, spec: FeatureSpec, unroll: bool = False) -> vit.VisionTower | resnet.ResNetTower:
-  """Returns the image tower that reads `spec`.
+def vision_tower(arch: Arch, spec: FeatureSpec, unroll: bool = False) -> Any:
+  """Returns the image tower that reads `spec`, a Flax module.
 
   Args:
     arch: the architecture.
@@ -180,8 +180,8 @@ def vision_tower(arch: Arch, spec: FeatureSpec, unroll: bool = False) -> vit.Vis
                          unroll)
 
 
-def text_tower(arch: Arch, unroll: bool = False) -> text.TextTower:
-  """Returns the text tower; with `unroll` its blocks are compiled one by one."""
+def text_tower(arch: Arch, unroll: bool = False) -> Any:
+  """Returns the text tower, a Flax module; with `unroll` its blocks are compiled one by one."""
   t = arch.text
   return text.TextTower(t.context, t.vocab, t.width, t.layers, t.heads, arch.embed_dim, arch.activation, unroll)
 

@@ -130,7 +130,7 @@ class Clip:
       raise ValueError(f'this CLIP ({self.arch.name}) has no tokenizer; pass tokenizer= to build')
     return self.tokenizer.encode(list(texts), self.arch.text.context)
 
-  def eot(self, ids: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+  def eot(self, ids: Any) -> Any:
     """Returns the positions [B] of the end-of-text token, the first maximum of ids [B, L]."""
     return ids.argmax(-1)
 

@@ -101,21 +101,21 @@ def load(path: str | os.PathLike[str] | None = None) -> Tokenizer:
     FileNotFoundError: the path does not exist, and the hub does not have it or cannot be reached.
     ValueError: a file that is not a CLIP vocabulary, named in the message.
   """
-  path = VOCABULARY if path is None else Path(path)
-  if path.is_dir():
-    path = _in_folder(path)
-  if not path.exists():
-    if path.suffix or len(path.parts) != 2:
-      raise FileNotFoundError(f'the tokenizer file {path} does not exist')
-    path = _from_hub(path)
+  file = VOCABULARY if path is None else Path(path)
+  if file.is_dir():
+    file = _in_folder(file)
+  if not file.exists():
+    if file.suffix or len(file.parts) != 2:
+      raise FileNotFoundError(f'the tokenizer file {file} does not exist')
+    file = _from_hub(file)
   try:
-    if path.suffix not in ('.json', '.gz'):
+    if file.suffix not in ('.json', '.gz'):
       raise ValueError(f'it must be tokenizer.json, vocab.json or {VOCABULARY.name}')
-    read = _clip_vocabulary if path.suffix == '.gz' else \
-        _vocab_and_merges if path.name == 'vocab.json' else _tokenizer_json
-    return Tokenizer(*read(path))
+    read = _clip_vocabulary if file.suffix == '.gz' else \
+        _vocab_and_merges if file.name == 'vocab.json' else _tokenizer_json
+    return Tokenizer(*read(file))
   except (KeyError, TypeError, ValueError, EOFError, gzip.BadGzipFile) as error:
-    raise ValueError(f'{path} is not a CLIP vocabulary: {error}') from error
+    raise ValueError(f'{file} is not a CLIP vocabulary: {error}') from error
 
 
 def _in_folder(folder):

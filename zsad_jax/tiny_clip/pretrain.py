@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections as mlc
 import numpy as np
 import optax
 import safetensors.numpy
@@ -25,7 +24,7 @@ from zsad_jax.clip.weights import arch_config, port, safetensors_files
 from zsad_jax.engine import runtime
 from zsad_jax.tiny_clip import losses, probe
 
-Config = mlc.FrozenConfigDict
+Config = Any  # ml_collections.FrozenConfigDict, whose keys no type checker knows
 
 
 class State(NamedTuple):
@@ -214,7 +213,7 @@ def _write_or_compare(path, text: str) -> None:
 
 def images_after(cfg: Config, step: int) -> int:
   """Returns the number of images that the first `step` steps train on."""
-  firsts = np.cumsum((0, *cfg.phases.steps))
+  firsts = np.cumsum([0, *cfg.phases.steps])
   return int(sum(min(max(step - first, 0), n) * b for first, n, b in zip(firsts, cfg.phases.steps, cfg.phases.batch)))
 
 

@@ -1,19 +1,19 @@
-r"""How fast the image tower with a V-V stream runs, beside a plain matrix product and beside PyTorch.
+r"""Speed of the image tower with a V-V stream, compared with a plain matrix product and with PyTorch.
 
   python benchmarks/encoder.py [--arch=vit_b16_plus_240,vit_l14_336] [--size=240,518] [--batch=1] [--runs=5]
 
-Same random weights, same images, all cores of this process for everyone; the contenders take turns within one run,
-so that what else the machine does falls on all of them, and medians are reported. The PyTorch tower is the released
-AnomalyCLIP encoder transcribed (tests/golden/record_clip.py), once with its explicit softmax and once with torch's
-fused attention kernel. Without torch its lines are left out.
+All contenders have the same random weights, the same images and all cores of this process. They take turns within one
+run, so that other work on the machine slows all of them alike; medians are reported. The PyTorch tower is a
+transcription of the released AnomalyCLIP encoder (tests/golden/record_clip.py), with its explicit softmax and with
+torch's fused attention kernel. Its lines are left out if torch is not installed.
 
 Arithmetic is counted, not measured; with N tokens, width D, patch P, embedding E, two FLOPs per multiply-add:
-  every block           24 N D^2 + 4 N^2 D     projections 4, feed-forward 8; the map and its product with v
-  V-V, blocks 6 on       2 N D^2 + 4 N^2 D     the output projection again; its own map
+  every block           24 N D^2 + 4 N^2 D     projections 4, feed-forward 8; attention map and its product with v
+  V-V, blocks 6 on       2 N D^2 + 4 N^2 D     output projection again; attention map of its own
   ends            6 (N-1) P^2 D + 2 N D E      patch embedding; projections of patches and class token
-Norms, softmax and GELU are not counted: time spent on them shows as a lower rate. In the last block zsad_jax steps
-CLIP's own stream for the class token alone, as nothing reads its patches there: its rate is counted on
-18 (N-1) D^2 + 4 N (N-1) D less, while images/s compares the same result.
+Norms, softmax and GELU are not counted: time spent on them shows as a lower rate. In the last block zsad_jax updates
+CLIP's own stream for the class token only, because nothing reads its patches there: its rate is computed from
+18 (N-1) D^2 + 4 N (N-1) D fewer FLOPs, while images/s compares the same result.
 """
 
 import argparse
@@ -21,7 +21,9 @@ import dataclasses
 import os
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +40,8 @@ from zsad_jax.clip.feature_spec import FeatureSpec, SideStream, Tap
 MATMUL, FIRST_BLOCK = 4096, 6
 
 
-def flops(arch, size, *, skip_last=False):
-  """FLOPs of one image through the tower with its V-V stream; the formula above."""
+def flops(arch: clip_lib.Arch, size: int, *, skip_last: bool = False) -> int:
+  """Returns the FLOPs of one image through the tower with its V-V stream, by the formula above."""
   v = arch.vision
   n, d = (size // v.patch) ** 2 + 1, v.width
   blocks = v.layers * (24 * n * d * d + 4 * n * n * d)
@@ -48,8 +50,8 @@ def flops(arch, size, *, skip_last=False):
   return blocks - skipped + side + 6 * (n - 1) * v.patch ** 2 * d + 2 * n * d * arch.embed_dim
 
 
-def build(arch, size):
-  """A Clip of the architecture's image tower on random weights, and the same weights under OpenAI's names."""
+def build(arch: clip_lib.Arch, size: int) -> tuple[clip_lib.Clip, dict[str, np.ndarray], record_clip.Dims]:
+  """Returns a Clip with random weights and almost no text tower, its weights under OpenAI's names, and its shapes."""
   v = arch.vision
   dims = record_clip.Dims(v.image_size, v.patch, v.width, v.layers, v.heads, context=8, vocab=8, text_width=8,
                           text_layers=1, text_heads=1, embed=arch.embed_dim, activation=arch.activation)
@@ -58,9 +60,10 @@ def build(arch, size):
   return clip_lib.from_state_dict(arch, arrays, image_size=size), arrays, dims
 
 
-def ours(clip, images):
-  """The compiled encoder as a function of nothing, and the seconds that tracing and compiling took."""
-  spec = FeatureSpec(clip.image_size, taps=(Tap('vv', clip.arch.vision.layers),), sides=(SideStream('vv', 'vv', FIRST_BLOCK),))
+def zsad_jax_contender(clip: clip_lib.Clip, images: np.ndarray) -> tuple[Callable[[], list], float]:
+  """Returns (a call of the compiled encoder, seconds of tracing and compiling)."""
+  spec = FeatureSpec(clip.image_size, taps=(Tap('vv', clip.arch.vision.layers),),
+                     sides=(SideStream('vv', 'vv', FIRST_BLOCK),))
   params, images = jax.device_put((clip.params, images))
   start = time.perf_counter()
   compiled = encoder.encode(clip, spec).lower(params, images).compile()
@@ -68,8 +71,9 @@ def ours(clip, images):
   return lambda: jax.block_until_ready(jax.tree.leaves(compiled(params, images))), seconds
 
 
-def torch_contenders(arrays, dims, images, threads):
-  """PyTorch's towers as functions of nothing; none without torch."""
+def torch_contenders(arrays: Mapping[str, np.ndarray], dims: record_clip.Dims, images: np.ndarray, threads: int
+                     ) -> dict[str, Callable[[], list]]:
+  """Returns calls of PyTorch's towers by name; {} without torch."""
   try:
     import torch
   except ImportError:
@@ -86,8 +90,8 @@ def torch_contenders(arrays, dims, images, threads):
   return {name: lambda official=official: run(official) for name, official in forms.items()}
 
 
-def take_turns(contenders, runs):
-  """{name: [runs, 2] wall and CPU seconds}, after one call each that is not counted."""
+def take_turns(contenders: Mapping[str, Callable[[], Any]], runs: int) -> dict[str, np.ndarray]:
+  """Returns {name: [runs, 2] wall and CPU seconds}, after one call of each that does not count."""
   seconds = {name: [] for name in contenders}
   for turn in range(runs + 1):
     for name, function in contenders.items():
@@ -95,15 +99,15 @@ def take_turns(contenders, runs):
       function()
       if turn:
         seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-  return {name: np.array(taken) for name, taken in seconds.items()}
+  return {name: np.array(times) for name, times in seconds.items()}
 
 
-def measure(arch, size, batch, runs):
+def measure(arch: clip_lib.Arch, size: int, batch: int, runs: int) -> None:
   """Prints the table of one architecture."""
   clip, arrays, dims = build(arch, size)
   images = np.random.default_rng(1).standard_normal((batch, size, size, 3), np.float32)
   threads = len(os.sched_getaffinity(0))
-  encode, compile_seconds = ours(clip, images)
+  encode, compile_seconds = zsad_jax_contender(clip, images)
   square = jnp.ones((MATMUL, MATMUL))
   product = jax.jit(jnp.dot)
   contenders = {'zsad_jax': encode} | torch_contenders(arrays, dims, images, threads)
@@ -113,32 +117,32 @@ def measure(arch, size, batch, runs):
   seconds = take_turns(contenders, runs)
   work = {name: batch * flops(arch, size, skip_last=name == 'zsad_jax') for name in names}
   work['plain matmul'] = 2 * MATMUL ** 3
-  rate = {name: np.median(work[name] / taken, axis=0) / 1e9 for name, taken in seconds.items()}
+  rate = {name: np.median(work[name] / times, axis=0) / 1e9 for name, times in seconds.items()}
   print(f'\n{arch.name} at {size} px, batch {batch}, V-V from block {FIRST_BLOCK}, float32, {threads} threads, '
-        f'{flops(arch, size) / 1e9:.0f} GFLOP an image')
+        f'{flops(arch, size) / 1e9:.0f} GFLOP per image')
   print(f'{"":27}{"images/s":>10}{"GFLOP/s":>10}{"of matmul":>11}{"GFLOP/CPU-s":>13}{"of matmul":>11}')
-  for name, taken in seconds.items():
-    images_per_second = f'{batch / np.median(taken[:, 0]):.3f}' if name in names else ''
+  for name, times in seconds.items():
+    images_per_second = f'{batch / np.median(times[:, 0]):.3f}' if name in names else ''
     share = rate[name] / rate['plain matmul']
     print(f'{name:27}{images_per_second:>10}{rate[name][0]:>10.1f}{share[0]:>11.2f}{rate[name][1]:>13.1f}'
           f'{share[1]:>11.2f}')
   print(f'trace and compile {compile_seconds:.1f} s')
   for name, output in zip(names[1:], outputs[1:]):
-    apart = max(float(np.abs(a - b).max()) for a, b in zip(outputs[0], output))
-    print(f'{name}: same features within {apart:.1e}; zsad_jax is '
-          f'{np.median(seconds[name][:, 0] / seconds["zsad_jax"][:, 0]):.2f} times as fast')
+    difference = max(float(np.abs(a - b).max()) for a, b in zip(outputs[0], output))
+    print(f'{name}: features differ by at most {difference:.1e}; zsad_jax is '
+          f'{np.median(seconds[name][:, 0] / seconds["zsad_jax"][:, 0]):.2f}x as fast')
 
 
-def main():
+def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--arch', default='vit_b16_plus_240,vit_l14_336', help='architectures, with commas')
-  parser.add_argument('--size', default='240,518', help='image size of each, multiples of its patch')
+  parser.add_argument('--arch', default='vit_b16_plus_240,vit_l14_336', help='comma-separated architectures')
+  parser.add_argument('--size', default='240,518', help='image size of each, a multiple of its patch size')
   parser.add_argument('--batch', type=int, default=1, help='images per call')
   parser.add_argument('--runs', type=int, default=5, help='timed calls of each contender')
   args = parser.parse_args()
   names, sizes = args.arch.split(','), [int(size) for size in args.size.split(',')]
   if len(names) != len(sizes):
-    parser.error(f'--arch names {len(names)} architectures, --size {len(sizes)} sizes')
+    parser.error(f'--arch has {len(names)} architectures, but --size has {len(sizes)} sizes')
   for name, size in zip(names, sizes):
     measure(clip_lib.find(name), size, args.batch, args.runs)
 

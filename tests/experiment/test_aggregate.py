@@ -1,4 +1,4 @@
-"""The report: what is averaged and what is not, what is skipped, and that its cells are the results' own numbers."""
+"""The report on results: what is averaged and what is not, what is left out, and that cells are the results' values."""
 
 import csv
 import json
@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from zsad_jax import metrics
-from zsad_jax.configs import anomalyclip, common, sdp_plus
+from zsad_jax.configs import anomalyclip, common, patchcore_clip, sdp_plus
 from zsad_jax.experiment import aggregate, results
 from zsad_jax.report import run_tables, tables
 
 NO_MASKS = metrics.Value(None, 'no masks')
 
 
-def write(folder, *, seed=0, shift=1.0, target='things', config=None, selection='last epoch (15)', pixel=None,
+def write(folder, *, seed=0, shift=1.0, target='things', config=None, selection='last (15)', pixel=None,
           auxiliary='visa', method='anomalyclip', one_class=()):
   """A result as results.write leaves it: two categories of 12 images, the anomalous ones scored `shift` higher."""
   place = folder / f'seed{seed}'
@@ -64,10 +64,10 @@ def test_seeds_of_one_experiment_are_one_row_with_its_spread_and_interval(tmp_pa
   assert float(cell['std']) == pytest.approx(np.std(values, ddof=1), abs=1e-12)
   assert float(cell['low']) < float(cell['value']) < float(cell['high'])
   assert (cell['seeds'], cell['published'], cell['image_size'], cell['selection']) == (
-    '0, 1, 2', '0.915', '518', 'last epoch (15)')
+    '0, 1, 2', '0.915', '518', 'last (15)')
   head, _, row = lines(tmp_path)
   assert head.split(' | ')[5] == 'Image AUROC'
-  assert row.startswith('| AnomalyCLIP | visa | 518 | last epoch (15) | 0, 1, 2 |')
+  assert row.startswith('| AnomalyCLIP | visa | 518 | last (15) | 0, 1, 2 |')
   value, std, low, high = (100 * float(cell[k]) for k in ('value', 'std', 'low', 'high'))
   assert f'| {value:.1f} ± {std:.1f} [{low:.1f}, {high:.1f}] (91.5) |' in row
   pixel, = cells(tmp_path, category='', metric='pixel_auroc')  # 0.60 and 0.71 of the two categories
@@ -76,13 +76,13 @@ def test_seeds_of_one_experiment_are_one_row_with_its_spread_and_interval(tmp_pa
   assert (tmp_path / 'report.md').read_text() in capsys.readouterr().out
 
 
-def test_other_configs_are_never_averaged_and_say_in_what_they_differ(tmp_path):
+def test_other_configs_are_never_averaged_and_their_rows_name_the_keys_that_differ(tmp_path):
   other = anomalyclip.get_config()
   other.optim.lr = 3e-4
   write(tmp_path / 'a', seed=0)
   write(tmp_path / 'b', seed=1, config=other)
   moved = anomalyclip.get_config()
-  moved.machine.data_dir, moved.machine.eval_batch = '/elsewhere', 1  # on which no number depends
+  moved.machine.data_dir, moved.machine.eval_batch, moved.eval.std_ddof = '/elsewhere', 1, 0  # change no run
   write(tmp_path / 'c', seed=1, config=moved)
   aggregate.run([tmp_path], tmp_path)
   rows = [line.split(' | ') for line in lines(tmp_path)[2:]]
@@ -90,7 +90,7 @@ def test_other_configs_are_never_averaged_and_say_in_what_they_differ(tmp_path):
     ('| AnomalyCLIP [optim.lr=0.0003]', '1'), ('| AnomalyCLIP [optim.lr=0.001]', '0, 1')]
 
 
-def test_what_trains_nothing_is_one_experiment_whatever_it_would_have_been_trained_on(tmp_path):
+def test_untrained_results_are_one_experiment_whatever_their_training_keys(tmp_path):
   other = anomalyclip.get_config()
   other.data.aux, other.train.epochs = 'mvtec_ad', 3
   write(tmp_path / 'a', seed=0, selection='none', auxiliary=None)
@@ -100,17 +100,17 @@ def test_what_trains_nothing_is_one_experiment_whatever_it_would_have_been_train
     ['| AnomalyCLIP', 'nothing', '518', 'none', '0, 1']]
 
 
-def test_targets_stand_apart_oracles_are_marked_and_resolutions_told(tmp_path):
+def test_targets_are_separate_oracles_are_marked_and_resolutions_named(tmp_path):
   write(tmp_path / 'a', target='one')
   plus = sdp_plus.get_config()
   write(tmp_path / 'b', target='one', config=plus, method='sdp_plus')
   write(tmp_path / 'b-oracle', target='one', config=plus, method='sdp_plus',
-        selection='oracle epoch 2 of 5 (selected on the target, by image AUROC)')
+        selection='oracle: 2 of 5, the best on the target by Image AUROC')
   write(tmp_path / 'c', target='two')
   aggregate.run([tmp_path], tmp_path)
   text = (tmp_path / 'report.md').read_text()
   assert text.index('## one, split test') < text.index('## two, split test')
-  assert '| SDP+ | visa | 240 |' in text and '| SDP+ (oracle) | visa | 240 | oracle epoch 2 of 5' in text
+  assert '| SDP+ | visa | 240 |' in text and '| SDP+ (oracle) | visa | 240 | oracle: 2 of 5' in text
   assert 'SDP+ (oracle): the epoch was chosen on these test images' in text
   assert 'Rows differ in resolution (240, 518 px)' in text.split('## two')[0]
   assert 'resolution' not in text.split('## two')[1]
@@ -121,7 +121,7 @@ def test_undefined_cells_say_why(tmp_path):
   write(tmp_path / 'b', one_class=('bolt', 'wood'), config=sdp_plus.get_config(), method='sdp_plus')
   aggregate.run([tmp_path], tmp_path)
   text = (tmp_path / 'report.md').read_text()
-  assert '| SDP+ | visa | 240 | last epoch (15) | 0 | n/a (no anomalous images) |' in text
+  assert '| SDP+ | visa | 240 | last (15) | 0 | n/a (no anomalous images) |' in text
   assert '- Pixel AUROC, Pixel AP, Pixel F1-max, AUPRO, AUPRO-200: n/a (no masks) for every row.' in text
   assert 'Pixel AUROC |' not in text
   assert ('- AnomalyCLIP: Image AUROC, Image AP, Image F1-max: means over 1 of 2 categories; wood: no anomalous '
@@ -129,13 +129,13 @@ def test_undefined_cells_say_why(tmp_path):
   assert cells(tmp_path, category='wood', metric='image_ap')[0]['reason'] == 'no anomalous images'
 
 
-def test_of_the_same_seed_the_newer_stands(tmp_path, caplog):
+def test_of_two_results_of_one_seed_the_newer_is_used(tmp_path, caplog):
   old, new = write(tmp_path / 'old', shift=0.0), write(tmp_path / 'new', shift=5.0)
   os.utime(old / 'metrics.json', (1, 1))
   aggregate.run([tmp_path], tmp_path)
   assert float(cells(tmp_path, category='', metric='image_auroc')[0]['value']) > 0.95
-  said = f'{old}: left out, because {new} is newer and has the same config and seed'
-  assert said in caplog.text and said in (tmp_path / 'report.md').read_text()
+  note = f'{old}: left out, because {new} is newer and has the same config and seed'
+  assert note in caplog.text and note in (tmp_path / 'report.md').read_text()
 
 
 @pytest.mark.parametrize('damage', [
@@ -143,11 +143,11 @@ def test_of_the_same_seed_the_newer_stands(tmp_path, caplog):
   lambda p: (p / 'manifest.json').unlink(), lambda p: (p / 'manifest.json').write_text('{"config": {}}'),
   lambda p: (p / 'metrics.json').write_text((p / 'metrics.json').read_text().replace('"value": 0', '"value": 7')),
 ])
-def test_damaged_and_foreign_results_are_named_and_skipped(tmp_path, caplog, damage):
+def test_damaged_and_foreign_results_are_named_and_left_out(tmp_path, caplog, damage):
   write(tmp_path / 'good')
   damage(write(tmp_path / 'bad', seed=1))
   aggregate.run([tmp_path], tmp_path)
-  assert f'{tmp_path / "bad" / "seed1"} is skipped: it is damaged or not a result of this program' in caplog.text
+  assert f'{tmp_path / "bad" / "seed1"} is left out: it is damaged or not a result' in caplog.text
   assert cells(tmp_path, category='', metric='image_auroc')[0]['seeds'] == '0'
 
 
@@ -165,13 +165,13 @@ def test_scores_that_do_not_fit_the_metrics_are_not_used(tmp_path, caplog, damag
 
 
 def test_folders_without_results_are_refused(tmp_path):
-  with pytest.raises(ValueError, match=r'no results below .*; evaluate something first'):
+  with pytest.raises(ValueError, match=r'no results below .*--results'):
     aggregate.run([tmp_path], tmp_path)
-  with pytest.raises(ValueError, match='runz is no folder'):
+  with pytest.raises(ValueError, match='runz is not a folder'):
     aggregate.run(['runz'], tmp_path)
 
 
-def test_the_names_of_rows_tell_weights_apart():
+def test_the_names_of_rows_distinguish_weights():
   def run(weights):
     return run_tables.RunResult('p', 'sdp', 'SDP', 1, {'a': 1}, (0,), {'name': 't', 'split': 'test', 'categories': [],
                       'fingerprint': ''}, 'nothing', (weights, 'none'), 240, 'none', 0, '', {}, {}, None, {}, 0.0)
@@ -180,14 +180,16 @@ def test_the_names_of_rows_tell_weights_apart():
                                         'SDP, 1 shot [weights abcdefgh, auxiliary data none]'] and not notes
 
 
-def test_every_shared_key_is_known_to_decide_results_or_not_to():
-  """A new key that decides nothing belongs to results.NO_RESULT, or finished tables would be measured again."""
-  assert set(results.recipe(common.base())) == {
+def test_a_recipe_has_everything_that_results_depend_on_and_may_leave_out_seeds():
+  recipe = results.recipe(common.base())
+  assert set(recipe) == {
     'seed', 'clip', 'arch', 'checkpoint', 'image_size', 'precision', 'data.aux', 'data.target', 'data.split',
     'data.aux_categories', 'data.target_categories', 'object_names', 'data.transparency', 'data.on_bad', 'data.exif',
     'data.allow_seen', 'train.epochs', 'train.batch', 'train.shuffle', 'feature_dtype', 'eval.fpr_limit',
-    'eval.aupr', 'eval.oracle_epoch'}
+    'eval.aupr', 'eval.oracle_epoch', 'eval.std_ddof'}
   c = common.base()
   c.seed, c.machine.data_dir = 5, 'elsewhere'
-  assert results.digest(c, seeds=False) == results.digest(common.base(), seeds=False)
-  assert results.digest(c) != results.digest(common.base())
+  assert results.recipe(c, seeds=False) == results.recipe(common.base(), seeds=False)
+  assert results.recipe(c) != recipe
+  few = patchcore_clip.get_config()
+  assert {'seed', 'fewshot.seed'} == results.recipe(few).keys() - results.recipe(few, seeds=False).keys()

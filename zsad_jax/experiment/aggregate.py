@@ -121,7 +121,7 @@ def _read_run(place: Path) -> RunResult:
   config, protocol = manifest['config'], measured['protocol']
   auxiliary, trained = protocol['auxiliary'], protocol['selection'] != 'none'
   recipe = {key: value for key, value in results.recipe(config, seeds=False).items()
-            if key not in ('eval.oracle_epoch', 'data.target')  # the target is identified by its content
+            if key not in ('eval.oracle_epoch', 'eval.std_ddof', 'data.target')  # targets: by content
             and (trained or (key.split('.')[0] not in ('train', 'optim') and not key.startswith('data.aux')))}
   trained_on = (auxiliary['name'] if auxiliary else 'texts') if trained else 'nothing'
   if protocol['checkpoint']:

@@ -60,7 +60,8 @@ def measure(cfg: setup.Config, workdir: Path, compiled: runtime.Compilations) ->
   run = run if run.trains_on_texts else run.for_auxiliary(dataset)
   indices = np.arange(min(cfg.bench.images, len(dataset)))
   rows = run.place.rows(min(cfg.machine.eval_batch, len(indices)))
-  params, read, kept = run.init(), reader(run, dataset, rows), []
+  encoders = functools.cache(run.encoder)  # each compiled once
+  params, read, kept = run.init(), reader(run, dataset, rows, encoders), []
 
   start = time.perf_counter()
   memory_bank, _ = run.reference_bank()
@@ -77,7 +78,7 @@ def measure(cfg: setup.Config, workdir: Path, compiled: runtime.Compilations) ->
 
   values, batch = on_device(*kept[0])
   clip_params = jax.device_put(clip.params, run.place.copy)
-  encode, side = run.encoder(run.spec._replace(crops=0))
+  encode, side = encoders(run.spec._replace(crops=0))
   images = jax.device_put(np.zeros((rows, side, side, 3), np.float32), run.place.split)
   repeats = cfg.bench.repeats
   source = 'target' if cfg.bench.source == 'target' else f'drawn PNG files of {cfg.bench.pixels} px'
@@ -108,11 +109,12 @@ def timed(function: Callable, images: int, repeats: int) -> Timing:
           'ms_per_image': 1e3 * middle / images, 'ms_per_image_range': [1e3 * low / images, 1e3 * high / images]}
 
 
-def reader(run: Run, dataset: data.Dataset, rows: int) -> Callable[[np.ndarray], Iterator]:
-  """Returns read(indices), which yields (Features, batch) of image files, one batch ahead of the caller."""
-  clip, spec = run.clip, run.spec
+def reader(run: Run, dataset: data.Dataset, rows: int, encoders: Callable) -> Callable[[np.ndarray], Iterator]:
+  """Returns read(indices), which yields (Features, batch) of image files, one batch ahead of the caller.
 
-  encoders = functools.cache(run.encoder)  # compiled once
+  `encoders` is Run.encoder or the same with a cache.
+  """
+  clip, spec = run.clip, run.spec
 
   def encoded(indices, spec):
     encode, side = encoders(spec)

@@ -136,7 +136,7 @@ def test_deep_tokens_may_carry_a_batch_axis(small, mode):
 def test_text_cut_after_its_end_is_exact(small, mode):
   clip_, ids, deep = small
   end = int(ids.argmax(-1).max()) + 1
-  np.testing.assert_allclose(encode(clip_, ids[:, :end], deep, mode), encode(clip_, ids, deep, mode), atol=1e-6)
+  np.testing.assert_allclose(encode(clip_, ids[:, :end], deep, mode), encode(clip_, ids, deep, mode), atol=2e-6)
 
 
 def test_tokens_after_the_end_change_nothing(small):

@@ -162,9 +162,9 @@ def test_missing_misspelt_and_incomplete_folders_are_explained(photos, tmp_path)
 
 def test_swapped_train_and_test_folders_do_not_verify(photos):
   bolt = photos / 'bolt'
-  (bolt / 'train').rename(bolt / 'kept')
+  (bolt / 'train').rename(bolt / 'swap')
   (bolt / 'test').rename(bolt / 'train')
-  (bolt / 'kept').rename(bolt / 'test')
+  (bolt / 'swap').rename(bolt / 'test')
   assert any('masks' in line and 'without images' in line for line in data.verify(f'folder:{photos}').problems)
 
 

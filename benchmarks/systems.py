@@ -4,8 +4,8 @@ r"""Every system side by side on one target, over several seeds: the table of th
   python benchmarks/systems.py --target=folder:/path/in/mvtec/layout
 
 All rows read the embedded tiny CLIP: they compare what the methods do in miniature, not how good they are on real
-weights. Methods that learn do so on --aux, seed by seed; references are drawn anew for each seed; what does neither has
-one run. Percent; mean and sample standard deviation.
+weights. Methods that train do so on --aux, once per seed; references are drawn again for each seed; rows that do
+neither have one run. Percent; mean and sample standard deviation.
 """
 
 import argparse
@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 
 import ml_collections as mlc
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -50,9 +49,9 @@ ZERO = {
   'winclip': ('WinCLIP', winclip, {}),
   'clip_surgery': ('CLIP Surgery', clip_surgery, {}),
   'sdp': ('SDP of CLIP-AD', sdp, {}),
-  'rwda': ('RWDA', rwda, {'seeds': 1}),
-  'rwda_known': ('RWDA, the object known', rwda, {'seeds': 1, 'prompt.class_word': ''}),
-  'rwda_ours': ('RWDA, its network alone', rwda, {'seeds': 1, 'score': 'fnn'}),
+  'rwda': ('RWDA', rwda, {}),
+  'rwda_known': ('RWDA, the object known', rwda, {'prompt.class_word': ''}),
+  'rwda_ours': ('RWDA, its network alone', rwda, {'score': 'fnn'}),
   'coop': ('CoOp', coop, {}),
   'cocoop': ('CoCoOp', cocoop, {}),
   'april_gan': ('APRIL-GAN', april_gan, {}),
@@ -71,10 +70,10 @@ FEW = {f'{name}_{k}': (f'{title}, {k}-shot', module, {'fewshot.shots': k}) for n
   ('winclip', 'WinCLIP+', winclip), ('april_gan', 'APRIL-GAN', april_gan),
   ('patchcore', 'PatchCore on CLIP features', patchcore_clip), ('spade', 'SPADE on CLIP features', spade_clip),
   ('padim', 'PaDiM on CLIP features', padim_clip)) for k in (1, 2, 4)}
-FEW |= {f'rwda_{k}': (f'RWDA, {k}-shot', rwda, {'fewshot.shots': k, 'seeds': 1, 'prompt.class_word': ''})
+FEW |= {f'rwda_{k}': (f'RWDA, {k}-shot', rwda, {'fewshot.shots': k, 'prompt.class_word': ''})
         for k in (1, 2, 4)}
 ROWS = ZERO | ABLATIONS | FEW
-METRICS = {'image_auroc': 'image AUROC', 'image_ap': 'image AP', 'pixel_auroc': 'pixel AUROC', 'aupro': 'AUPRO'}
+METRICS = {'image_auroc': 'Image AUROC', 'image_ap': 'Image AP', 'pixel_auroc': 'Pixel AUROC', 'aupro': 'AUPRO'}
 
 
 def main():
@@ -82,48 +81,48 @@ def main():
   parser.add_argument('--seeds', type=int, default=3)
   parser.add_argument('--aux', default='synthetic_aux')
   parser.add_argument('--target', default='synthetic_target')
-  parser.add_argument('--root', default='data', help='where prepared data sets and features are kept')
+  parser.add_argument('--root', default='data', help='folder of prepared data sets and features')
   parser.add_argument('--clip', default='tiny', help='another export of the same architecture')
   parser.add_argument('--rows', default=','.join(ROWS), help='comma-separated, of %(default)s')
-  parser.add_argument('--set', nargs='*', default=[], metavar='KEY=JSON', help='changes to every learned row')
+  parser.add_argument('--set', nargs='*', default=[], metavar='KEY=JSON', help='overrides of every row trained on images')
   args = parser.parse_args()
 
-  changes = {k: json.loads(v) for k, v in (s.split('=', 1) for s in args.set)}
+  overrides = {key: _value(text) for key, text in (word.split('=', 1) for word in args.set)}
   shared = {'clip': args.clip, 'machine.data_dir': args.root, 'data.aux': args.aux, 'data.target': args.target,
-            'report.pictures': 0}
+            'report.pictures': 0, 'seed': 0, 'seeds': args.seeds, 'eval.std_ddof': 1}
   print(f'{args.aux} to {args.target}, CLIP {args.clip}, {args.seeds} seeds; {runtime.device_summary()}\n')
-  print('| system | ' + ' | '.join(METRICS.values()) + ' | s a seed |\n|' + '---|' * (len(METRICS) + 2), flush=True)
+  print('| system | ' + ' | '.join(METRICS.values()) + ' | s per seed |\n|' + '---|' * (len(METRICS) + 2), flush=True)
   for name in args.rows.split(','):
     title, module, own = ROWS[name]
-    learns, drawn = hasattr(methods.get(module.get_config().method), 'loss'), 'fewshot.shots' in own
-    start, found = time.perf_counter(), []
-    for seed in range(args.seeds if learns or drawn else 1):
-      seeds = {'seed': seed} | ({'fewshot.seed': seed} if drawn else {})
-      found.append(measure(module, shared | (changes if learns else {}) | own | seeds))
-    seconds = (time.perf_counter() - start) / len(found)
-    cells = (cell([f[m] for f in found]) for m in METRICS)
-    print(f'| {title} | ' + ' | '.join(cells) + f' | {seconds:.0f} |', flush=True)
+    c = module.get_config('demo')
+    trains = methods.get(c.method).loss is not None
+    c.update_from_flattened_dict(
+      shared | (overrides if trains else {}) | ({'fewshot.seed': 0} if 'fewshot' in c else {}) | own)
+    start, means = time.perf_counter(), measure(mlc.FrozenConfigDict(c))
+    runs = len(means['image_auroc'].get('values', (0,)))
+    print(f'| {title} | ' + ' | '.join(cell(means[metric]) for metric in METRICS)
+          + f' | {(time.perf_counter() - start) / runs:.0f} |', flush=True)
 
 
-def measure(module, changes):
-  """The dataset's mean metrics of one run, in percent."""
-  cfg = mlc.ConfigDict(module.get_config('demo').to_dict())
-  with cfg.unlocked():
-    for key, value in changes.items():
-      cfg.update_from_flattened_dict({key: tuple(value) if isinstance(value, list) else value})
+def measure(cfg: mlc.FrozenConfigDict) -> dict[str, dict]:
+  """Returns {metric: {'value', ...}} over the target's categories, with 'std' and 'values' of several seeds."""
   with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-    experiment.run(mlc.FrozenConfigDict(cfg), Path(folder), 'run')
-    path, = Path(folder).glob('results/*/*/*/metrics.json')
-    mean = json.loads(path.read_text())['mean']
-  return {m: np.nan if mean[m]['value'] is None else 100 * mean[m]['value'] for m in METRICS}
+    means, = experiment.run(cfg, Path(folder), 'run').values()
+  return means
 
 
-def cell(values):
-  """'61.2' of one value, '61.2 ± 0.4' of several (sample standard deviation), '-' of undefined ones."""
-  if np.isnan(values).any():
+def cell(mean: dict) -> str:
+  """Returns '61.2', '61.2 ± 0.4' for several seeds, '-' if undefined."""
+  if mean['value'] is None:
     return '-'
-  spread = f' ± {np.std(values, ddof=1):.1f}' if len(values) > 1 else ''
-  return f'{np.mean(values):.1f}{spread}'
+  spread = f' ± {100 * mean["std"]:.1f}' if mean.get('std') is not None else ''
+  return f'{100 * mean["value"]:.1f}{spread}'
+
+
+def _value(text):
+  """A config value from JSON; lists become tuples."""
+  value = json.loads(text)
+  return tuple(value) if isinstance(value, list) else value
 
 
 if __name__ == '__main__':

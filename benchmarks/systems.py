@@ -84,7 +84,7 @@ def main():
   parser.add_argument('--root', default='data', help='folder of prepared data sets and features')
   parser.add_argument('--clip', default='tiny', help='another export of the same architecture')
   parser.add_argument('--rows', default=','.join(ROWS), help='comma-separated, of %(default)s')
-  parser.add_argument('--set', nargs='*', default=[], metavar='KEY=JSON', help='overrides of every row trained on images')
+  parser.add_argument('--set', nargs='*', default=[], metavar='KEY=JSON', help='overrides of rows trained on images')
   args = parser.parse_args()
 
   overrides = {key: _value(text) for key, text in (word.split('=', 1) for word in args.set)}

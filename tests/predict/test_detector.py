@@ -74,6 +74,19 @@ def test_scores_of_the_auxiliary_data_set_are_stored_in_the_workdir(loaded, work
   assert loaded.levels == levels and 'is damaged' in caplog.text
 
 
+def test_a_workdir_without_a_finished_training_is_trained_first(small, drawn, tmp_path, monkeypatch):
+  cfg = small(anomalyclip, **{
+    'train.epochs': 1, 'train.batch': 4, 'predict.threshold': '0', 'predict.pixel_threshold': '0'})
+  files = sorted(normals_of(drawn).iterdir())[:2]
+  trained = zsad_jax.load(cfg, tmp_path).predict(files)
+  assert [path.name for path in (tmp_path / 'checkpoints').glob('*.manifest')] == ['6.manifest']
+  monkeypatch.setattr(Run, 'fit', None)  # is not needed again
+  restored = zsad_jax.load(cfg, tmp_path).predict(files)
+  assert [one.score for one in restored] == [one.score for one in trained]
+  with pytest.raises(TypeError):  # another epoch is to be trained
+    zsad_jax.load(cfg, tmp_path, {'train.epochs': 2})
+
+
 def test_reprs_fit_on_a_line(loaded, drawn, tmp_path):
   level = loaded.levels.image
   assert repr(loaded) == f'Detector(CLIP on CLIP tiny at 56 px, threshold {level.value:.4g} (fpr))'

@@ -118,7 +118,7 @@ def postprocess_category(prediction: Prediction, *, cfg: Config) -> Prediction:
   """
   if not cfg.fewshot.shots:
     return prediction
-  peak = np.asarray(prediction.map).max(axis=(1, 2))
+  peak: Any = prediction.map.max(axis=(1, 2))
   if cfg.score_norm == 'class_minmax':
     peak = maps.stretch(peak)
   return prediction._replace(score=(prediction.score + peak) / 2)

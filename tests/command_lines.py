@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from unittest import mock
 
-import grain  # noqa: F401 (defines flags, which flagsaver would take for the command's own and drop)
 import ml_collections as mlc
 from absl import flags, logging
 from absl.testing import flagsaver

@@ -16,7 +16,6 @@ from stand_ins import one_device
 from zsad_jax.configs import anomalyclip
 from zsad_jax.engine import runtime
 
-
 settings.register_profile('everyday', max_examples=20, deadline=None)
 settings.register_profile('ci', max_examples=100, deadline=None)
 settings.load_profile('everyday')

@@ -48,6 +48,7 @@ def test_modes_name_queries_and_keys(mode):
   assert all(np.abs(out - other).max() > 0.1 for other in others)
 
 
+@pytest.mark.slow
 @settings(max_examples=8)  # each compiles
 @given(batch=st.integers(1, 3), n=st.integers(1, 41), heads=st.integers(1, 3), tile_bytes=st.integers(4, 4000),
        mode=st.sampled_from(attention.MODES), causal=st.booleans())
@@ -79,6 +80,7 @@ def test_large_scores_stay_finite():
   np.testing.assert_allclose(attention.attend(q, k, v), reference(q, k, v, 'qk'), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_gradients_do_not_depend_on_the_tiling():
   q, k, v = draw(2, 11, 2, 4)
   mask = np.tril(np.ones((11, 11), bool))

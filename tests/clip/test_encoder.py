@@ -30,6 +30,7 @@ def images():
   return np.random.default_rng(1).standard_normal((8, 48, 48, 3)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('spec', [
     SPEC, SPEC._replace(cls=''), SPEC._replace(read='none'), SPEC._replace(taps=()),
     SPEC._replace(cls='ln_post_proj', read='ln_post'), SPEC._replace(windows=(3, 1))])
@@ -60,6 +61,7 @@ def pillow_crops(image, size):
   return crops + [ImageOps.mirror(crop) for crop in crops]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('side', [48, 53, 80])
 def test_crops_equal_those_of_pillow(small, side):
   pictures = [Image.fromarray(x) for x in np.random.default_rng(side).integers(0, 256, (2, 70, 90, 3), np.uint8)]
@@ -76,6 +78,7 @@ def test_crops_equal_those_of_pillow(small, side):
   assert apart.sum((1, 2)).tolist() == [90 if side > 48 else 50] * 2
 
 
+@pytest.mark.slow
 def test_crops_of_a_mirror_image_change_places(small):
   image = np.random.default_rng(3).standard_normal((1, 54, 54, 3)).astype(np.float32)
   both = np.concatenate([image, image[:, :, ::-1], (image + image[:, :, ::-1]) / 2])
@@ -85,6 +88,7 @@ def test_crops_of_a_mirror_image_change_places(small):
   assert np.abs(one[:5] - one[[6, 5, 8, 7, 9]]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_crops_need_the_memory_of_one_pass(small):
   def size(encode, side):
     images = jax.ShapeDtypeStruct((16, side, side, 3), np.float32)
@@ -103,6 +107,7 @@ def test_published_size_in_bytes():
   assert encoder.predicted_bytes(plus, WINDOWS._replace(image_size=240)) == 4 * 640 * (1 + 196 + 169)
 
 
+@pytest.mark.slow
 def test_other_rows_of_the_batch_do_not_matter(small, images):
   encode = encoder.encode(small, SPEC)
   whole = encode(small.params, images)
@@ -144,6 +149,7 @@ def test_weights_are_arguments(small, images):
   assert not any(leaf.any() for leaf in jax.tree.leaves(zeros))
 
 
+@pytest.mark.slow
 def test_bfloat16_weights_give_bfloat16_features(small, images):
   """Tolerance of bfloat16: cosine 0.995 with the float32 features."""
   half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), small.params)

@@ -74,6 +74,7 @@ def test_tree_is_the_documented_one():
   assert {leaf.dtype for leaf in jax.tree.leaves(clip_lib.template(ARCH))} == {np.dtype(np.float32)}
 
 
+@pytest.mark.slow
 def test_random_parameters_have_clips_scales():
   params = jax.jit(lambda rng: clip_lib.init_params(ARCH, rng))(FAST)
   assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda leaf: leaf.shape, clip_lib.template(ARCH))
@@ -89,6 +90,7 @@ def test_random_parameters_have_clips_scales():
   np.testing.assert_allclose(params['text']['token_embedding']['embedding'].std(), 0.02, rtol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('naming', port.NAMINGS)
 def test_every_naming_gives_the_same_features(params, naming):
   want = clip_lib.build(ARCH, params)
@@ -104,6 +106,7 @@ def write_folder(folder, arch, params):
   (folder / 'config.json').write_text(json.dumps(arch_config.to_json(arch)))
 
 
+@pytest.mark.slow
 def test_load_reads_a_folder(tmp_path):
   """A folder with weights and config.json, as a trained CLIP is written."""
   arch = dataclasses.replace(ARCH, text=dataclasses.replace(ARCH.text, vocab=49408))

@@ -68,6 +68,7 @@ def test_the_class_feature_is_clips_and_not_the_surgerys(features, golden):
   assert np.abs(features.cls - features.taps['clip/4/pool_vv/cls'][:, 0]).max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('positions, key', [('bicubic', 'bicubic'), ('bicubic_antialias', 'antialias')])
 def test_positions_of_the_pool_are_resampled_as_the_spec_says(small, golden, positions, key):
   clip_, images = small
@@ -76,6 +77,7 @@ def test_positions_of_the_pool_are_resampled_as_the_spec_says(small, golden, pos
   assert np.abs(golden[key] - golden['pool'][:, 0]).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('spec', [
     FeatureSpec(SIZE), EVERYTHING._replace(cls='', taps=POOLS[3:4]), EVERYTHING._replace(cls='', taps=MAPS[1:2])])
 def test_other_taps_change_nothing(small, features, spec):
@@ -96,6 +98,7 @@ def test_batch_norm_uses_running_statistics_and_epsilon_1e_5():
   np.testing.assert_allclose(y.ravel(), [2.0, 1e-3 / 1e-5 ** 0.5], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_statistics_of_a_batch_do_not_matter(small, features):
   clip_, images = small
   alone = encoder.encode(clip_, EVERYTHING)(clip_.params, images[1:])
@@ -114,6 +117,7 @@ def test_one_device_or_eight(small):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), split, encode(clip_.params, images))
 
 
+@pytest.mark.slow
 def test_bfloat16_weights_give_bfloat16_features(small, features):
   """Tolerance of bfloat16: cosine 0.99 with the float32 features."""
   clip_, images = small
@@ -218,6 +222,7 @@ def test_parameter_counts_are_the_published_ones(name, vision, total):
   assert sum(counted.values()) == total
 
 
+@pytest.mark.slow
 def test_random_parameters_have_clips_scales():
   arch = dataclasses.replace(ARCH, vision=clip_lib.resnet_vision(64, 16, (1, 3, 1, 1)))
   rng = jax.random.key(0, impl='rbg')  # compiles faster than the default

@@ -50,6 +50,7 @@ def test_features_equal_the_released_encoders(name):
     assert np.abs(out - golden['text']).max() > 0.1
 
 
+@pytest.mark.slow
 def test_deep_tokens_overwrite_positions_1_to_k_from_block_2_on(small, golden, monkeypatch):
   clip_, ids, deep = small
   deep = halved(deep)
@@ -97,6 +98,7 @@ def by_hand(clip_, ids, deep, stay=False):
   return (x * tree['ln_final']['scale'] + tree['ln_final']['bias']) @ tree['text_projection']['kernel']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('blocks', [1, 3, DIMS.text_layers])
 def test_concat_inserts_slots_and_drops_them(small, blocks):
   clip_, ids, _ = small
@@ -106,6 +108,7 @@ def test_concat_inserts_slots_and_drops_them(small, blocks):
   assert np.abs(out - encode(clip_, ids)).max() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('blocks', [1, 3, DIMS.text_layers])
 def test_inserted_slots_stay(small, blocks):
   clip_, ids, _ = small
@@ -116,12 +119,14 @@ def test_inserted_slots_stay(small, blocks):
   assert (np.abs(out - encode(clip_, ids, deep, 'concat')).max() > 0.01) == (blocks < DIMS.text_layers)
 
 
+@pytest.mark.slow
 def test_inserting_nothing_changes_nothing(small):
   clip_, ids, _ = small
   nothing = np.zeros((3, 0, DIMS.text_width), np.float32)
   np.testing.assert_allclose(encode(clip_, ids, nothing, 'insert'), encode(clip_, ids), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mode', ['overwrite', 'concat', 'insert'])
 def test_deep_tokens_may_carry_a_batch_axis(small, mode):
   clip_, ids, deep = small
@@ -132,6 +137,7 @@ def test_deep_tokens_may_carry_a_batch_axis(small, mode):
     np.testing.assert_allclose(out[row:row + 1], alone, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mode', ['overwrite', 'concat', 'insert'])
 def test_text_cut_after_its_end_is_exact(small, mode):
   clip_, ids, deep = small
@@ -154,6 +160,7 @@ def test_the_end_of_text_is_the_first_maximum(small):
   np.testing.assert_array_equal(clip_.eot(padded), clip_.eot(ids))
 
 
+@pytest.mark.slow
 def test_gradients_reach_prompts_and_deep_tokens(small):
   clip_, ids, deep = small
   embeddings = clip_.embed(clip_.params, jnp.asarray(ids))

@@ -96,6 +96,7 @@ side_records = st.builds(
     residual_base=st.booleans(), reset_every=st.integers(0, 3), ffn=st.booleans())
 
 
+@pytest.mark.slow
 @settings(max_examples=8)  # each compiles
 @given(data=st.data())
 def test_any_side_streams_and_taps_equal_the_loop(small, blocks, data):
@@ -138,6 +139,7 @@ def test_features_with_exact_gelu_equal_the_released_encoders():
     np.testing.assert_allclose(out.taps[f'vv/{dims.layers}/block'], golden['read'], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_class_feature_skips_ln_post_by_default(small, golden):
   visual = jax.tree.map(np.asarray, small[0].params['visual'])
   last = golden['original'][-1][:, 0]
@@ -150,6 +152,7 @@ def test_class_feature_skips_ln_post_by_default(small, golden):
   assert np.abs(out - other).max() > 0.1
 
 
+@pytest.mark.slow
 def test_side_stream_reads_clips_stream_and_not_its_own(small, blocks):
   """Closed form of DPAM: y^L = x^{f-1} + sum over l >= f of VV_l(LN1(x^{l-1})); no feed-forward network."""
   closed = own_path = blocks[FIRST - 1][0]
@@ -162,6 +165,7 @@ def test_side_stream_reads_clips_stream_and_not_its_own(small, blocks):
   assert np.abs(out - own_path[:, 1:]).max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('stream', ['vv', 'qk', 'clip'])
 def test_class_feature_does_not_depend_on_taps(small, stream):
   """Side streams never feed back, and a last block that updates the class token alone is exact."""
@@ -170,6 +174,7 @@ def test_class_feature_does_not_depend_on_taps(small, stream):
   np.testing.assert_allclose(with_tap, run(small, FeatureSpec(SIZE)).cls, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_dpam_covers_blocks_6_to_24():
   """With attention that adds exactly one per block, the stream of a 24-block tower collects 19 of them."""
   arch = clip_lib.Arch('deep', 8, clip_lib.Vision(8, 4, 8, 24, 2), clip_lib.Text(4, 5, 8, 1, 2))
@@ -188,6 +193,7 @@ def test_dpam_covers_blocks_6_to_24():
   assert np.abs(taps['vv/6/block'] - taps['clip/6/block']).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_patches_are_row_major_and_the_class_token_dropped(small):
   """A change of patch (row 1, column 0) shows at patch G of the tap, token 1 + G of the tower."""
   clip_, _ = small
@@ -224,6 +230,7 @@ def half_pixel(table, grid):
   return mix(mix(table).swapaxes(0, 1)).swapaxes(0, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('side, grid', [(24, 37), (14, 9)])
 def test_positions_are_bilinear_and_keep_the_class_row(side, grid):
   """Only the smaller grid would reveal a missing antialias=False (by 0.03 and more)."""
@@ -237,6 +244,7 @@ def test_positions_are_bilinear_and_keep_the_class_row(side, grid):
   assert vit.resample_positions(table, side) is table
 
 
+@pytest.mark.slow
 def test_positions_come_from_the_pretrained_table_every_time(small):
   clip_, _ = small
   images = np.zeros((1, 24, 24, 3), np.float32)
@@ -269,6 +277,7 @@ def test_published_size_has_the_right_shapes():
   assert {name: tap.shape for name, tap in out.taps.items()} == {tap.name: (2, 1369, 768) for tap in taps}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('read, width', [('none', 64), ('ln_post', 64), ('proj', 24), ('ln_post_proj', 24)])
 def test_read_outs(small, read, width):
   visual = jax.tree.map(np.asarray, small[0].params['visual'])
@@ -282,6 +291,7 @@ def test_read_outs(small, read, width):
   np.testing.assert_allclose(out.taps['clip/2/block'], want, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_tap_may_have_its_own_read_out(small):
   """Raw patches and projected class tokens in one pass; the class token of the last block needs no patches there."""
   last = DIMS.layers
@@ -307,6 +317,7 @@ def test_unknown_tokens_and_read_outs_are_refused(tap, message):
     vit.validate(FeatureSpec(SIZE, taps=(tap,)), patch=DIMS.patch, layers=DIMS.layers)
 
 
+@pytest.mark.slow
 def test_features_is_a_pytree_of_the_taps_in_order(small):
   taps = (Tap('clip', 5), Tap('clip', 1), Tap('clip', 3, 'attention'))
   out = run(small, FeatureSpec(SIZE, taps=taps))
@@ -319,6 +330,7 @@ def test_images_of_another_size_are_refused(small):
     small[0].image(small[0].params, small[1], FeatureSpec(64))
 
 
+@pytest.mark.slow
 def test_attention_maps_are_those_of_the_requested_block(small):
   clip_, images = small
   block = 3

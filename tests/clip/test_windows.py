@@ -62,6 +62,7 @@ def test_windows_cover_borders_less():
   assert [x.tolist() for x in count(3)] == [[1, 2, 3, 4, 6, 9], [4, 8, 44, 4, 44, 121]]
 
 
+@pytest.mark.slow
 def test_window_of_all_patches_is_the_image(small, images):
   """With ln_post and the projection, even if the image's own class token has another read-out."""
   out = run(small, images, PLAIN._replace(cls='proj', windows=(GRID,)))
@@ -70,6 +71,7 @@ def test_window_of_all_patches_is_the_image(small, images):
   assert np.abs(out.windows[GRID][:, 0] - out.cls).max() > 0.1
 
 
+@pytest.mark.slow
 def test_windows_depend_on_their_own_pixels_alone(small, images):
   """Pixels outside of a window do not change a bit of its feature; pixels inside do."""
   row, column, side = 3, 2, 2
@@ -87,6 +89,7 @@ def test_windows_depend_on_their_own_pixels_alone(small, images):
   assert np.flatnonzero(moved).tolist() == [at, at + 1, at + GRID - 1, at + GRID]  # those that cover that patch
 
 
+@pytest.mark.slow
 def test_windows_keep_their_positions(small):
   """Equal pixels at two places have different features, unless all rows of the positional table are equal."""
   tile = np.random.default_rng(2).standard_normal((PATCH, PATCH, 3)).astype(np.float32)
@@ -100,6 +103,7 @@ def test_windows_keep_their_positions(small):
   np.testing.assert_allclose(same, np.broadcast_to(same[:1], same.shape), atol=5e-6)
 
 
+@pytest.mark.slow
 def test_windows_change_no_other_feature(small, images):
   spec = PLAIN._replace(taps=(Tap('clip', 3), Tap('vv', 5)), sides=(SideStream('vv', 'vv', 2),), read='none')
   plain, both = run(small, images, spec), run(small, images, spec._replace(windows=(3, 2)))
@@ -111,6 +115,7 @@ def test_windows_change_no_other_feature(small, images):
                run(small, images, PAIR).windows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('tokens', [1, 70])  # one window per pass; an incomplete last pass; by default a single pass
 def test_number_of_passes_does_not_matter(small, images, monkeypatch, tokens):
   want = run(small, images, PAIR).windows[3]
@@ -120,6 +125,7 @@ def test_number_of_passes_does_not_matter(small, images, monkeypatch, tokens):
   np.testing.assert_allclose(out.windows[3], want, atol=5e-6)
 
 
+@pytest.mark.slow
 def test_memory_is_bounded(small, monkeypatch):
   """Several passes over the windows need less than half of the memory of a single one."""
   spec, shape = PLAIN._replace(windows=(3,)), jax.ShapeDtypeStruct((16, 56, 56, 3), np.float32)

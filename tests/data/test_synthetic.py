@@ -66,6 +66,7 @@ def test_drawings_do_not_change_by_accident():
   assert abs(float(drawing.image.mean()) - 116.727) < .02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', synthetic.CATEGORIES, ids=lambda c: c.name)
 def test_mask_covers_the_difference_of_the_twins(kind):
   size = 72
@@ -129,6 +130,7 @@ def test_claims_are_compared_with_the_facts_of_an_image():
   np.testing.assert_array_equal(captions.true_of(claims, facts), [[1, 0, 1, 0, 0], [0, 1, 0, 0, 0]])
 
 
+@pytest.mark.slow
 def test_tokenizer_has_clips_layout(tokenizer):
   vocab = tokenizer.get_vocab()
   assert sorted(vocab.values()) == list(range(len(vocab))) and len(vocab) <= 4096
@@ -141,6 +143,7 @@ def test_tokenizer_has_clips_layout(tokenizer):
     bpe.encode(tokenizer, ['a damaged object'], 4)
 
 
+@pytest.mark.slow
 def test_tokenizer_training_is_deterministic(tokenizer):
   assert pretraining.tokenizer(3072).to_str() == tokenizer.to_str()
 
@@ -153,6 +156,7 @@ def test_tokenizer_knows_the_prompt_words(tokenizer):
       assert tokens == [word + '</w>']
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50)
 @given(st.text(max_size=20))
 def test_no_text_is_unknown(tokenizer, text):

@@ -44,6 +44,7 @@ def store(root, clip, pairs=PAIRS):
   return text_features.store(root, pairs, clip, max_gb=1, place=ONE)
 
 
+@pytest.mark.slow
 def test_features_are_those_of_the_whole_context_although_texts_are_cut(clip, whole, shards, tmp_path, monkeypatch):
   embed, shapes = clip_lib.Clip.embed, []
   monkeypatch.setattr(clip_lib.Clip, 'embed', lambda *args: (shapes.append(args[2].shape), embed(*args))[1])

@@ -147,6 +147,7 @@ def test_images_that_are_new_every_epoch_are_read_at_indices_of_their_own():
   assert {index for indices in reads for index in indices} == set(range(2 * COUNT))
 
 
+@pytest.mark.slow
 def test_fit_equals_a_plain_loop(whole):
   """fit against ten lines that pad nothing."""
   tx = optimizers.make_tx(OPTIM)
@@ -301,6 +302,7 @@ def test_restore_refuses_another_identity(tmp_path):
     train.restore(tmp_path, shapes, tx, identity={'data': 'ef'})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['loss', 'norm'])
 def test_nan_stops_and_names_epoch_step_and_images(tmp_path, name):
   bad = int(train.order(5, 1, COUNT)[17])  # in the last, partial batch of the second epoch

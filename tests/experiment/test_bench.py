@@ -34,6 +34,7 @@ def report(tmp_path_factory):
     return bench.measure(cfg, folder, compiled)
 
 
+@pytest.mark.slow
 def test_the_report_states_what_was_measured(report):
   assert (report['images'], report['batch'], report['precision'], report['clip']) == (8, 4, 'bfloat16', 'tiny')
   assert report['config'] == 'AnomalyCLIP' and 'cpu' in report['device']
@@ -62,6 +63,7 @@ def test_programs_are_counted_and_an_epoch_follows_from_a_step(report):
   assert report['training']['epoch_seconds'] == pytest.approx(-(-1725 // 4) * step['step_ms'] / 1e3)
 
 
+@pytest.mark.slow
 def test_it_writes_what_it_returns_compiles_from_scratch_and_times_no_training_if_there_is_none(tmp_path, config):
   cached = []
   listen = lambda event, **_: cached.append(event) if 'cache_hits' in event else None
@@ -73,6 +75,7 @@ def test_it_writes_what_it_returns_compiles_from_scratch_and_times_no_training_i
   assert report['training'] is None and report['images'] == 1 and 'training: none' in bench.text(report)
 
 
+@pytest.mark.slow
 def test_a_training_on_texts_is_timed_on_as_many(config):
   run = Run.load(config(rwda, **{'sentences.pairs': 20, 'seeds': 2, 'train.batch': 8, 'fnn.hidden': (4,)}))
   timing = bench.training(seeds.of_run(run)[0], None, None, [])

@@ -34,6 +34,7 @@ def test_no_figure_is_drawn_unless_asked_for(folders):
   assert diagnostics.figures(run, {}, dataset) == {}
 
 
+@pytest.mark.slow
 def test_class_tokens_are_laid_out_with_the_texts(folders, plots):
   run, dataset = opened(anomalyclip, folders, **{'report.tsne': True})
   params = jax.jit(run.init)()
@@ -48,6 +49,7 @@ def test_class_tokens_are_laid_out_with_the_texts(folders, plots):
   np.testing.assert_allclose(text.values, jax.jit(encode)(params, run.clip.params)[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_hidden_layers_are_laid_out_with_generated_sentences(folders, plots):
   run, dataset = opened(rwda, folders, **{'report.tsne': True, 'sentences.pairs': 6})
   diagnostics.figures(run, jax.jit(run.init)(), dataset)
@@ -66,6 +68,7 @@ def test_text_features_of_another_form_are_left_out_and_the_caption_says_so(fold
   assert 'no single text' in caption and list(plots[0][1]) == ['class tokens']
 
 
+@pytest.mark.slow
 def test_attention_is_drawn_for_an_anomalous_image_of_each_category(folders, monkeypatch):
   run, dataset = opened(anomalyclip, folders, **{'report.attention': 2})
   items = []

@@ -20,6 +20,7 @@ from zsad_jax.experiment.run import Run
 config = functools.partial(small, anomalyclip)
 
 
+@pytest.mark.slow
 def test_the_report_shows_the_results_of_a_run(small_run, tmp_path):
   cfg, workdir = small_run
   aggregate.run([workdir], tmp_path)
@@ -81,6 +82,7 @@ def test_checkpoints_of_another_training_are_refused(small_run, mode, key, value
     experiment.run(setup.with_overrides(small_run.cfg, {key: value}), small_run.workdir, mode)
 
 
+@pytest.mark.slow
 def test_one_training_serves_every_value_of_the_evaluation_keys(small_run, tmp_path, capfd):
   shutil.copytree(small_run.workdir, tmp_path / 'work')
   cfg = setup.with_overrides(small_run.cfg, {'map.sigma': 2.0, 'prompt.object_re': True, 'report.pictures': 0})
@@ -153,6 +155,7 @@ def test_transparency_is_a_key_of_the_config(tmp_path, transparency, pixel):
   assert dataset[dataset.ids.index('wood/test/good/000')]['image'].getpixel((0, 0)) == pixel
 
 
+@pytest.mark.slow
 def test_switches_without_trainable_parameters_evaluate_untrained(small_run, tmp_path):
   cfg = setup.with_overrides(small_run.cfg, {
     't2_object_agnostic': False, 't2_off': 'no_context', 't3_text_tuning': False, 'seed': 5, 'report.pictures': 0})

@@ -65,6 +65,7 @@ def staged(tmp_path_factory):
   return Staged(cfg, workdir, stages, json.loads(path.read_text()))
 
 
+@pytest.mark.slow
 def test_each_stage_is_trained_on_its_own_images_under_its_own_recipe(staged):
   assert staged.stages == [(('efa0',), [0] * 4 + [2] * 4, 1, 4), (('efa1',), [1] * 4, 1, 4),
                            (('rpl0',), [0] * 4 + [1] * 4 + [2] * 4, 2, 6)]
@@ -114,6 +115,7 @@ def test_groups_may_follow_from_the_images_of_the_auxiliary_data_set(staged):
   assert len(run.for_auxiliary(setup.open_data(run.cfg, 'aux')).cfg.csp.groups) == 3
 
 
+@pytest.mark.slow
 def test_mosaics_of_a_stage_are_of_its_own_categories(staged, grouped, tmp_path, monkeypatch):
   batches = []
 

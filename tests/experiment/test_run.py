@@ -33,6 +33,7 @@ def without_weights(cfg):
   return Run(cfg, method, Clip(shell.arch, cfg.image_size, None), runtime.place(), setup.local_devices(cfg))
 
 
+@pytest.mark.slow
 def test_checkpoints_are_identified_by_what_training_reads(trained):
   run, aux, _ = trained
   identity = lambda changes: run.with_overrides(changes).identity(aux)
@@ -124,6 +125,7 @@ def changed(module, changes):
   return c
 
 
+@pytest.mark.slow
 def test_features_are_the_same_from_the_store_and_past_it(trained, tmp_path, capsys):
   run, aux, _ = trained
   indices = np.array([3, 0, 5])

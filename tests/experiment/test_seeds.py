@@ -78,6 +78,7 @@ def read(workdir, name, seed):
   return json.loads((workdir / 'results' / 'rwda' / name / f'seed{seed}' / 'metrics.json').read_text())
 
 
+@pytest.mark.slow
 def test_every_seed_has_a_result_and_their_spread_is_returned(two_seeds):
   _, workdir, means = two_seeds
   folder = workdir / 'results' / 'rwda' / 'texts-to-target'
@@ -110,6 +111,7 @@ def test_every_seed_keeps_its_checkpoint_and_means_by_epoch(two_seeds):
     assert [path.name for path in (workdir / name / 'checkpoints').glob('*.manifest')] == ['20.manifest']
 
 
+@pytest.mark.slow
 def test_evaluating_again_gives_the_same_and_encodes_nothing(two_seeds, capfd):
   cfg, workdir, means = two_seeds
   capfd.readouterr()
@@ -118,6 +120,7 @@ def test_evaluating_again_gives_the_same_and_encodes_nothing(two_seeds, capfd):
   assert 'encode' not in err and 'Seeds 0, 1: mean and standard deviation (n - 0)' in out
 
 
+@pytest.mark.slow
 def test_a_seed_among_others_is_what_it_is_alone_and_judges_new_sentences(two_seeds, tmp_path):
   cfg, workdir, _ = two_seeds
   both = seeds.of_run(Run.load(cfg))
@@ -147,6 +150,7 @@ def test_checkpoints_of_another_training_are_refused(two_seeds, key, value):
     experiment.run(setup.with_overrides(cfg, {key: value}), workdir, 'evaluate')
 
 
+@pytest.mark.slow
 def test_one_training_serves_both_scores_and_known_objects(two_seeds, tmp_path):
   cfg, workdir, means = two_seeds
   shutil.copytree(workdir, tmp_path / 'work')
@@ -165,6 +169,7 @@ def test_the_guide_prompts_alone_train_nothing_and_run_once(two_seeds, tmp_path)
   assert not list(tmp_path.rglob('checkpoints'))
 
 
+@pytest.mark.slow
 def test_every_seed_draws_references_of_its_own(two_seeds):
   cfg, workdir, _ = two_seeds
   changes = {'fewshot.shots': 1, 'fewshot.seed': 5, 'prompt.class_word': '', 'report.pictures': 0}

@@ -28,6 +28,7 @@ def planned(name, arg=None, overrides=None):
   return sweep.planned(mlc.FrozenConfigDict(module(name).get_config(arg)), overrides or {})
 
 
+@pytest.mark.slow
 def test_every_row_is_a_whole_config_that_fits_its_architecture():
   for name in (path.stem for path in FILES):
     doc = module(name).__doc__
@@ -98,6 +99,7 @@ def test_nothing_is_published_for_another_resolution():
     assert other[name].image_size == 480 and not results.published(other[name])
 
 
+@pytest.mark.slow
 def test_spot_cells():
   """Each paper has an order of columns of its own; an unknown cell is no number at all."""
   one, two, three = map(of, ('anomalyclip_1_industrial', 'anomalyclip_2_medical', 'anomalyclip_3_medical_tuned'))

@@ -194,6 +194,7 @@ def states(workdir):
   return saved
 
 
+@pytest.mark.slow
 def test_a_training_that_is_asked_to_stop_resumes_bit_for_bit(tmp_path):
   fit(tmp_path / 'whole')
   reads, cut = [], tmp_path / 'cut'

@@ -93,6 +93,7 @@ def test_aliasing_emulation_reads_the_last_block_from_the_one_before_dpam_on(cho
 # Prompts
 
 
+@pytest.mark.slow
 def test_published_prompts_have_43008_independent_parameters():
   template = jax.eval_shape(lambda: method.init(jax.random.key(0), L14, published()))
   assert {k: v.shape for k, v in template.items()} == {
@@ -157,6 +158,7 @@ def watched(clip, clip_params, cfg, params, names=('object',)):
   return out, watcher.seen
 
 
+@pytest.mark.slow
 def test_prompt_is_start_then_context_then_frozen_words(clip, clip_params):
   params = trained()
   out, seen = watched(clip, clip_params, configured(), params)
@@ -170,6 +172,7 @@ def test_prompt_is_start_then_context_then_frozen_words(clip, clip_params):
     np.testing.assert_array_equal(seen['embeddings'][row, 13:], table[jnp.array(words)])
 
 
+@pytest.mark.slow
 def test_deep_tokens_overwrite_from_block_2_on(clip, clip_params):
   params = trained()
   _, seen = watched(clip, clip_params, configured(), params)
@@ -200,6 +203,7 @@ def test_each_prompts_gradient_is_rounded_before_their_sum():
   np.testing.assert_array_equal(np.unique(jax.grad(pull)(jnp.ones((1, 1, 1)))), [2.0])
 
 
+@pytest.mark.slow
 def test_cutting_texts_after_their_end_changes_nothing(clip, clip_params):
   cfg = configured(t2_object_agnostic=False, t2_off='no_context', t3_text_tuning=False)
   ids = jnp.asarray(clip.tokenize(['object.', 'damaged object.']))
@@ -211,6 +215,7 @@ def test_cutting_texts_after_their_end_changes_nothing(clip, clip_params):
 # Text features and categories
 
 
+@pytest.mark.slow
 def test_agnostic_text_features_are_one_pair_whatever_the_categories(clip, clip_params):
   text = encode_text(trained(), clip_params, ('bottle', 'metal_nut'), clip=clip, cfg=configured())
   assert text.shape == (1, 2, small.EMBED)
@@ -218,6 +223,7 @@ def test_agnostic_text_features_are_one_pair_whatever_the_categories(clip, clip_
   np.testing.assert_array_equal(text, encode_text(trained(), clip_params, (), clip=clip, cfg=configured()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('changes', [dict(prompt__object_re=True), dict(t2_object_agnostic=False)])
 def test_named_text_features_have_one_pair_per_category(clip, clip_params, changes):
   cfg = configured(**changes)
@@ -257,6 +263,7 @@ def test_keys_that_do_not_fit_are_named(clip, changes, message):
     check(method, clip, configured(**changes))
 
 
+@pytest.mark.slow
 def test_table_4_base_is_two_fixed_prompts_without_training(clip, clip_params):
   cfg = configured(t1_dpam=False, t2_object_agnostic=False, t2_off='no_context', t3_text_tuning=False)
   features, batch = features_and_batch(cfg, clip)

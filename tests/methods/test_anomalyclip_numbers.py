@@ -57,6 +57,7 @@ def planted(shallow, cfg, text, rows=2):
   return Features(jnp.broadcast_to(text[0, 0], features.cls.shape), taps), batch
 
 
+@pytest.mark.slow
 def test_named_predictions_take_the_pair_of_each_images_category(shallow, clip_params):
   cfg = configured(t2_object_agnostic=False)
   text = encode_text(trained(), clip_params, ('bottle', 'metal nut'), clip=shallow, cfg=cfg)
@@ -158,6 +159,7 @@ def test_half_precision_features_are_computed_with_in_float32(shallow, clip_para
 # Loss
 
 
+@pytest.mark.slow
 def test_loss_terms_switch_off_one_by_one(shallow, clip_params):
   features, batch = features_and_batch(configured(), shallow)
   run = lambda **changes: loss(trained(), Context(clip_params), features, batch, None, clip=shallow,
@@ -174,6 +176,7 @@ def test_loss_terms_switch_off_one_by_one(shallow, clip_params):
   assert float(focal + dice) == pytest.approx(float(only_local), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_one_layer_at_4_equals_four_copies_at_1_and_not_four_layers(shallow, clip_params):
   base = configured()
   assert published().local_layers == (24,) and published().loss.lambda_local == 4
@@ -186,6 +189,7 @@ def test_one_layer_at_4_equals_four_copies_at_1_and_not_four_layers(shallow, cli
   assert abs(totals[3] - totals[0]) > 1e-3
 
 
+@pytest.mark.slow
 def test_object_aware_training_uses_the_names_of_the_auxiliary_categories(shallow, clip_params):
   cfg = configured(t2_object_agnostic=False, prompt__categories=('bottle', 'metal_nut'))
   features, batch = features_and_batch(cfg, shallow)
@@ -202,6 +206,7 @@ def test_object_aware_training_uses_the_names_of_the_auxiliary_categories(shallo
                 cfg=configured(t2_object_agnostic=False))
 
 
+@pytest.mark.slow
 def test_padded_rows_weigh_nothing_in_loss_and_gradient(shallow, clip_params):
   features, batch = features_and_batch(configured(), shallow, rows=3)
   grow = lambda x: jnp.concatenate([x, x[-1:] * 0 + 1])
@@ -249,6 +254,7 @@ def test_adam_forgets_with_0_5():
   assert float(parameter) == pytest.approx(-6.667e-4, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('changes', [
   dict(), dict(prompt__deep_mode='concat'),
   dict(t2_object_agnostic=False, t2_off='no_context', prompt__deep_mode='concat', prompt__categories=('nut',)),
@@ -261,6 +267,7 @@ def test_text_tower_passes_a_gradient_to_every_prompt_vector(clip, clip_params, 
     assert np.isfinite(g).all() and (np.abs(g).max(-1) > 0).all(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('changes', [
   dict(), dict(prompt__shared_ctx=True), dict(t3_text_tuning=False), dict(prompt__deep_mode='concat'),
   dict(t1_dpam=False), dict(dpam__mode='ens2', dpam__ensemble='probs'), dict(use_logit_scale=True),
@@ -298,6 +305,7 @@ def test_training_is_refused_without_a_term_or_anything_to_learn(clip, clip_para
                 cfg=base)
 
 
+@pytest.mark.slow
 def test_masks_of_another_size_are_refused(clip, clip_params):
   features, batch = features_and_batch(configured(), clip)
   batch['mask'] = batch['mask'][:, ::2, ::2]
@@ -305,6 +313,7 @@ def test_masks_of_another_size_are_refused(clip, clip_params):
     method.loss(trained(), Context(clip_params), features, batch, None, clip=clip, cfg=configured())
 
 
+@pytest.mark.devices8
 def test_eight_devices_give_the_loss_and_gradient_of_one(shallow, clip_params):
   features, batch = features_and_batch(configured(), shallow, rows=8)
   batch['valid'] = jnp.array([1] * 6 + [0, 0], bool)

@@ -78,6 +78,7 @@ def test_raw_tokens_of_four_blocks_are_read_without_the_class_token():
   assert set(shapes.taps.values()) == {(1369, 1024)} and shapes.cls == (768,)
 
 
+@pytest.mark.slow
 def test_the_last_tap_has_not_passed_ln_post(clip):
   spec = method.feature_spec(clip, configured(layers=(6,)))
   images = jnp.asarray(np.random.default_rng(0).standard_normal((1, SIZE, SIZE, 3)), jnp.float32)
@@ -90,6 +91,7 @@ def test_the_last_tap_has_not_passed_ln_post(clip):
   np.testing.assert_allclose(own * p['scale'][None, None] + p['bias'][None, None], normed, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_activation_is_the_configs_and_changes_the_features(clip):
   assert configured(None).act == 'gelu' and configured().act == 'quick_gelu'
   assert method.architecture(L14.arch, configured(None)) == dataclasses.replace(L14.arch, activation='gelu')
@@ -105,6 +107,7 @@ def test_the_activation_is_the_configs_and_changes_the_features(clip):
 # Training
 
 
+@pytest.mark.slow
 def test_every_tap_has_an_affine_layer_initialised_as_torch_does():
   cfg = configured(None)
   params = params_of(cfg, L14)
@@ -117,6 +120,7 @@ def test_every_tap_has_an_affine_layer_initialised_as_torch_does():
   assert np.abs(np.corrcoef([k.ravel() for k in kernels]) - np.eye(4)).max() < 0.01
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_tap_does_not_reach_the_other_layers(shell):
   every, one = configured(), configured(layers=(3,))
   features, batch = random_inputs(every)
@@ -142,6 +146,7 @@ def test_the_recipe_and_adams_betas():
   assert float(params['w'][0]) == pytest.approx(w, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('target, focal, dice', [
   ((0, 1), 0.0205119, 0.1724138), ((1, 0), 0.8099239, 0.5172414), ((0, 0), 0.2994127, 0.4736842),
   ((1, 1), 0.5310232, 0.2820513)])
@@ -152,6 +157,7 @@ def test_focal_is_of_both_channels_and_dice_of_the_abnormal_one(target, focal, d
   assert float(losses.dice(probs[..., 1], mask, valid)) == pytest.approx(dice, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_padding_and_unknown_masks_weigh_nothing(shell):
   cfg = configured(layers=(2, 6))
   features, batch = random_inputs(cfg, rows=4)
@@ -168,6 +174,7 @@ def test_padding_and_unknown_masks_weigh_nothing(shell):
 # Texts
 
 
+@pytest.mark.slow
 def test_texts_use_the_folders_names(clip):
   encode = jax.jit(lambda params, ids: clip.text(params, clip.embed(params, ids), clip.eot(ids)))
   plain = []
@@ -184,6 +191,7 @@ def test_texts_use_the_folders_names(clip):
   np.testing.assert_allclose(*plain, atol=1e-6)  # a brace is a brace, and there is no underscore to lose
 
 
+@pytest.mark.slow
 def test_texts_are_those_of_the_images_own_category(shell):
   cfg = configured(layers=(6,))
   features, _ = random_inputs(cfg, rows=2)
@@ -202,6 +210,7 @@ def test_texts_are_those_of_the_images_own_category(shell):
 # Maps and scores
 
 
+@pytest.mark.slow
 def test_logits_are_upsampled_between_aligned_corners_then_softmaxed(shell):
   odd = dataclasses.replace(shell, image_size=65)
   cfg = configured(layers=(6,))
@@ -229,6 +238,7 @@ def test_without_references_scores_are_clips_and_maps_at_most_the_number_of_taps
   assert method.postprocess_category(out, cfg=cfg) is out
 
 
+@pytest.mark.slow
 def test_references_have_the_zero_shot_map_when_compared_with_themselves(shell):
   cfg, zero_shot = configured(fewshot__shots=2), configured()
   features, _ = random_inputs(cfg, rows=4)

@@ -43,6 +43,7 @@ def text_feature(clip, texts):
   return unit(unit(np.asarray(encode(clip.params, clip.tokenize(texts), clip))).mean(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('arg, texts', [
   (None, lambda n: (['A photo of a normal ' + n], ['A photo of an anomalous ' + n])),
   ('ac', lambda n: tuple([t.format(f'{s} {n}') for t in prompts.IMAGENET_TEMPLATES] for s in ('normal', 'anomalous')))])
@@ -55,6 +56,7 @@ def test_text_features_are_the_normalised_mean_of_normalised_texts(clip, arg, te
       np.testing.assert_allclose(feature, text_feature(clip, lines), atol=2e-6)
 
 
+@pytest.mark.slow
 def test_one_word_for_all_gives_one_pair(clip):
   cfg = configured(prompt__class_word='object')
   text = encode_text({}, clip.params, ('pill', 'cable'), clip=clip, cfg=cfg)
@@ -62,6 +64,7 @@ def test_one_word_for_all_gives_one_pair(clip):
   np.testing.assert_allclose(text[0, 1], text_feature(clip, ['A photo of an anomalous object']), atol=2e-6)
 
 
+@pytest.mark.slow
 def test_scores_are_softmaxes_of_cosines_with_the_images_own_category(clip):
   rng, cfg = np.random.default_rng(0), configured(map__sigma=0.)
   cls = rng.standard_normal((3, EMBED)).astype(np.float32) * 7

@@ -89,6 +89,7 @@ def two_streams(params, image, first_block):
   return read(h[0]), read(n[1:])
 
 
+@pytest.mark.slow
 def test_architecture_surgery_written_out(clip):
   native = dataclasses.replace(clip, image_size=112)
   image = np.random.default_rng(0).standard_normal((112, 112, 3))
@@ -99,6 +100,7 @@ def test_architecture_surgery_written_out(clip):
   np.testing.assert_allclose(features.taps['surgery/6/block'][0], patches, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_texts_and_the_empty_string(clip):
   assert len(method.EMPTY_TEMPLATES) == len(set(method.EMPTY_TEMPLATES)) == 85
   names = ('metal_nut', 'pill')
@@ -115,6 +117,7 @@ def test_texts_and_the_empty_string(clip):
   np.testing.assert_array_equal(three[1, 2], three[0, 2])
 
 
+@pytest.mark.slow
 def test_texts_are_by_default_the_representatives_of_clip_ads(clip):
   cfg = configured()
   texts = encode_text(clip, cfg, ('pill', 'nut'))
@@ -146,6 +149,7 @@ def test_parity_with_a_transcription(clip, torch):
     np.testing.assert_allclose(out.score[i], (100 * f[0, 0] @ pair.T).softmax(-1)[1].numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_scale_inside_the_weights_is_a_switch_and_a_batch_is_its_images(clip):
   features, text, category = random_inputs()
   two, one = (run(clip, configured(surgery__prob_scale=s), features, text, category).map for s in (2.0, 1.0))
@@ -165,6 +169,7 @@ def test_one_text_less_the_empty_one(clip):
     np.testing.assert_allclose(out[i][::SIZE - 1, ::SIZE - 1], expected[::GRID - 1, ::GRID - 1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_maps_are_stretched_only_when_asked_and_a_constant_one_becomes_0(clip):
   features, text, category = random_inputs()
   stretched = run(clip, configured(surgery__minmax=True, map__sigma=0.0), features, text, category).map

@@ -139,6 +139,7 @@ def test_77616_trainable_parameters():
   assert sum(jax.tree.leaves(sizes)) == 77616 and sum(jax.tree.leaves(sizes['meta_net'])) == 74544
 
 
+@pytest.mark.slow
 def test_starts_from_a_photo_of_a_and_torchs_linear_layers(clip):
   wide = dataclasses.replace(clip, arch=dataclasses.replace(ARCH, embed_dim=4096))  # enough numbers for statistics
   start = method.init(jax.random.key(0), wide, configured())
@@ -153,6 +154,7 @@ def test_starts_from_a_photo_of_a_and_torchs_linear_layers(clip):
     assert not np.array_equal(drawn['kernel'][0], drawn['bias'])
 
 
+@pytest.mark.slow
 def test_random_contexts_and_contexts_that_do_not_fit(clip):
   drawn = method.init(jax.random.key(0), clip, configured(prompt__ctx_init='', prompt__n_ctx=64))['ctx']
   assert drawn.shape == (64, 64) and np.std(drawn) == pytest.approx(0.02, rel=0.05)
@@ -214,6 +216,7 @@ def images(count, seed=5):
   return jnp.asarray(x / np.linalg.norm(x, axis=1, keepdims=True)), jnp.asarray(rng.integers(0, 2, count))
 
 
+@pytest.mark.slow
 def test_one_call_of_the_text_tower_serves_a_batch(clip):
   watched = another(Watched, clip)
   words = method.encode_text({}, watched.params, reference.NAMES, clip=watched, cfg=configured())
@@ -226,6 +229,7 @@ def test_one_call_of_the_text_tower_serves_a_batch(clip):
   np.testing.assert_allclose(jnp.linalg.norm(together, axis=-1), 1, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_large_batch_goes_through_in_parts_with_the_same_gradient(watched, monkeypatch):
   words = method.encode_text({}, watched.params, reference.NAMES, clip=watched, cfg=configured())
   image, category = images(7)
@@ -242,6 +246,7 @@ def test_a_large_batch_goes_through_in_parts_with_the_same_gradient(watched, mon
   assert_trees(again, gradient, gradient, 1e-5)
 
 
+@pytest.mark.slow
 def test_parts_need_the_memory_of_a_part(clip, monkeypatch):
   """Temporary memory of a gradient over 256 images, 16 at a time and all at once."""
   wide = another(Wide, clip)
@@ -256,6 +261,7 @@ def test_parts_need_the_memory_of_a_part(clip, monkeypatch):
   assert needs(32) < needs(512) / 4
 
 
+@pytest.mark.slow
 def test_the_shift_is_one_vector_for_the_whole_context_and_both_states(clip):
   params, (image, category) = trained(), images(3)
   words = method.encode_text({}, clip.params, reference.NAMES, clip=clip, cfg=configured())
@@ -277,6 +283,7 @@ def test_the_meta_net_is_relu_between_two_layers():
   np.testing.assert_allclose(shift, [[2., 0., 11.], [0., 4.5, 11.5]])
 
 
+@pytest.mark.slow
 def test_the_meta_net_sees_normalised_features(clip, golden):
   cfg = configured()
   features, batch = rows(golden, slice(0, 4))
@@ -285,6 +292,7 @@ def test_the_meta_net_sees_normalised_features(clip, golden):
   assert value(scaled) == pytest.approx(value(features), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_without_a_shift_it_is_coop(clip, golden):
   still = trained()
   still['meta_net']['linear2'] = jax.tree.map(jnp.zeros_like, still['meta_net']['linear2'])
@@ -307,6 +315,7 @@ def test_without_a_shift_it_is_coop(clip, golden):
 # Loss and predictions
 
 
+@pytest.mark.slow
 def test_every_image_meets_its_own_category_and_padding_weighs_nothing(watched, golden):
   value = lambda batch, names: float(loss_of(trained(), Context(watched.params), features, batch, None, clip=watched,
                                              cfg=configured(prompt__categories=names))[0])
@@ -325,6 +334,7 @@ def test_a_category_without_texts_does_not_pass_for_another(watched, golden):
   assert np.isnan(out.score).tolist() == [False, True]
 
 
+@pytest.mark.slow
 def test_temperatures_of_training_and_of_scores_are_apart(watched, golden, monkeypatch):
   unit = np.eye(small.EMBED, dtype=np.float32)
   image = 3 * (.1 * unit[2] + np.sqrt(.99) * unit[0])[None]

@@ -125,6 +125,7 @@ def test_parity_would_notice(clip, golden, changes):
   assert np.abs(params['ctx'] - golden['after_ctx']).max() > 3e-3 * moved
 
 
+@pytest.mark.slow
 def test_image_tower_reads_plain_clip(clip, golden):
   images, _, _ = reference.batch()
   features = encoder.encode(clip, method.feature_spec(clip, configured()))(clip.params, jnp.asarray(images))
@@ -205,6 +206,7 @@ def hand_made(gap, rows=2):
   return Features(jnp.asarray(image), {TAP: jnp.asarray(tokens)}), text
 
 
+@pytest.mark.slow
 def test_trained_at_a_logit_scale_of_100_and_scored_at_1_over_007(clip, monkeypatch):
   features, text = hand_made(0.1)
   monkeypatch.setattr(method, 'encode_text', lambda *args, **kw: text)
@@ -222,6 +224,7 @@ def test_trained_at_a_logit_scale_of_100_and_scored_at_1_over_007(clip, monkeypa
   np.testing.assert_allclose(out.score, 1 / (1 + np.exp(-.5)), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_image_meets_its_own_category_and_padding_weighs_nothing(clip, golden):
   features, batch = rows(golden, slice(None))
   mixed = float(loss_of(trained(), Context(clip.params), features, batch, None, clip=clip, cfg=configured())[0])
@@ -233,6 +236,7 @@ def test_every_image_meets_its_own_category_and_padding_weighs_nothing(clip, gol
   assert mixed == pytest.approx(np.mean(alone), rel=1e-5) and alone[0] != pytest.approx(alone[1], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_evaluation_keys_do_not_reach_the_loss(clip, golden):
   ask = lambda **changes: float(loss_of(trained(), Context(clip.params), *rows(golden, slice(0, 4)), None, clip=clip,
                                         cfg=configured(**changes))[0])

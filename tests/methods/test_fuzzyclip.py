@@ -140,6 +140,7 @@ def test_stages_split_the_images_by_group_and_give_rpl_its_own_recipe():
 # CSP
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('points', method.BOUNDS['csp.points'].values)
 def test_groups_are_those_of_the_chosen_points(clip, few, monkeypatch, points):
   calls, cfg = [], configured(csp__points=points, csp__groups=())
@@ -194,6 +195,7 @@ class Spy:
     return self.tokenizer.encode(texts, context)
 
 
+@pytest.mark.slow
 def test_texts_of_training_name_auxiliary_categories_alone(clip, few):
   cfg, spy = configured(), Spy(clip.tokenizer)
   spied = dataclasses.replace(clip, tokenizer=spy)
@@ -210,6 +212,7 @@ def test_texts_of_training_name_auxiliary_categories_alone(clip, few):
   assert not [text for text in spy.texts if 'cable' in text and 'leaf' in text]
 
 
+@pytest.mark.slow
 def test_precomputed_texts_are_those_of_the_groups_and_of_all_names(clip, few):
   cfg = configured()
   text, names = precomputed(clip, cfg).text_features, ('leather mesh', 'jar_lid', 'leather jar_lid mesh')
@@ -222,6 +225,7 @@ def test_precomputed_texts_are_those_of_the_groups_and_of_all_names(clip, few):
   assert abstract['prior'].shape == (2, 2, EMBED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('text, side', [('test_stack', 'normal'), ('train_stack', 'normal'), ('test_stack', 'mean')])
 def test_texts_that_weigh_the_groups(clip, few, text, side):
   cfg = configured(efa__weight_text=text, efa__weight_side=side, score__text='precise')
@@ -231,6 +235,7 @@ def test_texts_that_weigh_the_groups(clip, few, text, side):
   np.testing.assert_allclose(encoded['near'], expected, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('text, stacks', [('precise', ('cable', 'leaf')), ('stack_target', ('cable leaf',)),
                                         ('stack_aux', ('leather jar_lid mesh',))])
 def test_untrained_image_texts(clip, few, text, stacks):
@@ -242,6 +247,7 @@ def test_untrained_image_texts(clip, few, text, stacks):
 # Groups: EFA
 
 
+@pytest.mark.slow
 def test_every_image_has_weights_of_its_own(shell):
   cfg = configured()
   rng = np.random.default_rng(0)
@@ -262,6 +268,7 @@ def test_every_image_has_weights_of_its_own(shell):
       expected, abs=5e-4)
 
 
+@pytest.mark.slow
 def test_the_map_is_the_weighted_sum_of_the_groups(shell):
   cfg = configured(score__text='precise')
   rng = np.random.default_rng(0)
@@ -280,6 +287,7 @@ def test_the_map_is_the_weighted_sum_of_the_groups(shell):
   assert np.abs(whole.map - out.map).max() > 0.1
 
 
+@pytest.mark.slow
 def test_one_group_is_april_gan_with_a_stacked_prompt_bit_for_bit(shell):
   cfg = configured(csp__groups=(0, 0, 0), score__text='precise')
   other = april_config.get_config('demo')
@@ -303,6 +311,7 @@ def test_one_group_is_april_gan_with_a_stacked_prompt_bit_for_bit(shell):
   np.testing.assert_array_equal(ours.score, april.score)
 
 
+@pytest.mark.slow
 def test_images_of_another_group_weigh_nothing(shell):
   cfg = configured(score__text='precise')
   context, (features, batch) = random_context(np.random.default_rng(0), cfg), random_inputs(cfg)
@@ -318,6 +327,7 @@ def test_images_of_another_group_weigh_nothing(shell):
   assert float(total) == pytest.approx(sums, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_literal_alpha_drops_the_normal_pixels(shell):
   both, literal = (configured(score__text='precise', loss__alpha=alpha) for alpha in ('both1', 'literal'))
   context, (features, batch) = random_context(np.random.default_rng(0), both), random_inputs(both)
@@ -330,6 +340,7 @@ def test_literal_alpha_drops_the_normal_pixels(shell):
 # The pair: RPL
 
 
+@pytest.mark.slow
 def test_template_words_without_deep_tokens_are_the_plain_text(clip):
   """Seven trained words hold 'There is a damaged in the photo'; the other text's eighth token remains a word."""
   cfg = configured(rpl__n_ctx=7, rpl__deep_len=0)
@@ -344,6 +355,7 @@ def test_template_words_without_deep_tokens_are_the_plain_text(clip):
   assert np.abs(inserted - plain).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_words_start_as_the_template_and_the_others_at_random(clip):
   normal, abnormal = init(clip, configured())['rpl0']['words']
   ids = clip.tokenize(['There is not a damaged in the photo', 'There is a damaged in the photo'])
@@ -366,6 +378,7 @@ def rpl(clip):
   return ({'rpl0': init(clip, cfg)['rpl0']}, context, *random_inputs(cfg))
 
 
+@pytest.mark.slow
 def test_the_two_texts_differ_and_both_prompts_are_trained(clip, shell, rpl):
   params, context, features, batch = rpl
   cfg = configured()
@@ -380,6 +393,7 @@ def test_the_two_texts_differ_and_both_prompts_are_trained(clip, shell, rpl):
     assert normal @ abnormal < 0.9999
 
 
+@pytest.mark.slow
 def test_overwriting_the_end_of_a_text_is_refused(clip):
   cfg = configured(rpl__deep='overwrite', rpl__deep_len=20, rpl__names='object', rpl__deep_shared=True)
   prompt = init(clip, cfg)['rpl0']
@@ -387,6 +401,7 @@ def test_overwriting_the_end_of_a_text_is_refused(clip):
     method._encode_pair(prompt, clip.params, 'object', clip, cfg)
 
 
+@pytest.mark.slow
 def test_the_regulariser_is_a_term_of_its_own_and_counts(shell, rpl):
   params, context, features, batch = rpl
   run = lambda **changes: jax.device_get(loss(params, context, features, batch, None, clip=shell,
@@ -417,6 +432,7 @@ def test_the_prior_does_not_change_in_training(clip, shell, rpl):
   assert float(after) != float(metrics['loss_text'])
 
 
+@pytest.mark.slow
 def test_a_pair_for_each_group_is_trained_and_weighted_by_group(clip, shell, few):
   cfg = configured(rpl__k=0)
   params, context, (features, batch) = init(clip, cfg), precomputed(clip, cfg), random_inputs(cfg)

@@ -80,6 +80,7 @@ def test_one_image_gives_the_distance_to_it_over_a_tenth():
                              expected.reshape(2, GRID, GRID)[:, ::GRID - 1, ::GRID - 1], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_mean_itself_is_at_0_and_the_same_image_twice_is_one_image():
   cfg = configured(map__sigma=0.0)
   references = random_features(cfg, 1, 1)

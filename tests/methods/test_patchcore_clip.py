@@ -94,6 +94,7 @@ def test_the_weight_is_between_0_and_1_at_any_scale(scale):
   assert np.all(w >= 1 - 1 / 9 - 1e-5) and np.all(w <= 1)
 
 
+@pytest.mark.slow
 def test_one_neighbour_leaves_the_score_as_it_is():
   features, references = random_features(configured(), 2), random_features(configured(), 1, 1, seed=1)
   plain = run(configured(), features, references, (0, 0)).score
@@ -118,6 +119,7 @@ def test_the_coreset_is_the_greedy_one_and_its_radius_never_grows():
   assert sorted(coreset(jnp.asarray(rows), count=40, start=0)[0].tolist()) == list(range(40))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('count', [1, 12, 250, 399])
 def test_a_coreset_reports_its_progress(count):
   rows, reports = jnp.asarray(np.random.default_rng(1).standard_normal((400, 3)), jnp.float32), []
@@ -135,6 +137,7 @@ def test_the_coreset_of_all_categories_has_one_bar_a_run(capsys):
     assert capsys.readouterr().err.count('24/24') == 1
 
 
+@pytest.mark.slow
 def test_a_share_of_the_patches_by_seed():
   thin = lambda **changes: memory_bank(None, random_features(configured(), 2, 2, seed=1), clip=CLIP,
                                      cfg=configured(coreset__ratio=0.1, **changes))

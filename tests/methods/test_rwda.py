@@ -101,6 +101,7 @@ def network(cfg, seed=0):
   return jax.tree.map(np.asarray, method.init(jax.random.key(seed), CLIP, cfg))
 
 
+@pytest.mark.slow
 def test_layers_start_as_torchs_and_score_clip_trains_nothing():
   clip = dataclasses.replace(CLIP, arch=clip_lib.ARCHS['vit_b16_plus_240'])
   params = method.init(jax.random.key(0), clip, configured())
@@ -186,6 +187,7 @@ def loss_of(params, pairs, valid, cfg, seed=0):
   return value_and_grad(params, params.pop('statistics'), pairs, np.array(valid, bool), jax.random.key(seed), cfg=cfg)
 
 
+@pytest.mark.slow
 def test_padding_weighs_nothing_in_loss_gradient_and_statistics():
   cfg, pairs = small(fnn__dropout=0.0), normals(4, 2, EMBED)
   params = network(cfg)
@@ -195,6 +197,7 @@ def test_padding_weighs_nothing_in_loss_gradient_and_statistics():
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_dropout_is_of_training_alone_and_keeps_the_mean():
   cfg, pairs = small(fnn__dropout=0.5), normals(4, 2, EMBED)
   params = network(cfg)
@@ -226,6 +229,7 @@ def pairs():
   return features
 
 
+@pytest.mark.slow
 def test_running_statistics_are_those_of_the_whole_set_after_training(pairs):
   """With flax's default momentum, 0.01 in torch's convention, a part of the first (0, 1) would remain."""
   def errors(cfg):
@@ -240,6 +244,7 @@ def test_running_statistics_are_those_of_the_whole_set_after_training(pairs):
   assert errors(small(fnn__bn_momentum=0.01))[1] > 1
 
 
+@pytest.mark.slow
 def test_learns_which_member_of_a_pair_is_anomalous(pairs):
   cfg = small(optim__lr=1e-2)
   logits = np.asarray(method._logits(train_on(cfg, pairs), pairs, cfg))
@@ -287,6 +292,7 @@ def test_a_cosine_gap_of_a_hundredth_is_0_73_under_the_temperature():
   np.testing.assert_allclose(score, [0.73106, 1 - 0.73106], atol=2e-4)
 
 
+@pytest.mark.slow
 def test_probabilities_are_summed():
   cfg, features = small(), Features(10 * normals(50, EMBED), {})
   both, ours, clip = (score_of(small(score=s), features) for s in ('sum', 'fnn', 'clip'))
@@ -297,6 +303,7 @@ def test_probabilities_are_summed():
   assert not prediction(cfg, features).extras
 
 
+@pytest.mark.slow
 def test_a_score_does_not_depend_on_the_batch(pairs):
   cfg = small()
   params, cls = train_on(cfg, pairs[:640]), normals(6, EMBED)
@@ -306,6 +313,7 @@ def test_a_score_does_not_depend_on_the_batch(pairs):
   assert np.ptp(alone) > 1e-4
 
 
+@pytest.mark.slow
 def test_inputs_are_normalised_in_training_and_in_testing_or_in_neither():
   cls, pairs = normals(4, EMBED), 7 * normals(4, 2, EMBED)
   for kind in ('raw', 'l2'):
@@ -316,6 +324,7 @@ def test_inputs_are_normalised_in_training_and_in_testing_or_in_neither():
     assert norm == pytest.approx(1 if same else np.linalg.norm(pairs, axis=-1).mean(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_crops_average_probabilities_and_not_embeddings():
   cls, crops = normals(3, EMBED), normals(3, 10, EMBED)
   features, kinds = Features(cls, {}, crops=crops), {}
@@ -334,6 +343,7 @@ def test_crops_average_probabilities_and_not_embeddings():
   assert configured().multicrop.recipe == 'clip_ad' and configured().multicrop.average == 'prob'
 
 
+@pytest.mark.slow
 def test_references_add_half_the_distance_from_the_nearest_of_their_category():
   bank = np.stack([[at(1, 0), 2 * at(0, 1)], [at(0, 0), at(0, 0)]])  # [C, K, E]
   features = Features(np.stack([4 * at(0.6, 0.8), 4 * at(0.6, 0.8)]), {})

@@ -84,6 +84,7 @@ def test_the_pipeline_against_the_recorded_transcription(clip, golden):
   assert np.ptp(golden['sdp']) > 0.02
 
 
+@pytest.mark.slow
 def test_without_the_alias_it_is_the_papers(clip, golden):
   out = run(clip, small(tap_alias=False))
   np.testing.assert_allclose(out.map, golden['sdp_paper'], atol=1e-5)
@@ -126,6 +127,7 @@ def test_a_tap_inside_a_stage_gives_the_stages_end_as_the_released_code_does():
   assert dual_path.stages(vision, configured(layers=(12, 3)))[-1].patches == Tap('sdp', 12)  # by depth, not as listed
 
 
+@pytest.mark.slow
 def test_a_stage_adds_up_its_own_attention_from_zero():
   """With attention that adds exactly one a block, the second stream counts 1 2 3 1 2 3."""
   arch = clip_lib.Arch('deep', 8, clip_lib.Vision(8, 4, 8, 12, 2), clip_lib.Text(4, 5, 8, 1, 2))
@@ -143,6 +145,7 @@ def test_a_stage_adds_up_its_own_attention_from_zero():
   assert np.abs(with_base - 3).max() > 0.01
 
 
+@pytest.mark.slow
 def test_the_last_stages_class_token_is_clips_own(clip):
   cfg = small(layers=(3, 12))
   stages = dual_path.stages(clip.arch.vision, cfg)
@@ -189,6 +192,7 @@ def test_medical_states_name_the_finding_instead_of_scratches_and_cracks(dataset
   assert prompts.clip_ad_states(dataset, ('burn',))[1][-1] == '{} with burn'
 
 
+@pytest.mark.slow
 def test_every_text_is_encoded_before_texts_are_reduced():
   tiny = clip_lib.load('tiny', image_size=64)
   cfg = configured('demo', data__target='brain_mri')
@@ -258,6 +262,7 @@ def test_a_category_is_stretched_by_itself_and_a_constant_one_becomes_0():
   assert method.postprocess_category(flat, cfg=configured(score_norm='no_map')) is flat
 
 
+@pytest.mark.slow
 def test_the_plain_sum_scores_an_image_by_itself(clip):
   none, stretched = run(clip, small(score_norm='none')), run(clip, small())
   without_map = run(clip, small(score_norm='no_map')).score

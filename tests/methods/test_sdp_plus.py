@@ -79,6 +79,7 @@ def test_the_pipeline_and_its_gradients_against_the_recorded_transcription(clip,
     np.testing.assert_allclose(grads[f'block{block}']['affine1']['kernel'], want, atol=1e-4 * np.abs(want).max())
 
 
+@pytest.mark.slow
 def test_without_the_alias_the_layers_read_the_blocks_own_outputs(clip, golden):
   cfg = small(tap_alias=False)
   params, context, features, batch, shell = golden_inputs(clip, cfg)
@@ -125,6 +126,7 @@ def test_a_resnets_taps_have_widths_and_grids_of_their_own():
   assert out.map.shape == (2, 224, 224) and out.score.shape == (2,)
 
 
+@pytest.mark.slow
 def test_a_small_resnet_from_images_to_maps():
   """SDP's half is feature surgery on the pool's patches, whose class token classifies too."""
   arch = clip_lib.Arch('small', 12, resnet_vision(64, 4, (1, 1, 1, 1), head_width=32), clip_lib.Text(4, 5, 8, 1, 2))
@@ -152,6 +154,7 @@ def test_a_small_resnet_from_images_to_maps():
   np.testing.assert_allclose(out.score, probability + out.map.max((1, 2)), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('relu', [False, True])
 def test_deeper_mappings_are_chains(clip, relu):
   cfg = small(mapping__depth=3, mapping__relu=relu, mapping__hidden=5, layers=(12,))
@@ -193,6 +196,7 @@ def trained_maps(logits, cfg):
                  {'category': jnp.zeros(1, int)}, clip=BPLUS, cfg=cfg).map[0]
 
 
+@pytest.mark.slow
 def test_every_taps_softmax_follows_upsampling_between_aligned_corners():
   cfg = configured(layers=(3, 6), map__sigma=0.0)
   flat = np.full((15, 15), 5.0)
@@ -238,6 +242,7 @@ def test_texts_of_training_are_the_auxiliary_sets(clip):
   assert np.abs(reduce(texts, 'visa') - reduce(texts, 'mvtec_ad')).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_padding_and_unknown_masks_weigh_nothing(clip):
   cfg = small()
   params, context, features, batch, shell = golden_inputs(clip, cfg)

@@ -69,6 +69,7 @@ def test_blocks_are_concatenated_in_the_configs_order_however_jit_sorts_their_na
   np.testing.assert_array_equal(run(cfg, features, sorted_taps, (0,)).map, np.zeros((1, SIZE, SIZE)))
 
 
+@pytest.mark.slow
 def test_only_the_nearest_images_are_compared():
   cfg = configured(map__sigma=0.0, spade__neighbours=1)
   references = random_features(cfg, 1, 2)

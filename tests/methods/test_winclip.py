@@ -140,6 +140,7 @@ def test_a_cosine_gap_of_the_temperature_scores_as_published(clip):
   np.testing.assert_allclose(out.map, .73106, atol=1e-5)  # with no windows there is only the image
 
 
+@pytest.mark.slow
 def test_mixed_batch_equals_batches_of_one_category(clip, draw):
   cfg, text = configured('plus'), pairs(2)
   features, category = draw(cfg, 4), np.array([0, 1, 1, 0])
@@ -162,6 +163,7 @@ def test_the_memory_bank_pools_all_references_and_places(clip, draw):
   np.testing.assert_array_equal(bank['windows'][2][1, 49 + 5], features.windows[2][1, 1, 5])
 
 
+@pytest.mark.slow
 def test_few_shot_scores_and_maps_written_out(clip, draw):
   cfg, text = configured('plus2'), pairs(1)
   features, references = draw(cfg, 2), draw(cfg, 1, 2)
@@ -183,6 +185,7 @@ def test_few_shot_scores_and_maps_written_out(clip, draw):
   np.testing.assert_allclose(summed.score, out.score, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_image_that_is_its_own_reference_is_at_no_distance(clip, draw):
   cfg, text = configured('plus'), pairs(1)
   features = draw(cfg, 1)
@@ -214,6 +217,7 @@ class Loud:
   text = staticmethod(lambda params, tokens, eot: tokens[:, 1] * jnp.array([1., 10.])[None])
 
 
+@pytest.mark.slow
 def test_prototypes_follow_long_texts_unless_each_is_normalised():
   cfg = configured()
   text = method.encode_text({}, {}, ('pill',), clip=Loud, cfg=cfg)

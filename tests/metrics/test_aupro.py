@@ -101,6 +101,7 @@ def test_aupro_equals_brute_force(maps_and_masks, limit, connectivity):
   assert 0 <= value <= 1
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=120)
 @given(map_sets(), st.sampled_from([4, 8]))
 def test_aupro_200_equals_the_official_loop_or_is_undefined_with_it(maps_and_masks, connectivity):
@@ -127,6 +128,7 @@ def test_goldens():
   assert average_precision(masks, maps) == pytest.approx(0.3658534, abs=5e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', [np.float16, np.float32, np.float64])
 def test_aupro_200_takes_its_step_in_the_dtype_of_the_maps(dtype):
   maps, masks = golden_input()
@@ -141,6 +143,7 @@ def test_aupro_200_of_half_precision_maps_differs_from_the_same_maps_widened():
   assert aupro(maps, masks) == aupro(maps.astype(np.float64), masks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', [np.float16, np.float32, np.float64, np.int32])
 def test_aupro_200_if_scores_lie_on_or_next_to_the_thresholds(dtype):
   steps = np.arange(dtype(0), dtype(200), dtype(200) / 200) if dtype == np.int32 else (

@@ -51,6 +51,7 @@ def test_normal_weight_scales_the_loss_of_normal_pixels():
   assert half == pytest.approx((whole + none) / 2)
 
 
+@pytest.mark.slow
 def test_focal_stays_finite_for_certain_and_wrong_probabilities():
   probs = jnp.stack([jnp.ones((1, 2, 2)), jnp.zeros((1, 2, 2))], -1)
   for mask in (0, 1):
@@ -60,6 +61,7 @@ def test_focal_stays_finite_for_certain_and_wrong_probabilities():
   assert float(loss) == pytest.approx(-(1 - 2e-5) ** 2 * np.log(2e-5), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('normal_weight', [1., .3])
 @pytest.mark.parametrize('sharp', [.5, 5., 60.])
 def test_focal_and_dice_equals_focal_and_dice_with_their_gradients(sharp, normal_weight):
@@ -85,6 +87,7 @@ def test_focal_with_a_fractional_gamma_survives_probabilities_that_round_above_1
   assert np.isfinite(losses.focal(probs, jnp.zeros((1, 1, 1)), jnp.ones(1), gamma=1.5))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(rows=st.sampled_from([1, 5]), size=st.sampled_from([1, 6]), seed=st.integers(0, 2**31),
        sharp=st.sampled_from([0.1, 1, 8]))
@@ -114,6 +117,7 @@ def test_padded_rows_do_not_count_whatever_they_contain(poison):
   assert float(losses.mean_valid(jnp.asarray(padded), valid)) == pytest.approx(rows.mean(), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_padding_changes_neither_losses_nor_gradients():
   rng = np.random.default_rng(1)
   logits = rng.standard_normal((3, 2)).astype(np.float32)
@@ -134,6 +138,7 @@ def test_weights_give_a_weighted_mean_and_no_valid_row_gives_0():
   assert float(losses.mean_valid(rows, jnp.zeros(2, bool))) == 0
 
 
+@pytest.mark.slow
 def test_a_batch_of_one_follows_the_batched_formula():
   probs, mask, valid = golden_batch()
   local = lambda n: [losses.focal(probs[:n], mask[:n], valid[:n]), losses.dice(probs[:n, ..., 1], mask[:n], valid[:n]),

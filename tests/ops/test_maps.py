@@ -95,6 +95,7 @@ def test_upsampled_probabilities_differ_from_upsampled_logits():
   assert abs(float(last[0, 0, 1]) - float(expected)) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('grid,size', [(37, 518), (15, 240), (14, 112), (1, 5), (6, 6), (20, 7), (37, 9)])
 def test_upsample_is_jax_linear_without_antialias_up_and_down(grid, size):
   x = np.random.default_rng(1).standard_normal((2, grid, grid, 3)).astype(np.float32)
@@ -151,6 +152,7 @@ def test_gaussian_has_symmetric_borders():
   np.testing.assert_allclose(ours, scipy.ndimage.gaussian_filter(x[0], 4.0, mode='reflect'), atol=5e-7)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=20)
 @given(size=st.sampled_from(SIZES), sigma=st.sampled_from([0.3, 4.0]), seed=st.integers(0, 2**31))
 def test_gaussian_equals_scipy_even_for_maps_smaller_than_the_filter(size, sigma, seed):
@@ -159,6 +161,7 @@ def test_gaussian_equals_scipy_even_for_maps_smaller_than_the_filter(size, sigma
   np.testing.assert_allclose(maps.gaussian(jnp.asarray(x, jnp.float32), sigma), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=20)
 @given(grid=st.sampled_from(SIZES), size=st.sampled_from(SIZES), sigma=st.sampled_from([0.0, 1.0, 4.0]),
        seed=st.integers(0, 2**31))
@@ -178,6 +181,7 @@ def test_upsample_blur_equals_the_two_steps_at_518_pixels():
   np.testing.assert_allclose(at_once, two_steps(np.float64(x), 518, 4.0), atol=5e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_dtype_is_kept_and_half_precision_is_rounded_once(dtype):
   x = jnp.asarray(np.random.default_rng(5).random((1, 6, 6)), dtype)

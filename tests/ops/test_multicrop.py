@@ -57,6 +57,7 @@ def test_golden_score():
   assert score('clip_ad', 'embedding') == pytest.approx(sigmoid((mean[1] - mean[0]) / np.linalg.norm(mean) / 0.5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('average', multicrop.AVERAGES)
 @pytest.mark.parametrize('recipe', ['ten', 'clip_ad'])
 def test_crops_equal_to_the_image_do_not_change_the_score(recipe, average):
@@ -68,6 +69,7 @@ def test_crops_equal_to_the_image_do_not_change_the_score(recipe, average):
                              maps.states(cls[:, None], text, 0.07)[:, 0, 1], rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_every_image_has_its_own_crops_and_texts_and_bfloat16_is_widened_first():
   rng = np.random.default_rng(1)
   cls, crops = rng.standard_normal((4, 6)), rng.standard_normal((4, 10, 6))
@@ -108,6 +110,7 @@ def tiny():
   return clip_lib.load('tiny', image_size=32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', [
   'anomalyclip', 'april_gan', 'clip', 'clip_surgery', 'cocoop', 'coop', 'winclip'])
 def test_crops_change_the_score_of_every_method_and_not_its_map(name, tiny):
@@ -170,6 +173,7 @@ def specs(tmp):
   return [json.loads(path.read_text())['key']['spec'] for path in tmp.glob('data/features/*/meta.json')]
 
 
+@pytest.mark.slow
 def test_a_run_with_crops_reuses_the_store_of_a_run_without(folder, monkeypatch):
   results, run = [], experiment.evaluate.run
   monkeypatch.setattr(experiment.evaluate, 'run',
@@ -184,6 +188,7 @@ def test_a_run_with_crops_reuses_the_store_of_a_run_without(folder, monkeypatch)
   assert sorted('crops=36' in spec for spec in specs(folder)) == [False, True]
 
 
+@pytest.mark.slow
 def test_a_winclip_run_with_crops(folder):
   experiment.run(configured(winclip, folder, windows=(2,), **{'multicrop.recipe': 'clip_ad'}), folder / 'work', 'run')
   path, = folder.glob('work/results/winclip/*/*/metrics.json')
@@ -192,6 +197,7 @@ def test_a_winclip_run_with_crops(folder):
   assert stores == [(False, True), (True, False)]
 
 
+@pytest.mark.slow
 def test_crops_are_the_same_from_the_store_and_past_it(folder):
   reads = []
   for store in (True, False):
@@ -203,6 +209,7 @@ def test_crops_are_the_same_from_the_store_and_past_it(folder):
   assert np.abs(stored.crops[0] - stored.crops[1]).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_references_are_encoded_without_crops(folder, monkeypatch):
   monkeypatch.setattr(encoder, 'encode_crops', None)  # would fail if it were called
   run = Run.load(configured(april_gan, folder, layers=(2,), **{'multicrop.recipe': 'ten', 'fewshot.shots': 1}))

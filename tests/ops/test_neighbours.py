@@ -23,6 +23,7 @@ def all_distances(queries, bank, metric):
   return 1 - unit(queries) @ unit(bank).T
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(n=st.sampled_from([1, 7, 12]), m=st.sampled_from([3, 11]), k=st.sampled_from([1, 3]),
        metric=st.sampled_from(neighbours.METRICS), chunk=st.sampled_from([1, 5, 64]), seed=st.integers(0, 2**31))

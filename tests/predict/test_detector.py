@@ -45,6 +45,7 @@ def normals_of(drawn):
   return drawn / 'aux' / 'bolt' / 'test' / 'good'
 
 
+@pytest.mark.slow
 def test_scores_and_thresholds_are_those_of_the_evaluation(loaded, drawn):
   aux = setup.open_data(loaded.cfg, 'aux')
   known = calibration.of_auxiliary(loaded.run, loaded.params, aux, None)
@@ -119,6 +120,7 @@ def test_without_an_auxiliary_data_set_auto_fits_to_the_images_with_a_warning(sm
       detector._open_auxiliary(weightless(small(**missing, **changes)))
 
 
+@pytest.mark.slow
 def test_references_come_from_the_normal_images(small, drawn):
   normals = normals_of(drawn)
   cfg = small(patchcore_clip, **{'fewshot.shots': 2, 'predict.threshold': '1', 'predict.pixel_threshold': '1'})

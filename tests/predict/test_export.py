@@ -76,6 +76,7 @@ def in_python(model, pictures):
 
 
 # Every part at once: params, text features, a memory bank, and a score that is postprocessed.
+@pytest.mark.slow
 def test_weights_may_lie_next_to_a_program_of_a_fixed_batch(clip, short, tmp_path):
   model = untrained(clip, 'april_gan', **{
     'fewshot.shots': 1, 'score_norm': 'none', 'export.inline_gb': 0.0, 'export.batch': 2, 'export.platforms': 'cpu',
@@ -141,6 +142,7 @@ def written(tmp_path_factory):
   return cfg, tmp / 'work'
 
 
+@pytest.mark.slow
 def test_an_export_replaces_an_older_one_and_leaves_other_files(written):
   about = json.loads((written[1] / 'export' / 'export.json').read_text())
   names = {file['name'] for file in about['files'].values()}
@@ -149,6 +151,7 @@ def test_an_export_replaces_an_older_one_and_leaves_other_files(written):
     *names, 'export.json', 'threshold.json', 'my-notes.txt'}
 
 
+@pytest.mark.slow
 def test_the_documented_loader_reads_what_the_command_writes(written, tmp_path):
   docs = (Path(__file__).parents[2] / 'docs' / 'export.md').read_text()
   loader = re.search(r'```python\n(import hashlib.*?)```', docs, re.DOTALL)[1]

@@ -89,6 +89,7 @@ def reads(monkeypatch):
   return paths
 
 
+@pytest.mark.slow
 def test_every_image_is_a_row_and_an_unreadable_one_a_row_with_its_error(finished):
   _, _, out, counts = finished
   rows = rows_of(out)
@@ -171,6 +172,7 @@ def test_sigterm_stops_after_a_batch_whose_rows_stay(finished, loaded, photos, r
   assert rows_of(tmp_path) == rows_of(finished.out)
 
 
+@pytest.mark.slow
 def test_changed_files_and_detectors_are_predicted_again(small, tmp_path, reads, caplog):
   photos, out, workdir = tmp_path / 'photos', tmp_path / 'out', tmp_path / 'work'
   for i in range(3):

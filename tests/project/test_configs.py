@@ -28,6 +28,7 @@ def test_the_demo_changes_values_and_adds_no_keys(path):
   assert full == demo
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('path', METHODS, ids=lambda p: p.stem)
 def test_every_key_is_read_somewhere(path):
   module = importlib.import_module(f'zsad_jax.configs.{path.stem}')

@@ -58,6 +58,7 @@ def test_commands_of_pages_are_accepted():
   check_all(check, PAGES)
 
 
+@pytest.mark.slow
 def test_commands_of_docstrings_are_accepted():
   def check(path):
     for line in pages.docstring_commands(path):

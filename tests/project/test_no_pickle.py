@@ -33,6 +33,7 @@ def offences(text):
   return banned
 
 
+@pytest.mark.slow
 def test_no_file_reads_pickles_or_runs_text():
   paths = [ROOT / 'launch.py', *(path for folder in FOLDERS for path in sorted(folder.rglob('*.py')))]
   assert len(paths) > 100

@@ -56,6 +56,7 @@ def parts(cfg, world):
   return clip, pretrain.init(clip, pretrain.optimizer(cfg), 0).params, batch
 
 
+@pytest.mark.slow
 def test_steps_lower_the_loss_on_a_fixed_batch(cfg, parts):
   clip, _, batch = parts
   tx = pretrain.optimizer(cfg)
@@ -90,6 +91,7 @@ def test_updates_of_the_image_towers_matrices_are_orthogonal(cfg, parts):
   np.testing.assert_allclose(sizes, sizes.mean(), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_training_can_start_from_other_weights(cfg, parts, world, tmp_path):
   clip, tokenizer = parts[0], world.tokenizer(cfg.merges)
   tx = pretrain.optimizer(cfg)
@@ -103,6 +105,7 @@ def test_training_can_start_from_other_weights(cfg, parts, world, tmp_path):
     pretrain.init(wider, tx, 0, str(tmp_path))
 
 
+@pytest.mark.slow
 def test_every_parameter_has_a_gradient(cfg, parts):
   clip, params, batch = parts
   value = functools.partial(losses.loss, clip=clip, spec=pretrain.specs(cfg, 32)[0], cfg=cfg)
@@ -111,6 +114,7 @@ def test_every_parameter_has_a_gradient(cfg, parts):
   assert not zeros
 
 
+@pytest.mark.slow
 def test_undecided_labels_are_ignored(cfg, parts):
   clip, params, batch = parts
   spec = pretrain.specs(cfg, 32)[0]
@@ -182,6 +186,7 @@ def _check_export(folder, world):
   np.testing.assert_array_equal(clip.tokenize(texts), world.encode(world.tokenizer(3072), texts, 77))
 
 
+@pytest.mark.slow
 def test_the_state_of_another_run_is_refused(cfg, parts, world, tmp_path):
   clip = parts[0]
   tx = pretrain.optimizer(cfg)
@@ -204,6 +209,7 @@ def test_the_embedded_clip_loads():
   assert ids.shape == (1, clip.arch.text.context) and ids[0, 0] == vocab - 2 and ids[0, 3] == vocab - 1
 
 
+@pytest.mark.slow
 def test_the_embedded_clip_detects_defects_of_new_categories(cfg):
   """Of twelve auxiliary twins, the patches of the defect move towards 'damaged object', the others hardly at all."""
   clip = clip_lib.load('tiny')

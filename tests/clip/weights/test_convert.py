@@ -63,6 +63,7 @@ def same(a, b):
   return jax.tree.all(jax.tree.map(np.array_equal, a, b))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('naming', ['open_clip', 'custom_text', 'huggingface'])
 def test_clips_of_every_naming_are_recognised(tmp_path, params, checkpoint, naming):
   source = checkpoint(port.to_state_dict(params, naming))

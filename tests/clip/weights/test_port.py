@@ -44,6 +44,7 @@ def test_round_trip_is_exact(params, template, naming):
   assert port.naming(arrays) == ('open_clip' if naming == 'openai' else naming)
 
 
+@pytest.mark.slow
 def test_names_and_shapes_equal_open_clips():
   record = json.loads((GOLDEN / 'open_clip_keys.json').read_text())['state_dict']
   arrays = {k: np.broadcast_to(np.float32(0), shape) for k, shape in record.items()}

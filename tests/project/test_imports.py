@@ -3,7 +3,6 @@
 import ast
 from pathlib import Path
 
-
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / 'zsad_jax'
 MAY_IMPORT = {

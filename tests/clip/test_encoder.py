@@ -42,6 +42,7 @@ def test_shapes_and_bytes_are_predicted(small, images, spec):
   assert encoder.predicted_bytes(small, spec, jnp.bfloat16) == stored // 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('cls', ['proj', 'ln_post_proj'])
 def test_shape_and_bytes_of_crops_are_predicted(small, cls):
   spec = SPEC._replace(cls=cls, crops=54)
@@ -140,6 +141,7 @@ def test_crops_on_one_device_or_eight(small):
   np.testing.assert_allclose(split, encode(small.params, images).crops, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_weights_are_arguments(small, images):
   """A compiled encoder uses the weights of its argument and has none of its own."""
   encode = encoder.encode(small, SPEC)

@@ -29,6 +29,7 @@ def params():
   return jax.tree.map(lambda s: 0.1 * rng.standard_normal(s.shape, np.float32), clip_lib.template(ARCH))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name, vision, text, total', [
     ('vit_b16', 86_192_640, 63_428_096, 149_620_737),
     ('vit_b16_plus_240', 117_213_824, 91_163_520, 208_377_345),

@@ -49,6 +49,7 @@ def features(small):
   return jax.tree.map(np.asarray, encoder.encode(clip_, EVERYTHING)(clip_.params, images))
 
 
+@pytest.mark.slow
 def test_feature_maps_equal_the_released_encoders(features, golden):
   for block in (1, 2, 3, 4):
     np.testing.assert_allclose(features.taps[f'clip/{block}/block'], golden[f'map{block}'], atol=1e-4)
@@ -131,6 +132,7 @@ def test_bfloat16_weights_give_bfloat16_features(small, features):
     assert cosine.min() > 0.99
 
 
+@pytest.mark.slow
 def test_shapes_and_bytes_are_predicted(small):
   clip_, images = small
   spec = EVERYTHING._replace(crops=SIZE + 32)
@@ -212,6 +214,7 @@ def test_impossible_resnets_are_refused(changes, message):
     clip_lib.template(arch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name, vision, total', [('rn50', 38_316_896, 102_007_137), ('rn101', 56_259_936, 119_688_033)])
 def test_parameter_counts_are_the_published_ones(name, vision, total):
   """Torch does not count running statistics as parameters."""

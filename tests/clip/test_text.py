@@ -38,6 +38,7 @@ def halved(deep):
   return deep.astype(np.float16).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', record_clip.RECORDS)
 def test_features_equal_the_released_encoders(name):
   dims = record_clip.RECORDS[name]

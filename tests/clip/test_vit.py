@@ -115,6 +115,7 @@ def test_any_side_streams_and_taps_equal_the_loop(small, blocks, data):
                              @ small[0].params['visual']['proj']['kernel'], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_features_equal_the_released_encoders(small, golden):
   """Every block of both paths, the second path with a feed-forward network, and both read-outs."""
   taps = tuple(Tap(stream, block) for stream in ('clip', 'vv', 'fed') for block in range(1, DIMS.layers + 1))
@@ -128,6 +129,7 @@ def test_features_equal_the_released_encoders(small, golden):
   np.testing.assert_allclose(out.taps[f'vv/{DIMS.layers}/block'], golden['read'], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_features_with_exact_gelu_equal_the_released_encoders():
   dims = record_clip.RECORDS['gelu']
   arrays = record_clip.weights(dims, np.random.RandomState(0))

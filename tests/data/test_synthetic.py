@@ -148,6 +148,7 @@ def test_tokenizer_training_is_deterministic(tokenizer):
   assert pretraining.tokenizer(3072).to_str() == tokenizer.to_str()
 
 
+@pytest.mark.slow
 def test_tokenizer_knows_the_prompt_words(tokenizer):
   for word in (*STATES, 'object', 'photo', *captions.WORDS, *(w for c in synthetic.CATEGORIES for w in c.noun.split())):
     tokens = tokenizer.encode(word).tokens[1:-1]

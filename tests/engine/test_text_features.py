@@ -61,6 +61,7 @@ def test_features_are_those_of_the_whole_context_although_texts_are_cut(clip, wh
   np.testing.assert_array_equal(again.read([2])['texts'], features.read([2])['texts'])
 
 
+@pytest.mark.slow
 def test_finished_shards_survive_a_kill_and_other_texts_have_another_store(clip, whole, shards, tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     rows = text_features._rows

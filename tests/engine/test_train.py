@@ -78,6 +78,7 @@ class StopAt:
     return self.left == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('optim', [
   {'schedule': 'cosine', 'epochs': 3, 'warmup_epochs': 1, 'warmup_lr': 1e-5},
   {'schedule': 'step', 'every': 1, 'gamma': .1}], ids=['cosine', 'step'])
@@ -183,6 +184,7 @@ def test_one_trace_for_full_and_partial_batches():
   assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_batch_of_one_and_count_below_the_batch():
   assert np.isfinite(fit(batch=1)).all()
   assert np.isfinite(fit(count=1)).all()
@@ -215,6 +217,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(whole):
   assert not np.array_equal(fit(seed=6), whole[1])
 
 
+@pytest.mark.slow
 def test_preempted_run_equals_the_uninterrupted_one(tmp_path, whole):
   done = 0
   for at in (2, 6, 7):  # inside an epoch, at the end of one, one step later
@@ -278,6 +281,7 @@ def test_more_epochs_continue_and_fewer_are_refused(tmp_path, whole):
     fit(tmp_path, epochs=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('change, message', [
   ({'seed': 6}, 'seed is 5 there and 6 here'), ({'batch': 4}, 'batch is 8 there and 4 here'),
   ({'count': 20}, 'count is 21 there and 20 here'), ({'identity': {'data': 'ef'}}, 'data is ab there and ef here')])

@@ -43,6 +43,7 @@ def test_the_report_states_what_was_measured(report):
   assert '8 images (drawn PNG files of 64 px); medians of 2' in text and 'published' not in text
 
 
+@pytest.mark.slow
 def test_rates_and_times_of_an_image_agree_and_lie_in_their_range(report):
   for part in ('end_to_end', 'encoder', 'predict'):
     timing = report[part]

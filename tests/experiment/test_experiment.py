@@ -57,6 +57,7 @@ def test_a_run_writes_metrics_a_manifest_and_pictures(small_run):
   assert not list(small_run.workdir.rglob('*.tmp'))
 
 
+@pytest.mark.slow
 def test_evaluating_again_gives_the_same_numbers_and_encodes_nothing(small_run, tmp_path, capfd):
   shutil.copytree(small_run.workdir, tmp_path / 'work')
   capfd.readouterr()
@@ -74,6 +75,7 @@ def test_a_finished_run_is_not_trained_again(small_run):
   assert stamps and [path.stat().st_mtime_ns for path in manifests] == stamps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('mode', 'key', 'value'), [
   ('fit', 'seed', 4), ('evaluate', 'optim.lr', 0.5), ('evaluate', 'prompt.state_word', 'broken'),
   ('evaluate', 'data.aux_categories', 'tile')])

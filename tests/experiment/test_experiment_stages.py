@@ -74,6 +74,7 @@ def test_each_stage_is_trained_on_its_own_images_under_its_own_recipe(staged):
   assert manifest['config']['prompt']['categories'] == ['bolt', 'carpet', 'nut']
 
 
+@pytest.mark.slow
 def test_each_stage_keeps_its_checkpoints_and_means_in_a_folder_of_its_own(staged):
   lines = {name: [json.loads(line) for line in (staged.workdir / name / 'metrics.jsonl').read_text().splitlines()]
            for name in ('efa0', 'efa1', 'rpl0')}
@@ -84,6 +85,7 @@ def test_each_stage_keeps_its_checkpoints_and_means_in_a_folder_of_its_own(stage
   assert not (staged.workdir / 'checkpoints').exists() and (staged.workdir / 'rpl0' / 'checkpoints').is_dir()
 
 
+@pytest.mark.slow
 def test_a_finished_training_is_evaluated_again_from_its_checkpoints(staged, grouped, capfd, monkeypatch):
   monkeypatch.setattr(train, 'make_step', None)  # would fail if anything were trained
   run, aux = Run.load(staged.cfg), setup.open_data(staged.cfg, 'aux')

@@ -76,6 +76,7 @@ def test_restoring_gives_what_training_returned(trained, tmp_path):
     run.restore(tmp_path, aux)
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_resumes_bit_for_bit(trained, tmp_path):
   run, aux, workdir = trained
   shutil.copytree(workdir / 'checkpoints', tmp_path / 'checkpoints')
@@ -184,6 +185,7 @@ def test_the_memory_bank_is_of_the_drawn_references(folders):
   assert zero_shot.references() == zero_shot.reference_bank() == (None, None)
 
 
+@pytest.mark.slow
 def test_a_predictor_is_compiled_once_for_all_parameters(trained):
   run, aux, workdir = trained
   values, batch = run.reader(aux)(np.arange(4))

@@ -101,6 +101,7 @@ def test_every_seed_has_a_result_and_their_spread_is_returned(two_seeds):
   assert 'trained on texts' in page and 'alt="input' in page and 'heat map' not in page
 
 
+@pytest.mark.slow
 def test_every_seed_keeps_its_checkpoint_and_means_by_epoch(two_seeds):
   _, workdir, _ = two_seeds
   assert not (workdir / 'checkpoints').exists()

@@ -54,6 +54,7 @@ def check_rows(name, arg):
   assert all('(published only)' in row.label and row.published and arg != 'demo' for row in quoted), name
 
 
+@pytest.mark.slow
 def test_every_numbered_table_has_a_file():
   for paper, numbers in NUMBERED.items():
     for number in numbers:
@@ -138,6 +139,7 @@ def test_a_row_of_another_method_is_that_methods_config():
   assert (rows['visa: VAND'].train.epochs, rows['visa: VAND'].mosaic, rows['mvtec_ad: VAND'].mosaic) == (3, 0.2, 0.0)
 
 
+@pytest.mark.slow
 def test_overrides_apply_to_every_row_that_has_the_key():
   overrides = {'machine.data_dir': 'elsewhere', 'seed': 7, 'train.epochs': 2, 'optim.schedule': 'constant',
                'table.title': 'other'}

@@ -335,6 +335,7 @@ def test_a_second_run_in_a_workdir_is_refused(tmp_path):
     pass
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits(tmp_path):
   fit(tmp_path / 'a'), fit(tmp_path / 'b'), fit(tmp_path / 'c', seed=6)
   assert states(tmp_path / 'a') == states(tmp_path / 'b') != states(tmp_path / 'c')

@@ -188,6 +188,7 @@ def test_deep_tokens_overwrite_from_block_2_on(clip, clip_params):
   assert np.abs(inserted - feature(params, configured())).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_deep_tokens_pass_through_half_precision(clip, clip_params):
   params = {**trained(), 'deep': jnp.full((4, 4, 64), 0.1)}
   _, seen = watched(clip, clip_params, configured(), params)
@@ -288,6 +289,7 @@ def released(depth=9, width=768):
   return {'ctx_pos': draw(1, 1, 12, width), 'ctx_neg': draw(1, 1, 12, width), **deep, **unused, **buffers}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('prefix', ['', 'prompt_learner.'])
 @pytest.mark.parametrize('depth', [9, 12])
 def test_released_checkpoint_loads_in_numeric_order(prefix, depth):
@@ -315,6 +317,7 @@ def test_released_checkpoint_of_another_shape_or_with_other_names_is_refused():
 # At full size
 
 
+@pytest.mark.slow
 def test_published_shapes_without_a_single_weight():
   whole = dataclasses.replace(L14, tokenizer=tokenizer.load())
   cfg = published()

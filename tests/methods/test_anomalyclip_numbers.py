@@ -72,6 +72,7 @@ def test_named_predictions_take_the_pair_of_each_images_category(shallow, clip_p
   assert np.isnan(predict({}, Context(clip_params, text), features, batch, clip=shallow, cfg=cfg).score[3])
 
 
+@pytest.mark.slow
 def test_index_1_is_abnormal(shallow, clip_params):
   cfg = configured()
   text = encode_text(trained(), clip_params, (), clip=shallow, cfg=cfg)
@@ -94,6 +95,7 @@ def test_an_abnormal_patch_lights_up_its_own_place(shallow, clip_params):
   assert 8 <= row < 16 and column < 8
 
 
+@pytest.mark.slow
 def test_the_map_is_the_sum_of_layers_and_not_rescaled(shallow, clip_params):
   two = configured(local_layers=(4, 8))
   features, batch = features_and_batch(two, shallow)
@@ -217,6 +219,7 @@ def test_padded_rows_weigh_nothing_in_loss_and_gradient(shallow, clip_params):
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-6), again, alone)
 
 
+@pytest.mark.slow
 def test_images_without_a_known_mask_count_in_the_global_term_only(shallow, clip_params):
   features, batch = features_and_batch(configured(), shallow)
   known = {**batch, 'has_mask': jnp.array([True, False, True, True])}
@@ -228,6 +231,7 @@ def test_images_without_a_known_mask_count_in_the_global_term_only(shallow, clip
   assert float(parts['loss_local']) == pytest.approx(float(others['loss_local']), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_batch_is_the_mean_of_its_images(shallow, clip_params):
   features, batch = features_and_batch(configured(), shallow)
   total, _ = loss(trained(), Context(clip_params), features, batch, None, clip=shallow, cfg=configured())

@@ -120,6 +120,7 @@ def assert_same_run(ours, theirs):
     np.testing.assert_allclose(out.map, theirs[f'map{suffix}'], atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('variant', official.VARIANTS)
 def test_image_tower_reads_what_the_released_one_reads(clip, encoded, variant):
   golden = np.load(GOLDEN / f'anomalyclip_{variant}.npz')
@@ -147,6 +148,7 @@ def test_from_pixels_to_maps(clip, encoded):
   np.testing.assert_allclose(out.map, golden['map'], atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('changes', [
   dict(prompt__deep_fp16_round=False), dict(use_logit_scale=True), dict(cls_ln_post=True), dict(dpam__first_block=4)])
 def test_parity_would_notice(clip, encoded, changes):

@@ -226,6 +226,7 @@ def test_logits_are_upsampled_between_aligned_corners_then_softmaxed(shell):
   assert np.sum((out[0] > 0.02) & (out[0] < 0.98)) <= 5
 
 
+@pytest.mark.slow
 def test_without_references_scores_are_clips_and_maps_at_most_the_number_of_taps(shell):
   cfg = configured()
   features, batch = random_inputs(cfg)

@@ -158,6 +158,7 @@ def test_the_scale_inside_the_weights_is_a_switch_and_a_batch_is_its_images(clip
   np.testing.assert_allclose(two[1:2], alone, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_text_less_the_empty_one(clip):
   features, text, category = random_inputs(states=3)
   out = run(clip, configured(surgery__single_text=True, map__sigma=0.0), features, text, category).map

@@ -106,6 +106,7 @@ def test_three_epochs_of_sgd_and_predictions_equal_the_recorded_ones(clip, golde
   assert_predictions(predict(clip, cfg, state.params, golden), golden, '_after')
 
 
+@pytest.mark.slow
 def test_first_gradient_is_the_recorded_one(clip, golden):
   (value, _), gradient = grad_of(trained(), Context(clip.params), *rows(golden, slice(0, 4)), None, clip=clip,
                                  cfg=configured())

@@ -101,6 +101,7 @@ def test_three_epochs_of_sgd_and_predictions_equal_the_recorded_ones(clip, golde
   assert_predictions(predict(clip, cfg, after, golden), golden, '_after')
 
 
+@pytest.mark.slow
 def test_first_gradient_is_the_recorded_one(clip, golden):
   (value, _), gradient = grad_of(trained(), Context(clip.params), *rows(golden, slice(0, 4)), None, clip=clip,
                                  cfg=configured())
@@ -179,6 +180,7 @@ class Watched(clip_lib.Clip):
     return embeddings[:, -1, :self.arch.embed_dim]
 
 
+@pytest.mark.slow
 def test_both_prompts_of_every_category_start_with_the_same_context(clip):
   watched = Watched(**{f.name: getattr(clip, f.name) for f in dataclasses.fields(clip)})
   params = trained()

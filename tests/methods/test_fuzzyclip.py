@@ -417,6 +417,7 @@ def test_the_regulariser_is_a_term_of_its_own_and_counts(shell, rpl):
   assert terms['loss_text'] <= 2 * 4 / EMBED
 
 
+@pytest.mark.slow
 def test_the_prior_does_not_change_in_training(clip, shell, rpl):
   params, context, features, batch = rpl
   cfg = configured()
@@ -451,6 +452,7 @@ def test_a_pair_for_each_group_is_trained_and_weighted_by_group(clip, shell, few
   np.testing.assert_allclose(out, (share * each).sum(1), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_score_is_the_pairs_and_may_take_the_maps_peak(shell):
   cfg, peaked, cool = configured(), configured(rpl__add_map_max=True), configured(rpl__tau=0.1)
   rng = np.random.default_rng(0)

@@ -37,6 +37,7 @@ def test_layers_start_at_different_values_within_a_bound():
   assert np.abs(params['block2']['kernel'] - params['block5']['kernel']).min() > 0
 
 
+@pytest.mark.slow
 def test_the_map_adds_up_the_blocks():
   params, features, pair = planted()
   out = linear_adapter.anomaly_map(params, features, pair, clip=TINY, cfg=CFG)
@@ -44,6 +45,7 @@ def test_the_map_adds_up_the_blocks():
   np.testing.assert_allclose(out[0, ::15, ::15], [[0, 1], [1, 0]], atol=1e-6)  # block 5 is normal throughout
 
 
+@pytest.mark.slow
 def test_normal_pixels_may_weigh_nothing_in_the_focal_loss():
   params, features, pair = planted()
   batch = dict(mask=jnp.zeros((1, 16, 16), jnp.uint8), valid=jnp.ones(1, bool))

@@ -92,6 +92,7 @@ def test_the_mean_itself_is_at_0_and_the_same_image_twice_is_one_image():
                              rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_score_is_the_maximum_of_the_smoothed_map():
   cfg = configured()
   out = run(cfg, random_features(cfg, 2), random_features(cfg, 1, 2, seed=1), (0, 0))

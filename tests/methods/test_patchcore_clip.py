@@ -130,6 +130,7 @@ def test_a_coreset_reports_its_progress(count):
   assert sum(reports) == count and len(reports) <= 201
 
 
+@pytest.mark.slow
 def test_the_coreset_of_all_categories_has_one_bar_a_run(capsys):
   for _ in range(2):
     memory_bank(None, random_features(configured(), 2, 2, seed=1), clip=CLIP, cfg=configured(coreset__ratio=0.1))
@@ -150,6 +151,7 @@ def test_a_share_of_the_patches_by_seed():
     assert len(np.unique(kept[:, 0])) == 12 and np.isin(kept[:, 0], every[:, 0]).all()
 
 
+@pytest.mark.slow
 def test_smoothing_is_in_pixels_of_the_map_and_after_upsampling():
   cfg = configured(map__sigma=3.0, pool=1)
   references = random_features(cfg, 1, 1)

@@ -252,6 +252,7 @@ def test_learns_which_member_of_a_pair_is_anomalous(pairs):
   assert metrics.auroc(np.tile([0, 1], len(pairs)), logits.ravel()) > 0.95
 
 
+@pytest.mark.slow
 def test_hidden_layers_are_those_before_the_last(pairs):
   cfg = small()
   params = network(cfg)
@@ -367,6 +368,7 @@ def test_references_add_half_the_distance_from_the_nearest_of_their_category():
     prediction(cfg, features, category=[0, 1], text=text)
 
 
+@pytest.mark.slow
 def test_the_distance_may_be_the_maximum_of_winclips_map():
   clip = dataclasses.replace(CLIP, image_size=24)  # 3 x 3 patches of 8 px
   cfg = small(fewshot__shots=1, fewshot__s_img='winclip_map_max', score='sum', prompt__class_word='')

@@ -211,6 +211,7 @@ def test_every_text_is_encoded_before_texts_are_reduced():
 # Maps and scores
 
 
+@pytest.mark.slow
 def test_cosines_in_the_weights_of_texts_are_multiplied_by_prob_scale_alone():
   text = jnp.eye(2)
   features, cls = jnp.array([[[0.6, 0.8], [1.0, 0.0], [0.0, 1.0]]]), jnp.array([[0.6, 0.8]])

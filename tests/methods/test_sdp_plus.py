@@ -100,6 +100,7 @@ def test_layers_read_raw_tokens_of_clips_own_stream():
   assert method.feature_spec(BPLUS, configured(tap_alias=False)).taps[-4] == Tap('clip', 3, read='none')
 
 
+@pytest.mark.slow
 def test_every_tap_has_an_affine_layer_initialised_as_torch_does():
   params = method.init(jax.random.key(0), BPLUS, configured())
   assert sum(x.size for x in jax.tree.leaves(params)) == 4 * (896 * 640 + 640)

@@ -93,6 +93,7 @@ def test_arithmetic_mean_of_the_same():
   np.testing.assert_allclose(out[0], [[1, .875, .75], [.75, .625, .5], [.5, .375, .25]], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('side, count', [(2, 196), (3, 169), (15, 1), (1, 225)])
 def test_constant_scores_stay_at_every_coverage_count(side, count):
   for mean in windows_lib.MEANS:
@@ -116,6 +117,7 @@ def test_a_score_of_zero_makes_the_mean_zero_and_nothing_else():
   np.testing.assert_allclose(out, .5, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_zero_shot_scores_and_maps_written_out(clip, draw):
   cfg, text = configured(), pairs(2)
   features, category = draw(cfg, 3), np.array([1, 0, 1])
@@ -196,6 +198,7 @@ def test_an_image_that_is_its_own_reference_is_at_no_distance(clip, draw):
   np.testing.assert_allclose(2 * out.score, text_only.score, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_anomalies_that_the_texts_alone_see_leave_the_few_shot_score(clip, draw):
   """The score takes the maximum of M_ref, not of the fused map."""
   cfg, text = configured('plus'), pairs(1)
@@ -229,6 +232,7 @@ def test_prototypes_follow_long_texts_unless_each_is_normalised():
   np.testing.assert_allclose(each[0, 1], share(1, 3), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_names_keep_underscores_unless_raw_names_is_false(clip):
   lines = []
 

@@ -31,6 +31,7 @@ def samples(draw, dtypes=(np.float16, np.float32, np.float64, np.int64)):
   return labels.astype(int), scores.astype(dtype)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(samples())
 def test_equal_to_sklearn(sample):

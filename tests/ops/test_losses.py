@@ -31,6 +31,7 @@ def golden_batch():
   return jnp.full((8, 518, 518, 2), 0.5), jnp.asarray(mask), jnp.ones(8, bool)
 
 
+@pytest.mark.slow
 def test_focal_is_an_unweighted_mean_over_probabilities():
   probs, mask, valid = golden_batch()
   assert float(losses.focal(probs, mask, valid)) == pytest.approx(0.173275, abs=1e-6)

@@ -37,6 +37,7 @@ def test_nearest_equals_numpy_for_any_chunk(n, m, k, metric, chunk, seed):
   np.testing.assert_allclose(np.take_along_axis(every, np.asarray(indices), 1), distances, atol=2e-6)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=20)
 @given(scale=st.sampled_from([1e-3, 1.0, 1e3]), shift=st.sampled_from([0.0, 100.0]), seed=st.integers(0, 2**31))
 def test_a_query_in_the_bank_has_distance_0_even_far_from_the_origin(scale, shift, seed):

@@ -63,6 +63,7 @@ def test_scores_and_thresholds_are_those_of_the_evaluation(loaded, drawn):
   assert best.pixel == thresholds.f1_max(known.truth, known.pixels, f'pixels of {known.of}')
 
 
+@pytest.mark.slow
 def test_scores_of_the_auxiliary_data_set_are_stored_in_the_workdir(loaded, workdir, monkeypatch, caplog):
   levels, aux = loaded.levels, setup.open_data(loaded.cfg, 'aux')
   file, = (workdir / 'calibration').iterdir()
@@ -75,6 +76,7 @@ def test_scores_of_the_auxiliary_data_set_are_stored_in_the_workdir(loaded, work
   assert loaded.levels == levels and 'is damaged' in caplog.text
 
 
+@pytest.mark.slow
 def test_a_workdir_without_a_finished_training_is_trained_first(small, drawn, tmp_path, monkeypatch):
   cfg = small(anomalyclip, **{
     'train.epochs': 1, 'train.batch': 4, 'predict.threshold': '0', 'predict.pixel_threshold': '0'})

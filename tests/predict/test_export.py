@@ -168,6 +168,7 @@ def test_the_documented_loader_reads_what_the_command_writes(written, tmp_path):
   assert about['category'] == 'metal nut'
 
 
+@pytest.mark.slow
 def test_damaged_files_and_other_formats_are_refused(written, tmp_path):
   shutil.copytree(written[1] / 'export', tmp_path / 'export')
   about = json.loads((tmp_path / 'export' / 'export.json').read_text())

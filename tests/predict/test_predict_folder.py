@@ -213,6 +213,7 @@ def test_python_and_the_command_agree(finished, demo_detector, photos):
   endless.close()
 
 
+@pytest.mark.slow
 def test_a_threshold_fitted_to_the_batch_draws_after_the_last_image(small, photos, tmp_path, monkeypatch, capsys):
   cfg, out = small(**{'predict.threshold': 'batch'}), tmp_path / 'out'
   fitted = zsad_jax.load(cfg)

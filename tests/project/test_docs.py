@@ -128,6 +128,7 @@ def accept(reference, words):
     setup.clip_without_weights(cfg, setup.check(cfg))
 
 
+@pytest.mark.slow
 def test_keys_that_pages_set_exist_and_take_these_values():
   def check(page):
     for section in pages.sections(page):
@@ -276,6 +277,7 @@ def new_method(tmp_path, monkeypatch):
       del sys.modules[name]
 
 
+@pytest.mark.slow
 def test_a_method_added_as_the_page_says_fits_the_record_and_passes_its_tests(new_method):
   assert 'top_patches' in methods.names()
   contract = module_of(ROOT / 'tests' / 'methods' / 'test_contract.py')

@@ -50,18 +50,21 @@ def documented(*parts):
   return line
 
 
+@pytest.mark.slow
 def test_the_readmes_prediction_runs_on_the_finished_demo(demo_checkout):
   command_lines.run(documented('--mode=predict'))
   rows = [json.loads(line) for line in (demo_checkout / 'runs/demo/predictions/predictions.jsonl').open()]
   assert len(rows) == 3 and not any(row['error'] for row in rows)
 
 
+@pytest.mark.slow
 def test_the_readmes_python_example_runs_on_the_finished_demo(demo_checkout, capsys):
   code, = (body for language, body in pages.blocks(pages.ROOT / 'README.md') if language == 'python')
   exec(compile(code, 'README.md', 'exec'), {})
   assert '(48, 48)' in capsys.readouterr().out  # the size of the image
 
 
+@pytest.mark.slow
 def test_the_readmes_table_and_report_run_on_the_finished_demo(demo_checkout):
   command_lines.run(f'{documented("configs/tables/")} --config.data.target_categories=leaf', rows=1)
   command_lines.run(documented('--mode=report'))

@@ -5,6 +5,7 @@ import io
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from zsad_jax.metrics import Value
@@ -104,6 +105,7 @@ def test_predictions_are_the_same_page_without_ground_truth():
   assert 'table' not in [tag for tag, _ in parts.tags]
 
 
+@pytest.mark.slow
 def test_five_hundred_images_of_noise_stay_below_ten_mebibytes():
   one, = examples(1, size=512)
   cheap = html_page.render('run', [], ROWS, SUMMARY, None, examples=[one] * 6, count=500, rule=RULE)

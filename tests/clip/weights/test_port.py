@@ -132,6 +132,7 @@ def resnet():
   return arch, clip_lib.template(arch), record_resnet.weights(RESNET, np.random.RandomState(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('naming', ['open_clip', 'custom_text'])
 def test_round_trip_of_resnets_is_exact(resnet, naming):
   arch, template, arrays = resnet
@@ -158,6 +159,7 @@ def test_tensors_of_resnets_are_transposed(resnet):
   np.testing.assert_array_equal(visual['attnpool']['c_proj']['kernel'], arrays['visual.attnpool.c_proj.weight'].T)
 
 
+@pytest.mark.slow
 def test_a_resnets_missing_statistics_are_named(resnet):
   arch, template, arrays = resnet
   arrays = {k: v for k, v in arrays.items() if k != 'visual.layer4.0.bn3.running_var'}
@@ -173,6 +175,7 @@ def test_resnets_have_no_names_at_hugging_face(params, resnet):
     port.from_state_dict(port.to_state_dict(params, 'huggingface'), template, arch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['rn50', 'rn101'])
 def test_resnets_are_recognised_by_their_shapes(name):
   arch = clip_lib.ARCHS[name]

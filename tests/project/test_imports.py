@@ -3,8 +3,6 @@
 import ast
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / 'zsad_jax'
 MAY_IMPORT = {
@@ -45,7 +43,6 @@ def starts(name, prefixes):
   return any(name == prefix or name.startswith(prefix + '.') for prefix in prefixes)
 
 
-@pytest.mark.slow
 def test_rooms_import_what_the_table_allows():
   wrong = []
   for path in files():

@@ -7,6 +7,8 @@ import pytest
 from pages import ROOT
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 
 def example(name):
   """examples/NAME.py as a module."""
@@ -22,7 +24,6 @@ def unchanged_path(monkeypatch):
   monkeypatch.syspath_prepend(ROOT)
 
 
-@pytest.mark.slow
 def test_the_minimal_example_trains_evaluates_and_draws(demo_run, tmp_path, capsys):
   result = example('anomalyclip_minimal').main(
     epochs=2, root=demo_run.cfg.machine.data_dir, picture=str(tmp_path / 'map.png'))

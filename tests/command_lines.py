@@ -13,6 +13,7 @@ from unittest import mock
 import ml_collections as mlc
 from absl import flags, logging
 from absl.testing import flagsaver
+from array_record.python import array_record_data_source  # noqa: F401 (its flags, or flagsaver would drop them)
 
 from zsad_jax import cli
 from zsad_jax.data import commands
